@@ -1,0 +1,355 @@
+//! A layer's bytes in, its ztoc out, in one pass over them.
+//!
+//! [`Builder`] is pushed the compressed bytes in pieces of any size, as they come from a network or a file.
+//! As they go by it takes the layer's digest, every span's digest, the diff ID, the checkpoints and the tar
+//! headers, and hands the uncompressed bytes on to a sink. It keeps the checkpoints and the entries, nothing
+//! else. The bytes of the ztoc are those the original tool makes of the same layer.
+//!
+//! A ztoc that a reader could not use, or would misread, is not built: see the refusals in [`refuse`].
+
+use std::io::{Read, Write};
+
+use sha2::{Digest, Sha256};
+
+use crate::codec::gzip_zinfo::Writer;
+use crate::codec::tar_zinfo;
+use crate::codec::ztoc::{Content, Row, VERSION, encode, encoded_len};
+use crate::error::{Error, ErrorKind};
+use crate::gzip::{Checkpoint, Scanner, Step};
+use crate::plain;
+use crate::toc::{FileEntry, TarReader, XATTR_PREFIX};
+use crate::units::UncompressedOffset;
+use crate::zinfo::{Compression, MAX_OFFSET};
+use crate::ztoc::{MAX_ZTOC_BYTES, Ztoc};
+
+/// The span size the original tool uses: 4 MiB.
+pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
+
+/// What the original tool calls itself in a ztoc. It is part of the digest, and has been this for years.
+pub const DEFAULT_BUILD_TOOL: &str = "AWS SOCI CLI v0.2";
+
+/// How to build a ztoc. Together with the layer it decides every byte.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Uncompressed bytes of a span, at least 1.
+    pub span_size: u64,
+    /// The name of the tool, as the ztoc states it.
+    pub build_tool: String,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { span_size: DEFAULT_SPAN_SIZE, build_tool: DEFAULT_BUILD_TOOL.to_owned() }
+    }
+}
+
+/// A ztoc, and what was learnt on the way.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The ztoc's bytes; [`Ztoc::from_vec`] opens them.
+    pub ztoc: Vec<u8>,
+    /// The SHA-256 of the layer as it came.
+    pub layer_digest: [u8; 32],
+    /// The SHA-256 of the layer inflated, padding included.
+    pub diff_id: [u8; 32],
+    /// The length of the layer as it came, in bytes.
+    pub compressed_size: u64,
+    /// The length of the layer inflated, padding included, in bytes; may exceed [`Ztoc::uncompressed_size`].
+    pub uncompressed_len: u64,
+    /// Whether any member has extended attributes.
+    pub has_xattrs: bool,
+    /// Whether any member marks its directory as opaque.
+    pub has_opaque: bool,
+}
+
+/// Builds a ztoc from a layer's bytes.
+pub fn build(mut reader: impl Read, compression: Compression, options: &Options) -> Result<Built, Error> {
+    // fewer calls than a usual 8 KiB buffer would make
+    const READ: usize = 256 * 1024;
+    let mut builder = Builder::new(compression, options)?;
+    let mut buffer = vec![0; READ];
+    let mut sink = std::io::sink();
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return builder.finish(&mut sink),
+            Ok(len) => builder.push(&buffer[..len], &mut sink)?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("read layer", error)),
+        }
+    }
+}
+
+/// Builds one ztoc. After an error it is spent: more pushes give errors or nonsense, and no panic.
+pub struct Builder {
+    options: Options,
+    layer: Sha256,
+    compressed_size: u64,
+    source: Source,
+    spans: SpanDigests,
+    output: Output,
+}
+
+enum Source {
+    Gzip { scanner: Scanner, checkpoints: Writer },
+    Plain,
+}
+
+impl Builder {
+    /// A builder for one layer.
+    pub fn new(compression: Compression, options: &Options) -> Result<Builder, Error> {
+        if options.span_size == 0 || options.span_size > MAX_OFFSET {
+            return Err(Error::unsupported("build ztoc: a span size of 0, or beyond any layer"));
+        }
+        let source = match compression {
+            Compression::Gzip => {
+                Source::Gzip { scanner: Scanner::new(options.span_size), checkpoints: Writer::new() }
+            }
+            Compression::Uncompressed => Source::Plain,
+        };
+        Ok(Builder {
+            options: options.clone(),
+            layer: Sha256::new(),
+            compressed_size: 0,
+            source,
+            spans: SpanDigests::default(),
+            output: Output::new(),
+        })
+    }
+
+    /// Goes on with the next bytes of the layer. Every uncompressed byte that they come to is written to
+    /// `sink`, in order; `io::sink()` where they are not wanted.
+    pub fn push(&mut self, compressed: &[u8], sink: &mut dyn Write) -> Result<(), Error> {
+        self.layer.update(compressed);
+        match &mut self.source {
+            Source::Plain => {
+                self.spans.push_plain(compressed, self.options.span_size);
+                self.output.push(compressed, sink)?;
+            }
+            Source::Gzip { scanner, checkpoints } => {
+                let mut input = compressed;
+                let mut hashed = 0;
+                loop {
+                    match scanner.advance(&mut input)? {
+                        Step::Output => self.output.push(scanner.take_output(), sink)?,
+                        Step::NeedsInput => break,
+                        Step::Checkpoint(checkpoint) => {
+                            let here = compressed.len() - input.len();
+                            self.spans.cut(&compressed[hashed..here], checkpoint);
+                            hashed = here;
+                            check_first(checkpoints.count(), checkpoint)?;
+                            checkpoints.push(checkpoint, scanner.window());
+                            self.output.check_len(checkpoints.len() as u64)?;
+                        }
+                    }
+                }
+                self.spans.push(&compressed[hashed..]);
+                self.output.push(scanner.take_output(), sink)?;
+            }
+        }
+        self.compressed_size += compressed.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the layer and makes its ztoc.
+    pub fn finish(self, sink: &mut dyn Write) -> Result<Built, Error> {
+        let span_size = self.options.span_size;
+        let (compression, checkpoints) = match self.source {
+            Source::Gzip { scanner, checkpoints } => {
+                scanner.finish()?;
+                (Compression::Gzip, checkpoints.finish(span_size))
+            }
+            Source::Plain => {
+                plain::spans(self.compressed_size, span_size)
+                    .ok_or_else(|| Error::too_large("build ztoc: too many spans"))?;
+                (
+                    Compression::Uncompressed,
+                    tar_zinfo::encode(signed(span_size), signed(self.compressed_size)),
+                )
+            }
+        };
+        sink.flush().map_err(|error| Error::io("write inflated layer", error))?;
+        let digests = self.spans.finish();
+        let uncompressed_size = self.output.tar.finish()?;
+        let content = Content {
+            version: VERSION,
+            build_tool: self.options.build_tool.as_bytes(),
+            compressed_size: signed(self.compressed_size),
+            uncompressed_size: signed(uncompressed_size),
+            compression,
+            max_span_id: i32::try_from(digests.len())
+                .map_err(|_| Error::too_large("build ztoc: too many spans"))?
+                - 1,
+            digests: &digests,
+            checkpoints: &checkpoints,
+        };
+        let fixed = 1024 + content.build_tool.len() as u64 + 100 * digests.len() as u64;
+        self.output.check_len(checkpoints.len() as u64 + fixed)?;
+        let capacity = self.output.encoded_len + checkpoints.len() as u64 + fixed;
+        let rows = self.output.entries.iter().map(Row::of);
+        let bytes = encode(&content, rows, usize::try_from(capacity).unwrap_or(0));
+        let ztoc = refuse(bytes, &self.output.entries)?;
+        Ok(Built {
+            ztoc,
+            layer_digest: self.layer.finalize().into(),
+            diff_id: self.output.diff_id.finalize().into(),
+            compressed_size: self.compressed_size,
+            uncompressed_len: self.output.len,
+            has_xattrs: self.output.has_xattrs,
+            has_opaque: self.output.has_opaque,
+        })
+    }
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("options", &self.options)
+            .field("compressed_size", &self.compressed_size)
+            .field("entries", &self.output.entries.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Layers and ztocs are shorter than 2^63 bytes: nobody has sent more.
+fn signed(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// While nothing has been inflated every block end is a checkpoint. A layer with two of them (it begins with
+/// an empty block, or an empty member) has a span of no bytes, and no reader accepts that; a layer of nothing
+/// but empty blocks would also make a ztoc many times its size.
+fn check_first(count: i32, checkpoint: Checkpoint) -> Result<(), Error> {
+    if count > 0 && checkpoint.output == 0 {
+        return Err(Error::unsupported("build ztoc: the layer begins with an empty deflate block"));
+    }
+    Ok(())
+}
+
+/// Opens the ztoc as a reader would, and refuses what a reader would refuse: hard links or directories that
+/// claim a size and so reach into the next member, hard links to other layers. Then what it would misread:
+/// files with holes, and entries whose headers are not where a reader will look for them.
+fn refuse(bytes: Vec<u8>, entries: &[FileEntry]) -> Result<Vec<u8>, Error> {
+    if let Some(sparse) = entries.iter().find(|entry| entry.holes) {
+        let name = sparse.name.escape_ascii();
+        return Err(Error::unsupported(format!("build ztoc: {name} is a sparse file with holes")));
+    }
+    let unusable = |error: Error| error.within(ErrorKind::Unsupported, "build ztoc: no reader could use it");
+    // shared and taken back, so that it is not copied
+    let shared = std::sync::Arc::new(bytes);
+    let ztoc = Ztoc::open(shared.clone()).map_err(unusable)?;
+    ztoc.check_hard_links().map_err(unusable)?;
+    for (read, written) in ztoc.entries().zip(entries) {
+        if read.header().start != UncompressedOffset(written.header) {
+            let name = written.name.escape_ascii();
+            return Err(Error::unsupported(format!(
+                "build ztoc: what precedes {name} has a size but no data"
+            )));
+        }
+    }
+    drop(ztoc);
+    Ok(std::sync::Arc::try_unwrap(shared).unwrap_or_else(|shared| shared.to_vec()))
+}
+
+/// The digests of the spans, as the compressed bytes go by.
+#[derive(Default)]
+struct SpanDigests {
+    /// The span that is open; nothing in front of the first one.
+    open: Option<Sha256>,
+    open_len: u64,
+    /// The last byte seen, in which the next span may begin.
+    last: u8,
+    done: Vec<[u8; 32]>,
+}
+
+impl SpanDigests {
+    fn push(&mut self, bytes: &[u8]) {
+        if let Some(last) = bytes.last() {
+            self.last = *last;
+        }
+        if let Some(open) = &mut self.open {
+            open.update(bytes);
+        }
+    }
+
+    /// Ends a span behind `bytes` and begins the next, a byte earlier if they share it.
+    fn cut(&mut self, bytes: &[u8], checkpoint: Checkpoint) {
+        self.push(bytes);
+        let mut next = Sha256::new();
+        if checkpoint.bits != 0 {
+            next.update([self.last]);
+        }
+        if let Some(done) = self.open.replace(next) {
+            self.done.push(done.finalize().into());
+        }
+    }
+
+    fn push_plain(&mut self, mut bytes: &[u8], span_size: u64) {
+        while !bytes.is_empty() {
+            let open = self.open.get_or_insert_default();
+            let len = usize::try_from(span_size - self.open_len).unwrap_or(usize::MAX).min(bytes.len());
+            open.update(&bytes[..len]);
+            self.open_len += len as u64;
+            bytes = &bytes[len..];
+            if self.open_len == span_size {
+                self.open_len = 0;
+                self.done.extend(self.open.take().map(|done| <[u8; 32]>::from(done.finalize())));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<[u8; 32]> {
+        self.done.extend(self.open.take().map(|done| <[u8; 32]>::from(done.finalize())));
+        self.done
+    }
+}
+
+/// What becomes of the uncompressed bytes.
+struct Output {
+    diff_id: Sha256,
+    len: u64,
+    tar: TarReader,
+    entries: Vec<FileEntry>,
+    /// At most how many bytes of a ztoc the entries become.
+    encoded_len: u64,
+    has_xattrs: bool,
+    has_opaque: bool,
+}
+
+impl Output {
+    fn new() -> Output {
+        Output {
+            diff_id: Sha256::new(),
+            len: 0,
+            tar: TarReader::new(),
+            entries: Vec::new(),
+            encoded_len: 0,
+            has_xattrs: false,
+            has_opaque: false,
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn Write) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.len += bytes.len() as u64;
+        self.diff_id.update(bytes);
+        self.tar.push(bytes, &mut |entry| {
+            self.encoded_len += encoded_len(&entry);
+            self.has_xattrs |= entry.pax.iter().any(|(key, _)| key.starts_with(XATTR_PREFIX));
+            self.has_opaque |= entry.name.ends_with(b".wh..wh..opq");
+            self.entries.push(entry);
+            Ok(())
+        })?;
+        self.check_len(0)?;
+        sink.write_all(bytes).map_err(|error| Error::io("write inflated layer", error))
+    }
+
+    /// Makes sure that the entries and `more` bytes fit into a ztoc.
+    fn check_len(&self, more: u64) -> Result<(), Error> {
+        if self.encoded_len + more > MAX_ZTOC_BYTES {
+            return Err(Error::too_large("build ztoc: larger than a ztoc can be"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! Random access into gzip: finding the places where an inflater can start, and starting there.
+//!
+//! [`Scanner`] inflates a whole layer once, in pieces of any size, and stops where checkpoints belong: after
+//! the first header, and then after the first block (or member header) at which more than `span_size` bytes
+//! were inflated since the last one. [`resume`] inflates from a checkpoint. A layer may be many gzip members
+//! one after another; the window of a checkpoint is the last 32768 bytes of the whole output, not of its
+//! member, with zeros in front while there are fewer. Bytes in, bytes out: knows nothing of tars and digests.
+
+pub(crate) mod header;
+mod inflate;
+
+use std::mem;
+
+use crate::error::Error;
+use inflate::{At, Inflater, Stop, Wrapper};
+
+pub(crate) use inflate::WINDOW;
+
+/// The trailer of a gzip member: checksum and length.
+const TRAILER: usize = 8;
+
+/// How much is inflated before it is handed on: large enough to make calls rare, small enough for the caches.
+const OUTPUT: usize = 256 * 1024;
+
+/// A place where an inflater can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// Compressed offset of the first byte of which nothing is used yet.
+    pub(crate) input: u64,
+    /// Uncompressed offset.
+    pub(crate) output: u64,
+    /// How many (high) bits of the byte before `input` are not used yet, 0 to 7.
+    pub(crate) bits: u8,
+}
+
+impl Checkpoint {
+    /// Where the compressed bytes of its span begin: a byte earlier if that byte is shared.
+    pub(crate) fn first_byte(&self) -> u64 {
+        self.input.saturating_sub(u64::from(self.bits != 0))
+    }
+}
+
+/// What [`Scanner::advance`] came to.
+pub(crate) enum Step {
+    /// The output buffer is full: take it.
+    Output,
+    /// A checkpoint. Its `input` counts what was consumed up to here.
+    Checkpoint(Checkpoint),
+    /// All of the input is consumed.
+    NeedsInput,
+}
+
+/// Inflates a layer from its start and stops at every checkpoint.
+pub(crate) struct Scanner {
+    inflater: Inflater,
+    span_size: u64,
+    total_in: u64,
+    total_out: u64,
+    checkpoints: u64,
+    last_output: u64,
+    between_members: bool,
+    /// `WINDOW` bytes of history, then the bytes not taken yet, up to `filled`; what was taken stays as
+    /// history until there is no room left.
+    buffer: Vec<u8>,
+    taken: usize,
+    filled: usize,
+}
+
+impl Scanner {
+    pub(crate) fn new(span_size: u64) -> Scanner {
+        Scanner {
+            inflater: Inflater::new(Wrapper::Gzip),
+            span_size,
+            total_in: 0,
+            total_out: 0,
+            checkpoints: 0,
+            last_output: 0,
+            between_members: false,
+            buffer: vec![0; WINDOW + OUTPUT],
+            taken: WINDOW,
+            filled: WINDOW,
+        }
+    }
+
+    /// Goes on with `input`, which is moved past what was consumed.
+    pub(crate) fn advance(&mut self, input: &mut &[u8]) -> Result<Step, Error> {
+        loop {
+            if self.filled == self.buffer.len() {
+                if self.taken < self.filled {
+                    return Ok(Step::Output);
+                }
+                self.buffer.copy_within(self.filled - WINDOW.., 0);
+                (self.taken, self.filled) = (WINDOW, WINDOW);
+            }
+            if self.between_members && !input.is_empty() {
+                self.inflater.reset(Wrapper::Gzip);
+                self.between_members = false;
+            }
+            let (stop, room) = self.stop_and_room();
+            let output = &mut self.buffer[self.filled..self.filled + room];
+            let progress = self.inflater.inflate(input, output, stop)?;
+            *input = &input[progress.consumed..];
+            self.filled += progress.produced;
+            self.total_in += progress.consumed as u64;
+            self.total_out += progress.produced as u64;
+            match progress.at {
+                At::Block { bits } if self.due() => return Ok(Step::Checkpoint(self.checkpoint(bits))),
+                At::Block { .. } => {}
+                At::StreamEnd => {
+                    self.between_members = true;
+                    if input.is_empty() {
+                        return Ok(Step::NeedsInput);
+                    }
+                }
+                // with room left, it is input that was missing
+                At::Middle if progress.produced < room && input.is_empty() => return Ok(Step::NeedsInput),
+                At::Middle if progress.produced == 0 && progress.consumed == 0 => {
+                    return Err(Error::corrupt("inflate: no progress"));
+                }
+                At::Middle => {}
+            }
+        }
+    }
+
+    /// Stopping at blocks costs time, so it is done only where a checkpoint can be: before the first byte of
+    /// output, and from `span_size` bytes after the last checkpoint on.
+    fn stop_and_room(&self) -> (Stop, usize) {
+        let room = self.buffer.len() - self.filled;
+        let before_due = self.span_size.saturating_sub(self.total_out - self.last_output);
+        if self.total_out == 0 || before_due == 0 {
+            return (Stop::Block, room);
+        }
+        (Stop::StreamEnd, room.min(usize::try_from(before_due).unwrap_or(usize::MAX)))
+    }
+
+    fn due(&self) -> bool {
+        self.total_out == 0 || self.total_out - self.last_output > self.span_size
+    }
+
+    fn checkpoint(&mut self, bits: u8) -> Checkpoint {
+        self.last_output = self.total_out;
+        self.checkpoints += 1;
+        Checkpoint { input: self.total_in, output: self.total_out, bits }
+    }
+
+    /// The 32768 bytes before the place reached.
+    pub(crate) fn window(&self) -> &[u8] {
+        &self.buffer[self.filled - WINDOW..self.filled]
+    }
+
+    /// The bytes inflated since the last call.
+    pub(crate) fn take_output(&mut self) -> &[u8] {
+        let start = mem::replace(&mut self.taken, self.filled);
+        &self.buffer[start..self.filled]
+    }
+
+    /// Makes sure that the input ended where a member ends.
+    pub(crate) fn finish(&self) -> Result<(), Error> {
+        if self.between_members {
+            Ok(())
+        } else {
+            Err(Error::corrupt("inflate: unexpected end of the stream"))
+        }
+    }
+}
+
+/// Where [`resume`] ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// After so many bytes; fewer are an error.
+    Bytes(u64),
+    /// At the end of the input, which must be the end of a member; more bytes than this are an error.
+    End { limit: u64 },
+}
+
+/// Inflates from a checkpoint, to the end of `out`. `compressed` begins at [`Checkpoint::first_byte`].
+pub(crate) fn resume(
+    checkpoint: Checkpoint,
+    window: &[u8],
+    compressed: &[u8],
+    until: Until,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
+    let mut left = match until {
+        Until::Bytes(0) => return Ok(()),
+        Until::Bytes(bytes) => bytes,
+        // one byte more than allowed, to notice it
+        Until::End { limit } => limit.saturating_add(1),
+    };
+    let short = || Error::corrupt("inflate span: the stream ends early");
+    let mut input = compressed;
+    let mut inflater = Inflater::new(Wrapper::Raw);
+    let mut value = 0;
+    if checkpoint.bits != 0 {
+        let (first, rest) = input.split_first().ok_or_else(short)?;
+        value = first >> (8 - checkpoint.bits);
+        input = rest;
+    }
+    inflater.enter(checkpoint.bits, value, window)?;
+    let mut trailer = TRAILER;
+    loop {
+        let progress = inflater.append(input, out, left)?;
+        input = &input[progress.consumed..];
+        left -= progress.produced as u64;
+        let ended = progress.at == At::StreamEnd;
+        if left == 0 {
+            return match until {
+                Until::Bytes(_) => Ok(()),
+                Until::End { .. } => Err(Error::too_large("inflate span: more bytes than the limit")),
+            };
+        }
+        if ended {
+            // entered raw, the first member leaves its trailer; the others are checked and eat theirs
+            input = input.get(trailer..).ok_or_else(short)?;
+            trailer = 0;
+            if input.is_empty() {
+                return if matches!(until, Until::End { .. }) { Ok(()) } else { Err(short()) };
+            }
+            inflater.reset(Wrapper::Gzip);
+        } else if progress.consumed == 0 && progress.produced == 0 {
+            return Err(short());
+        }
+    }
+}
