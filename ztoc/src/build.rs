@@ -336,7 +336,7 @@ impl Output {
         self.diff_id.update(bytes);
         self.tar.push(bytes, &mut |entry| {
             self.encoded_len += encoded_len(&entry);
-            self.has_xattrs |= entry.pax.iter().any(|(key, _)| key.starts_with(XATTR_PREFIX));
+            self.has_xattrs |= entry.pax.iter().any(|record| record.key.starts_with(XATTR_PREFIX));
             self.has_opaque |= entry.name.ends_with(b".wh..wh..opq");
             self.entries.push(entry);
             Ok(())

@@ -16,7 +16,7 @@ use std::mem;
 use crate::error::Error;
 use header::{Header, Kind};
 
-pub(crate) use pax::XATTR_PREFIX;
+pub(crate) use pax::{Record, XATTR_PREFIX};
 pub use time::MTime;
 
 /// The unit in which a tar is written.
@@ -85,7 +85,7 @@ pub(crate) struct FileEntry {
     pub(crate) mtime: MTime,
     pub(crate) device: (i64, i64),
     /// Every PAX record, in ascending order of their keys.
-    pub(crate) pax: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) pax: Vec<Record>,
     /// A sparse file with holes: its data in the tar is not its contents.
     pub(crate) holes: bool,
 }
@@ -128,7 +128,7 @@ pub(crate) struct TarReader {
     /// Where the headers of the next member begin.
     header_start: u64,
     special: Vec<u8>,
-    pax: Vec<(Vec<u8>, Vec<u8>)>,
+    pax: Vec<Record>,
     long_name: Vec<u8>,
     long_link: Vec<u8>,
 }

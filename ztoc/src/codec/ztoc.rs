@@ -12,7 +12,7 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, TableFinishedWIPOffset, Ve
 use super::{gzip_zinfo, slot, tar_zinfo};
 use crate::error::Error;
 use crate::flat::{Table, Vector as FlatVector};
-use crate::toc::{BLOCK, EntryKind, FileEntry};
+use crate::toc::{BLOCK, EntryKind, FileEntry, Record};
 use crate::zinfo::{Compression, MAX_OFFSET, SpanTable, Stated};
 use crate::ztoc::{Bytes, MAX_ZTOC_BYTES, Parts, Windows, Ztoc, fields};
 
@@ -45,7 +45,7 @@ pub(crate) struct Row<'a> {
     pub(crate) gname: &'a [u8],
     pub(crate) mod_time: String,
     pub(crate) device: (i64, i64),
-    pub(crate) pax: &'a [(Vec<u8>, Vec<u8>)],
+    pub(crate) pax: &'a [Record],
 }
 
 impl<'a> Row<'a> {
@@ -73,7 +73,7 @@ impl<'a> Row<'a> {
 pub(crate) fn encoded_len(entry: &FileEntry) -> u64 {
     // strings: length, NUL, padding; a table with its vtable, a place in a vector
     let string = |bytes: &[u8]| bytes.len() as u64 + 8;
-    let pax: u64 = entry.pax.iter().map(|(key, value)| string(key) + string(value) + 16).sum();
+    let pax: u64 = entry.pax.iter().map(|record| string(&record.key) + string(&record.value) + 16).sum();
     let strings = [&entry.name, &entry.link, &entry.uname, &entry.gname];
     strings.iter().map(|bytes| string(bytes)).sum::<u64>() + pax + 200
 }
@@ -142,9 +142,9 @@ fn encode_row(fbb: &mut FlatBufferBuilder<'_>, row: &Row<'_>) -> Finished {
     let records: Vec<Finished> = row
         .pax
         .iter()
-        .map(|(key, value)| {
-            let key = fbb.create_byte_string(key);
-            let value = fbb.create_byte_string(value);
+        .map(|record| {
+            let key = fbb.create_byte_string(&record.key);
+            let value = fbb.create_byte_string(&record.value);
             let table = fbb.start_table();
             fbb.push_slot_always(slot(0), key);
             fbb.push_slot_always(slot(1), value);

@@ -86,7 +86,7 @@ impl Inflater {
                 &raw mut *stream,
                 wrapper.window_bits(),
                 zlib::zlibVersion(),
-                size_of::<zlib::z_stream>() as c_int,
+                const { size_of::<zlib::z_stream>() as u32 }.cast_signed(),
             )
         };
         // it can fail for want of memory, which ends a Rust program anyway, and for wrong arguments

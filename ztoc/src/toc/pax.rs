@@ -12,8 +12,15 @@ use crate::error::Error;
 /// The prefix of records that are extended attributes.
 pub(crate) const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
+
 /// The records of a PAX header's body, in ascending order of their keys.
-pub(super) fn parse(mut body: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+pub(super) fn parse(mut body: &[u8]) -> Result<Vec<Record>, Error> {
     let mut records = BTreeMap::new();
     let mut folded = sparse::Folded::default();
     while !body.is_empty() {
@@ -26,7 +33,7 @@ pub(super) fn parse(mut body: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
     if let Some(map) = folded.into_map() {
         records.insert(sparse::MAP.to_vec(), map);
     }
-    Ok(records.into_iter().collect())
+    Ok(records.into_iter().map(|(key, value)| Record { key, value }).collect())
 }
 
 fn record(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
@@ -55,9 +62,9 @@ pub(super) fn integer(text: &[u8]) -> Option<i64> {
 }
 
 /// Overrides what the header said, and leaves the records with the entry.
-pub(super) fn merge(records: Vec<(Vec<u8>, Vec<u8>)>, entry: &mut FileEntry) -> Result<(), Error> {
+pub(super) fn merge(records: Vec<Record>, entry: &mut FileEntry) -> Result<(), Error> {
     let bad = || Error::corrupt("read PAX header: bad number or time");
-    for (key, value) in &records {
+    for Record { key, value } in &records {
         if value.is_empty() {
             continue; // the header's own value stands
         }
@@ -85,8 +92,8 @@ mod tests {
     use super::*;
 
     fn check(body: &str, expected: Option<&[(&str, &str)]>) {
-        let expected: Option<Vec<_>> = expected
-            .map(|pairs| pairs.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec())).collect());
+        let record = |(key, value): &(&str, &str)| Record { key: (*key).into(), value: (*value).into() };
+        let expected: Option<Vec<_>> = expected.map(|records| records.iter().map(record).collect());
         assert_eq!(parse(body.as_bytes()).ok(), expected, "{body:?}");
     }
 

@@ -54,8 +54,8 @@ enum Source {
 /// Makes the entry what it is if it is a sparse file: its name and size from the records. Gives its map.
 pub(super) fn apply(entry: &mut FileEntry) -> Result<Option<Map>, Error> {
     let value = |key: &[u8]| {
-        let found = entry.pax.binary_search_by(|(other, _)| other.as_slice().cmp(key));
-        found.map_or(&[][..], |at| entry.pax[at].1.as_slice())
+        let found = entry.pax.binary_search_by(|record| record.key.as_slice().cmp(key));
+        found.map_or(&[][..], |at| entry.pax[at].value.as_slice())
     };
     let in_data = match (value(b"GNU.sparse.major"), value(b"GNU.sparse.minor")) {
         (b"0", b"0" | b"1") => false,

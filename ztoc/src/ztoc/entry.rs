@@ -166,7 +166,7 @@ impl<'a> Entry<'a> {
         let xattrs = header
             .pax
             .iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix(XATTR_PREFIX)?, value.as_slice())));
+            .filter_map(|record| Some((record.key.strip_prefix(XATTR_PREFIX)?, record.value.as_slice())));
         let mut ours: Vec<_> = self.xattrs().collect();
         ours.sort_unstable();
         let checks = [

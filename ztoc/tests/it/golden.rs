@@ -1,0 +1,656 @@
+//! The bytes that the original tool makes, pinned by digest. Layers are built by hand from the format; the
+//! numbers were taken from the original once.
+
+use ztoc::{
+    Built, CompressedOffset, Compression, EntryKind, ErrorKind, MTime, Options, SpanId, UncompressedOffset,
+    Ztoc,
+};
+
+use crate::layers::{
+    GZIP_HEADER, Header, end, file, gzip_literals, gzip_stored, hello, hex, member, padded, pax, sha256,
+    stored,
+};
+
+const GZIP: Compression = Compression::Gzip;
+const PLAIN: Compression = Compression::Uncompressed;
+
+fn build(layer: &[u8], compression: Compression, span_size: u64) -> Result<Built, ztoc::Error> {
+    ztoc::build(layer, compression, &Options { span_size, ..Options::default() })
+}
+
+/// Builds, compares the length and the digest of the ztoc, and opens it.
+fn check(layer: &[u8], compression: Compression, span_size: u64, len: Option<usize>, digest: &str) -> Ztoc {
+    let built = build(layer, compression, span_size).unwrap();
+    assert_eq!(sha256(&built.ztoc), digest);
+    if let Some(len) = len {
+        assert_eq!(built.ztoc.len(), len);
+    }
+    assert_eq!(hex(&built.layer_digest), sha256(layer));
+    assert_eq!(built.compressed_size, layer.len() as u64);
+    let ztoc = Ztoc::from_vec(built.ztoc).unwrap();
+    assert_eq!(ztoc.version(), b"0.9");
+    assert_eq!(ztoc.build_tool(), b"AWS SOCI CLI v0.2");
+    assert_eq!(ztoc.compression(), compression);
+    assert_eq!(ztoc.spans().span_size(), span_size);
+    ztoc
+}
+
+fn compressed(ztoc: &Ztoc) -> Vec<(u64, u64)> {
+    let ranges = (0..ztoc.spans().len()).map(|span| ztoc.spans().compressed(SpanId(span)));
+    ranges.map(|range| (range.start.0, range.end.0)).collect()
+}
+
+fn starts(ztoc: &Ztoc) -> Vec<u64> {
+    (0..ztoc.spans().len()).map(|span| ztoc.spans().uncompressed(SpanId(span)).start.0).collect()
+}
+
+fn digests(ztoc: &Ztoc) -> Vec<String> {
+    (0..ztoc.spans().len()).map(|span| hex(ztoc.spans().digest(SpanId(span)))).collect()
+}
+
+/// The bytes of `hello.txt`, through its spans.
+fn read_hello(ztoc: &Ztoc, layer: &[u8]) {
+    let entry = ztoc.find(b"hello.txt").unwrap();
+    let bytes = ztoc.extract(entry.data(), &mut |_, range| {
+        Ok(layer[range.start.0 as usize..range.end.0 as usize].to_vec())
+    });
+    assert_eq!(bytes.unwrap(), b"hello\n");
+}
+
+#[test]
+fn base_tar() {
+    assert_eq!(sha256(&hello()), "fa01e42d19005c93c2a6fc09347768cc08a524c9a3d7cc27b5b992321e01474a");
+}
+
+#[test]
+fn v1_one_stored_block() {
+    let layer = gzip_stored(&hello(), 2048);
+    assert_eq!(layer.len(), 2071);
+    assert_eq!(sha256(&layer), "57907f9575ecf8d880444a27790799b512a7d46398905e565d13038d66d3b061");
+    let ztoc = check(
+        &layer,
+        GZIP,
+        4_194_304,
+        Some(33200),
+        "3da338d98e6659ffdde98f633089d35aa95d7a97b00325aa9c8d5d0798bb5c02",
+    );
+    assert_eq!(compressed(&ztoc), [(10, 2071)]);
+    assert_eq!(digests(&ztoc), ["146d2125518900390c3e949fecda87e3fa8583b1f4f3b48d1e62c3fdf720fc52"]);
+    assert_eq!((ztoc.compressed_size(), ztoc.uncompressed_size()), (2071, 2048));
+    ztoc.verify_prefix(&layer[..10]).unwrap();
+    ztoc.verify_prefix(&layer[..9]).unwrap_err();
+    read_hello(&ztoc, &layer);
+
+    let entry = ztoc.entry(0);
+    assert_eq!(
+        (entry.name(), entry.kind(), entry.size(), entry.mode()),
+        (&b"hello.txt"[..], EntryKind::Regular, 6, 420)
+    );
+    assert_eq!(entry.data(), UncompressedOffset(512)..UncompressedOffset(518));
+    assert_eq!(entry.header(), UncompressedOffset(0)..UncompressedOffset(512));
+    assert_eq!(entry.mod_time_text(), b"1970-01-01T00:00:00Z");
+    assert_eq!(entry.pax().count(), 0);
+
+    let built = build(&layer, GZIP, 4_194_304).unwrap();
+    assert_eq!(hex(&built.diff_id), sha256(&hello()));
+    assert!(!built.has_xattrs && !built.has_opaque);
+}
+
+#[test]
+fn v2_stored_blocks() {
+    let layer = gzip_stored(&hello(), 512);
+    assert_eq!(layer.len(), 2086);
+    assert_eq!(sha256(&layer), "7c330ed16b577a8502c132764fa50ffefe2dc95104b8993eee32f938372c59ee");
+    let ztoc = check(
+        &layer,
+        GZIP,
+        511,
+        Some(131_800),
+        "005fb1f0f2ba07f333d4e8efd04b213e1ca81a4f46e4fd5d133d1adb1a0e59ad",
+    );
+    assert_eq!(compressed(&ztoc), [(10, 527), (527, 1044), (1044, 1561), (1561, 2086)]);
+    assert_eq!(starts(&ztoc), [0, 512, 1024, 1536]);
+    assert_eq!(ztoc.spans().covering(ztoc.entry(0).data()), 1..2);
+    read_hello(&ztoc, &layer);
+}
+
+#[test]
+fn v3_blocks_that_end_within_a_byte() {
+    let layer = gzip_literals(&hello(), 512);
+    assert_eq!(layer.len(), 2071);
+    assert_eq!(sha256(&layer), "afcbd10da10c8720ff56f21f7ef20164f4f8173afaa5a09676afadf14ceefdd7");
+    let ztoc = check(
+        &layer,
+        GZIP,
+        511,
+        Some(131_800),
+        "fb469096a52e292212f8fea623adf6977b5282f6bed77da5e0b656feb88af4a3",
+    );
+    assert_eq!(compressed(&ztoc), [(10, 524), (523, 1037), (1036, 1550), (1549, 2071)]);
+    read_hello(&ztoc, &layer);
+
+    let ztoc = check(
+        &layer,
+        GZIP,
+        512,
+        Some(66064),
+        "a511f6513691438b6297954d904c3d02039e7d96e2a09495792c80588dc9c95c",
+    );
+    assert_eq!(compressed(&ztoc), [(10, 1037), (1036, 2071)]);
+    assert_eq!(starts(&ztoc), [0, 1024]);
+    assert_eq!(
+        digests(&ztoc),
+        [
+            "39bb6e6a0e9f0921e938d2d2e0030700347a8f89041980a35e52f1ced69cc07f",
+            "38262b6090d5cf3fa7c7dc0c15153ca7bced588f35aa69d8f6a1e762a54bb59b",
+        ]
+    );
+    read_hello(&ztoc, &layer);
+}
+
+#[test]
+fn v4_two_members() {
+    let tar = hello();
+    let layer = [gzip_stored(&tar[..1024], 1024), gzip_stored(&tar[1024..], 1024)].concat();
+    assert_eq!(layer.len(), 2094);
+    assert_eq!(sha256(&layer), "384f6fabe123920c6ff191e9ea2fd758bed73d8040729783d67eb3ac0559920d");
+    // the window of the second span is part of the digest: it holds the data of the first member
+    let ztoc =
+        check(&layer, GZIP, 1000, None, "0116172f4e3bffc17502481250062ee0daec8529a0d1aa71926789c21ed43e5d");
+    assert_eq!(compressed(&ztoc), [(10, 1057), (1057, 2094)]);
+    read_hello(&ztoc, &layer);
+    let window_at = |ztoc: &Ztoc| {
+        let window = [vec![0; 31744], tar[..1024].to_vec()].concat();
+        assert_eq!(sha256(&window), "e86144008e9dcc85959222ce3fe7a4d57c8c995fd99a8476142d1bdfcf65decc");
+        ztoc.as_bytes().windows(window.len()).position(|bytes| bytes == window)
+    };
+    assert!(window_at(&ztoc).is_some());
+
+    let one = Ztoc::from_vec(build(&layer, GZIP, 1024).unwrap().ztoc).unwrap();
+    assert_eq!(compressed(&one), [(10, 2094)]);
+    read_hello(&one, &layer);
+}
+
+#[test]
+fn v5_what_is_not_gzip_to_its_end() {
+    let layer = gzip_stored(&hello(), 2048);
+    for tail in [&b"garbage"[..], &[0; 512], &[0]] {
+        let error = build(&[&layer, tail].concat(), GZIP, 4_194_304).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+    for len in [0, 1, 9, 10, 100, layer.len() - 8, layer.len() - 1] {
+        let error = build(&layer[..len], GZIP, 4_194_304).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{len}");
+    }
+    for at in [layer.len() - 8, layer.len() - 1] {
+        let mut wrong = layer.clone();
+        wrong[at] ^= 1;
+        assert_eq!(build(&wrong, GZIP, 4_194_304).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
+
+#[test]
+fn v6_a_layer_that_begins_with_an_empty_block_is_refused() {
+    let tar = hello();
+    let empty_block = member(&[stored(b"", false), stored(&tar, true)].concat(), &tar);
+    let empty_member = [member(&stored(b"", true), b""), gzip_stored(&tar, 2048)].concat();
+    assert_eq!(empty_member.len(), 23 + 2071);
+    for layer in [empty_block, empty_member] {
+        assert_eq!(build(&layer, GZIP, 4_194_304).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}
+
+#[test]
+fn v7_padding_behind_the_end() {
+    let layer = [hello(), vec![0; 8192]].concat();
+    let ztoc = check(
+        &layer,
+        PLAIN,
+        4096,
+        Some(616),
+        "c682993e65ee345a053663693378504dd72a9f42d57336b0e2bc9b6996d148f0",
+    );
+    assert_eq!((ztoc.compressed_size(), ztoc.uncompressed_size()), (10240, 2048));
+    assert_eq!(compressed(&ztoc), [(0, 4096), (4096, 8192), (8192, 10240)]);
+    // the archive ends before the last span begins
+    assert!(ztoc.spans().uncompressed(SpanId(2)).is_empty());
+    let built = build(&layer, PLAIN, 4096).unwrap();
+    assert_eq!(built.uncompressed_len, 10240);
+    assert_eq!(hex(&built.diff_id), sha256(&layer));
+    read_hello(&ztoc, &layer);
+}
+
+#[test]
+fn v8_plain_tar() {
+    let layer = hello();
+    let ztoc = check(
+        &layer,
+        PLAIN,
+        1024,
+        Some(536),
+        "08b90ee9f68d7e145b07629c4a3f400c2ef3cce5f7d7e6a66f9d2a4fe9cc6a06",
+    );
+    assert_eq!(
+        digests(&ztoc),
+        [
+            "f3afcfc779543ef75c3754fa02e8c8860c086d2a4569f20d188d0e01c40517dc",
+            "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef",
+        ]
+    );
+    let zinfo = "140000000000000000000a001c0018000c0004000a00000000080000000000000004000000000000\
+                 0000000002000000";
+    assert!(hex(ztoc.as_bytes()).contains(zinfo));
+    read_hello(&ztoc, &layer);
+    check(
+        &layer,
+        PLAIN,
+        4_194_304,
+        Some(456),
+        "02b672497d058029ac60eb6ae6d86de525d4baa4134600735559775b19fa3fac",
+    );
+    check(&layer, PLAIN, 4096, Some(456), "0c4e0435f7d0d384321c3ea43cb4bc2f9d3b21c54aa047210792881420b29388");
+}
+
+#[test]
+fn v9_no_bytes_at_all() {
+    let ztoc = check(
+        b"",
+        PLAIN,
+        4096,
+        Some(164),
+        "cdc1f40da3b8614fa5296c976cf14b110a1ac442c9b16ec3ba585fca1b53c887",
+    );
+    let expected = "14000000100014001000 0c00000000000800 0400\
+                    100000001c0000005c0000006400000078000000\
+                    0c00140007001000 0c000800\
+                    0c00000000000002100000000800 0000ffffffff\
+                    00000000\
+                    20000000\
+                    0c00000008001400100004000800000000100000000000000000000002000000\
+                    0000\
+                    060008000400\
+                    0600000004000000\
+                    00000000\
+                    11000000 41575320534f434920434c4920763 02e32 000000\
+                    03000000 302e3900";
+    assert_eq!(hex(ztoc.as_bytes()), expected.replace(' ', ""));
+    assert!(ztoc.spans().is_empty() && ztoc.is_empty());
+    assert_eq!(ztoc.spans().covering(UncompressedOffset(0)..UncompressedOffset(5)), 0..0);
+    let mut out = Vec::new();
+    ztoc.inflate_last_span_with_tail(b"", 0, &mut out).unwrap();
+    assert!(out.is_empty());
+    ztoc.inflate_span(SpanId(0), b"", &mut out).unwrap_err();
+}
+
+#[test]
+fn v10_gzip_of_nothing() {
+    let layer = member(&stored(b"", true), b"");
+    assert_eq!(layer.len(), 23);
+    let ztoc = check(
+        &layer,
+        GZIP,
+        4_194_304,
+        Some(33016),
+        "02cb6b1c14a28fdbe30826fb2db01dbd4a579645140087be6a949b0f376d83f1",
+    );
+    assert_eq!(compressed(&ztoc), [(10, 23)]);
+    assert_eq!((ztoc.len(), ztoc.uncompressed_size()), (0, 0));
+}
+
+/// One member of every kind, in every dialect (V12).
+fn zoo() -> Vec<u8> {
+    let records: &[(&str, &[u8])] = &[
+        ("SCHILY.xattr.user.b", b"2"),
+        ("SCHILY.xattr.user.a", b"1"),
+        ("mtime", b"1700000000.123456789"),
+        ("path", b"dir/longname"),
+        ("LIBARCHIVE.x", b""),
+    ];
+    let long = [b"l/".to_vec(), vec![b'n'; 150], vec![0]].concat();
+    [
+        Header::new("./dir/", b'5', 0).mode(0o755).mtime(1_700_000_000).close(),
+        Header::new("./dir/f", b'0', 3)
+            .mode(0o4755)
+            .owner(1000, 1001, "u", "g")
+            .mtime(1_700_000_000)
+            .with(b"abc"),
+        Header::new("dir/s", b'2', 0).mode(0o777).link("f").close(),
+        Header::new("dir/h", b'1', 0).link("dir/f").close(),
+        Header::new("dir/c", b'3', 0).close(),
+        Header::new("dir/b", b'4', 0).close(),
+        Header::new("dir/p", b'6', 0).close(),
+        pax(records),
+        file("x", b"hi"),
+        Header::new("old/", 0, 0).mode(0o755).close(),
+        Header::new("old/f", 0, 1).with(b"z"),
+        Header::new("././@LongLink", b'L', long.len() as u64).gnu().with(&long),
+        Header::new("l/nnn", b'0', 4).gnu().with(b"long"),
+        end(),
+    ]
+    .concat()
+}
+
+#[test]
+fn v12_entry_zoo() {
+    let layer = zoo();
+    assert_eq!(sha256(&layer), "b9bb986df6c798857bb0770795423e9fb7a342da0e68bd94ae79d66ad865cf9c");
+    let ztoc = check(
+        &layer,
+        PLAIN,
+        4096,
+        Some(2560),
+        "8efd08b7165f08d6ac7fbafa0f7e2ea2106cb1e544e9e182415d5e0dc709828c",
+    );
+    check(
+        &layer,
+        PLAIN,
+        4_194_304,
+        Some(2400),
+        "3b489538e3dd881c42857ebfe1b85c6dfd7b34d9f40760bd021e1ab0bbc6acf4",
+    );
+    assert_eq!(ztoc.uncompressed_size(), 10752);
+
+    let long_name = format!("l/{}", "n".repeat(150));
+    let expected = [
+        ("./dir/", EntryKind::Directory, 512, 0),
+        ("./dir/f", EntryKind::Regular, 1024, 3),
+        ("dir/s", EntryKind::Symlink, 2048, 0),
+        ("dir/h", EntryKind::HardLink, 2560, 0),
+        ("dir/c", EntryKind::CharDevice, 3072, 0),
+        ("dir/b", EntryKind::BlockDevice, 3584, 0),
+        ("dir/p", EntryKind::Fifo, 4096, 0),
+        ("dir/longname", EntryKind::Regular, 5632, 2),
+        ("old/", EntryKind::Directory, 6656, 0),
+        ("old/f", EntryKind::Regular, 7168, 1),
+        (&long_name, EntryKind::Regular, 9216, 4),
+    ];
+    let found: Vec<_> = ztoc
+        .entries()
+        .map(|entry| {
+            (std::str::from_utf8(entry.name()).unwrap(), entry.kind(), entry.data().start.0, entry.size())
+        })
+        .collect();
+    assert_eq!(found, expected);
+    let headers: Vec<_> = ztoc.entries().map(|entry| entry.header().start.0).collect();
+    assert_eq!(headers, [0, 512, 1536, 2048, 2560, 3072, 3584, 4096, 6144, 6656, 7680]);
+
+    let owned = ztoc.entry(1);
+    assert_eq!(
+        (owned.mode(), owned.uid(), owned.gid(), owned.uname(), owned.gname()),
+        (2541, 1000, 1001, &b"u"[..], &b"g"[..])
+    );
+    assert_eq!(ztoc.entry(0).mod_time_text(), b"2023-11-14T22:13:20Z");
+    assert_eq!((ztoc.entry(2).link_target(), ztoc.entry(3).link_target()), (&b"f"[..], &b"dir/f"[..]));
+    let with_pax = ztoc.entry(7);
+    assert_eq!(with_pax.mtime(), Some(MTime { seconds: 1_700_000_000, nanoseconds: 123_456_789 }));
+    let keys: Vec<_> = with_pax.pax().map(|(key, _)| String::from_utf8_lossy(key)).collect();
+    assert_eq!(keys, ["LIBARCHIVE.x", "SCHILY.xattr.user.a", "SCHILY.xattr.user.b", "mtime", "path"]);
+    assert_eq!(with_pax.xattrs().collect::<Vec<_>>(), [(&b"user.a"[..], &b"1"[..]), (b"user.b", b"2")]);
+    assert!(with_pax.has_xattrs() && !owned.has_xattrs());
+    let built = build(&layer, PLAIN, 4096).unwrap();
+    assert!(built.has_xattrs && !built.has_opaque);
+    ztoc.check_hard_links().unwrap();
+}
+
+#[test]
+fn v12_headers_agree_with_the_entries() {
+    let layer = zoo();
+    let ztoc = Ztoc::from_vec(build(&layer, PLAIN, 4096).unwrap().ztoc).unwrap();
+    for entry in ztoc.entries() {
+        let area = entry.header().start.0 as usize..entry.header().end.0 as usize;
+        entry.verify_header(&layer[area.clone()]).unwrap();
+        // what is one byte short, one block long, or another entry's
+        entry.verify_header(&layer[area.start..area.end - 1]).unwrap_err();
+        entry.verify_header(&layer[area.start..area.end + 512]).unwrap_err();
+        for other in ztoc.entries().filter(|other| other.index() != entry.index()) {
+            let area = other.header().start.0 as usize..other.header().end.0 as usize;
+            entry.verify_header(&layer[area]).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn v13_members_that_a_ztoc_cannot_express() {
+    let global = Header::new("pax_global_header", b'g', 10).with(b"10 a=bcde\n");
+    for (members, flag) in [
+        (global, "'g'"),
+        (Header::new("f", b'7', 0).close(), "'7'"),
+        (Header::new("f", b'S', 0).gnu().close(), "'S'"),
+        (Header::new("f", b'V', 0).gnu().close(), "'V'"),
+        (Header::new("f", b'M', 0).gnu().close(), "'M'"),
+        (Header::new("f", b'D', 0).gnu().close(), "'D'"),
+    ] {
+        let error = build(&[members, hello()].concat(), PLAIN, 4096).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(flag), "{error}");
+    }
+}
+
+#[test]
+fn v13_broken_tars() {
+    let tar = hello();
+    for layer in [
+        [vec![0; 512], file("f", b"x"), end()].concat(),
+        tar[..513].to_vec(),
+        tar[..517].to_vec(),
+        tar[..100].to_vec(),
+        tar[..1025].to_vec(),
+        tar[..1537].to_vec(),
+        {
+            let mut wrong = tar.clone();
+            wrong[0] ^= 1; // the checksum no longer holds
+            wrong
+        },
+    ] {
+        assert_eq!(
+            build(&layer, PLAIN, 4096).unwrap_err().kind(),
+            ErrorKind::Corrupt,
+            "{} bytes",
+            layer.len()
+        );
+    }
+}
+
+#[test]
+fn ends_of_tars() {
+    let tar = hello();
+    for (layer, size) in [
+        (tar[..1024].to_vec(), 1024),
+        (tar[..1536].to_vec(), 1536),
+        (tar.clone(), 2048),
+        // as Go: the end within the padding of a file is an end
+        (tar[..518].to_vec(), 518),
+        (tar[..700].to_vec(), 700),
+        // nothing is read behind the end
+        ([&tar[..], b"anything"].concat(), 2048),
+    ] {
+        let ztoc = Ztoc::from_vec(build(&layer, PLAIN, 4096).unwrap().ztoc).unwrap();
+        assert_eq!((ztoc.len(), ztoc.uncompressed_size()), (1, size));
+    }
+}
+
+#[test]
+fn v13_a_hard_link_with_a_size() {
+    let data = [b'd'; 600];
+    let layer =
+        [file("f", &data), Header::new("h", b'1', 600).link("f").close(), file("g", b"x"), end()].concat();
+    assert_eq!(build(&layer, PLAIN, 4096).unwrap_err().kind(), ErrorKind::Unsupported);
+    // a small one loads, but hides the header of what follows
+    let layer =
+        [file("f", &data), Header::new("h", b'1', 6).link("f").close(), file("g", b"x"), end()].concat();
+    assert_eq!(build(&layer, PLAIN, 4096).unwrap_err().kind(), ErrorKind::Unsupported);
+    // at the end there is nothing to hide
+    let layer = [file("f", &data), Header::new("h", b'1', 6).link("f").close(), end()].concat();
+    assert_eq!(Ztoc::from_vec(build(&layer, PLAIN, 4096).unwrap().ztoc).unwrap().entry(1).size(), 6);
+}
+
+#[test]
+fn hard_links_to_nothing_are_refused() {
+    for target in ["nothing", "later", "itself"] {
+        let link = Header::new("itself", b'1', 0).link(target).close();
+        let layer = [link, file("later", b"x"), end()].concat();
+        assert_eq!(build(&layer, PLAIN, 4096).unwrap_err().kind(), ErrorKind::Unsupported, "{target}");
+    }
+    let link = Header::new("b", b'1', 0).link("/d/../a").close();
+    let layer = [file("./a", b"x"), link, end()].concat();
+    build(&layer, PLAIN, 4096).unwrap();
+}
+
+#[test]
+fn v14_ranges_to_spans() {
+    let layer = gzip_literals(&hello(), 512);
+    let ztoc = Ztoc::from_vec(build(&layer, GZIP, 512).unwrap().ztoc).unwrap();
+    let spans = ztoc.spans();
+    for (offset, span) in [(0, 0), (1023, 0), (1024, 1), (1_000_000_000, 1)] {
+        assert_eq!(spans.span_of(UncompressedOffset(offset)), SpanId(span));
+    }
+    let range = |start, end| UncompressedOffset(start)..UncompressedOffset(end);
+    assert_eq!(spans.end_span_as_listed(UncompressedOffset(1024)), SpanId(1));
+    assert_eq!(spans.covering(range(512, 1024)), 0..1);
+    assert_eq!(spans.covering(range(1023, 1025)), 0..2);
+    assert_eq!(spans.covering(range(1024, 1024)), 1..1);
+    assert_eq!(spans.compressed(SpanId(7)), CompressedOffset(2071)..CompressedOffset(2071));
+
+    let plain = Ztoc::from_vec(build(&hello(), PLAIN, 1024).unwrap().ztoc).unwrap();
+    assert_eq!(plain.spans().end_span_as_listed(UncompressedOffset(2048)), SpanId(2));
+    assert_eq!(plain.spans().span_of(UncompressedOffset(2048)), SpanId(1));
+}
+
+#[test]
+fn sparse_files() {
+    let sparse = |records: &[(&str, &[u8])], data: &[u8]| {
+        [pax(records), file("f", data), file("g", b"x"), end()].concat()
+    };
+    let form_1 = |map: &str, size: &[u8], data: &[u8]| {
+        let records: &[(&str, &[u8])] = &[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"real"),
+            ("GNU.sparse.realsize", size),
+        ];
+        sparse(records, &[padded(map.as_bytes()), data.to_vec()].concat())
+    };
+    // without holes it is an ordinary file behind its map
+    let ztoc = Ztoc::from_vec(build(&form_1("1\n0\n3\n", b"3", b"abc"), PLAIN, 4096).unwrap().ztoc).unwrap();
+    assert_eq!((ztoc.entry(0).name(), ztoc.entry(0).size()), (&b"real"[..], 3));
+    assert_eq!(ztoc.entry(0).data().start, UncompressedOffset(2048));
+    let layer = form_1("1\n0\n3\n", b"3", b"abc");
+    ztoc.entry(0).verify_header(&layer[..2048]).unwrap();
+
+    for (map, size, kind) in [
+        ("1\n1\n3\n", &b"4"[..], ErrorKind::Unsupported),
+        ("1\n0\n3\n", b"9999", ErrorKind::Unsupported),
+        ("1\n0\n3\n", b"2", ErrorKind::Corrupt),
+        ("x\n", b"3", ErrorKind::Corrupt),
+        ("-1\n", b"3", ErrorKind::Corrupt),
+        ("9223372036854775807\n", b"3", ErrorKind::Corrupt),
+        ("2\n0\n2\n1\n1\n", b"3", ErrorKind::Corrupt),
+        ("1\n", b"3", ErrorKind::Corrupt),
+    ] {
+        let error = build(&form_1(map, size, b"abc"), PLAIN, 4096).unwrap_err();
+        assert_eq!(error.kind(), kind, "{map:?} {error}");
+    }
+
+    // 0.0: repeated records become one; 0.1 has it so
+    let folded: &[(&str, &[u8])] = &[
+        ("GNU.sparse.size", b"3"),
+        ("GNU.sparse.numblocks", b"2"),
+        ("GNU.sparse.offset", b"0"),
+        ("GNU.sparse.numbytes", b"1"),
+        ("GNU.sparse.offset", b"1"),
+        ("GNU.sparse.numbytes", b"2"),
+    ];
+    let built = build(&sparse(folded, b"abc"), PLAIN, 4096).unwrap();
+    let ztoc = Ztoc::from_vec(built.ztoc).unwrap();
+    let records: Vec<_> = ztoc.entry(0).pax().collect();
+    assert_eq!(records[0], (&b"GNU.sparse.map"[..], &b"0,1,1,2"[..]));
+    assert_eq!(records.len(), 3);
+    let holes: &[(&str, &[u8])] =
+        &[("GNU.sparse.size", b"5000"), ("GNU.sparse.numblocks", b"1"), ("GNU.sparse.map", b"0,3")];
+    assert_eq!(build(&sparse(holes, b"abc"), PLAIN, 4096).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn dialects() {
+    let name = |header: Header| {
+        let built = build(&[header.close(), end()].concat(), PLAIN, 4096);
+        let ztoc = Ztoc::from_vec(built.unwrap().ztoc).unwrap();
+        (String::from_utf8_lossy(ztoc.entry(0).name()).into_owned(), ztoc.entry(0).uname().to_vec())
+    };
+    let plain = Header::new("n", b'0', 0).owner(0, 0, "u", "g").field(345, b"prefix");
+    assert_eq!(name(plain.clone()), ("prefix/n".into(), b"u".to_vec()));
+    assert_eq!(name(plain.clone().field(508, b"tar\0")), ("prefix/n".into(), b"u".to_vec()));
+    // V7 has neither
+    assert_eq!(name(plain.clone().field(257, &[0; 8])), ("n".into(), Vec::new()));
+    // GNU has times there; when they are none, it was an old Go that wrote a prefix
+    assert_eq!(name(plain.clone().gnu().field(345, b"00000000000\0")), ("n".into(), b"u".to_vec()));
+    assert_eq!(name(plain.gnu()), ("prefix/n".into(), b"u".to_vec()));
+
+    // Sun summed signed bytes
+    let mut sun = Header::new("\u{e4}", b'0', 0).field(148, b"        ");
+    let sum: i64 = sun.0.iter().map(|byte| i64::from(*byte as i8)).sum();
+    sun = sun.field(148, format!("{sum:06o}\0 ").as_bytes());
+    let built = build(&[sun.0.to_vec(), end()].concat(), PLAIN, 4096).unwrap();
+    assert_eq!(Ztoc::from_vec(built.ztoc).unwrap().entry(0).name(), "\u{e4}".as_bytes());
+}
+
+#[test]
+fn records_override_the_header() {
+    let records: &[(&str, &[u8])] = &[
+        ("uid", b"4294967297"),
+        ("gid", b"-1"),
+        ("uname", b"\xff\xfe"),
+        ("gname", b""),
+        ("size", b"2"),
+        ("mtime", b"-0.5"),
+        ("SCHILY.xattr.security.capability", b"\0\n3 =\n"),
+    ];
+    let member = Header::new("n", b'0', 9).owner(5, 6, "u", "g").with(b"hi");
+    let layer = [pax(&[("path", b"forgotten")]), pax(records), member, end()].concat();
+    let built = build(&layer, PLAIN, 4096).unwrap();
+    assert!(built.has_xattrs);
+    let ztoc = Ztoc::from_vec(built.ztoc).unwrap();
+    let entry = ztoc.entry(0);
+    assert_eq!((entry.name(), entry.uid(), entry.gid()), (&b"n"[..], 1, u32::MAX));
+    assert_eq!((entry.uname(), entry.gname(), entry.size()), (&b"\xff\xfe"[..], &b"g"[..], 2));
+    assert_eq!(entry.mtime(), Some(MTime { seconds: -1, nanoseconds: 500_000_000 }));
+    assert_eq!(entry.mod_time_text(), b"1969-12-31T23:59:59.5Z");
+    assert_eq!(entry.xattrs().collect::<Vec<_>>(), [(&b"security.capability"[..], &b"\0\n3 =\n"[..])]);
+    entry.verify_header(&layer[..entry.header().end.0 as usize]).unwrap();
+    for (key, value) in [("uid", "x"), ("mtime", "x"), ("atime", "x"), ("size", "-1"), ("path", "a\0")] {
+        let layer = [pax(&[(key, value.as_bytes())]), file("n", b""), end()].concat();
+        assert_eq!(build(&layer, PLAIN, 4096).unwrap_err().kind(), ErrorKind::Corrupt, "{key}");
+    }
+}
+
+#[test]
+fn opaque_folders_are_noticed() {
+    let layer = [file("d/.wh..wh..opq", b""), end()].concat();
+    assert!(build(&layer, PLAIN, 4096).unwrap().has_opaque);
+    let layer = [file("d/.wh.opq", b""), end()].concat();
+    assert!(!build(&layer, PLAIN, 4096).unwrap().has_opaque);
+}
+
+#[test]
+fn long_special_headers() {
+    let long = |typeflag, len: usize| {
+        let body = vec![b'n'; len];
+        [Header::new("n", typeflag, len as u64).gnu().with(&body), file("f", b""), end()].concat()
+    };
+    let built = build(&long(b'L', 1 << 20), PLAIN, 4096).unwrap();
+    assert_eq!(Ztoc::from_vec(built.ztoc).unwrap().entry(0).name().len(), 1 << 20);
+    for typeflag in [b'L', b'K', b'x'] {
+        let error = build(&long(typeflag, (1 << 20) + 1), PLAIN, 4096).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+    }
+}
+
+#[test]
+fn options_that_make_no_sense() {
+    for compression in [GZIP, PLAIN] {
+        for span_size in [0, u64::MAX] {
+            assert_eq!(build(b"", compression, span_size).unwrap_err().kind(), ErrorKind::Unsupported);
+        }
+    }
+    assert_eq!(GZIP_HEADER.len(), 10);
+}
