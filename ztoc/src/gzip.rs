@@ -222,3 +222,6 @@ pub(crate) fn resume(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,263 @@
+//! Whatever goes in comes out: random tars, compressed in random ways and pushed in random pieces, are read
+//! back through their ztocs and compared with the tar itself.
 
+use proptest::prelude::*;
+use ztoc::{Builder, Built, Compression, EntryKind, Options, SpanId, UncompressedOffset, Ztoc};
+
+use crate::layers::{Header, end, file, gzip, gzip_literals, gzip_stored, hex, pax, sha256};
+
+#[derive(Clone, Debug)]
+enum Member {
+    File { noise: bool, len: usize, pax: bool },
+    Directory,
+    Symlink,
+}
+
+#[derive(Clone, Debug)]
+enum Packing {
+    Plain,
+    Stored { block: usize },
+    Literals { block: usize },
+    Compressed { levels: Vec<u32>, cuts: Vec<prop::sample::Index> },
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    members: Vec<Member>,
+    padding: usize,
+    packing: Packing,
+    span_size: u64,
+    pieces: Vec<usize>,
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    prop_oneof![
+        4 => (any::<bool>(), prop_oneof![0..2000usize, 0..200_000usize], any::<bool>())
+            .prop_map(|(noise, len, pax)| Member::File { noise, len, pax }),
+        1 => Just(Member::Directory),
+        1 => Just(Member::Symlink),
+    ]
+}
+
+fn packing() -> impl Strategy<Value = Packing> {
+    prop_oneof![
+        1 => Just(Packing::Plain),
+        1 => (1..60_000usize).prop_map(|block| Packing::Stored { block }),
+        1 => (1000..60_000usize).prop_map(|block| Packing::Literals { block }),
+        4 => (prop::collection::vec(0..10u32, 1..4), prop::collection::vec(any::<prop::sample::Index>(), 3))
+            .prop_map(|(levels, cuts)| Packing::Compressed { levels, cuts }),
+    ]
+}
+
+prop_compose! {
+    fn case()(
+        members in prop::collection::vec(member(), 0..8),
+        padding in prop_oneof![Just(0), 0..100_000usize],
+        packing in packing(),
+        span_size in prop_oneof![1..3000u64, 1000..300_000u64],
+        pieces in prop::collection::vec(prop_oneof![1..20usize, 1..100_000usize], 1..8),
+    ) -> Case {
+        Case { members, padding, packing, span_size, pieces }
+    }
+}
+
+/// Bytes that do or do not compress; below 128, so that they can be literals of the short kind.
+fn data(noise: bool, len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        if noise { (state >> 32) as u8 & 0x7f } else { (state >> 40) as u8 & 3 }
+    };
+    (0..len).map(next).collect()
+}
+
+/// The tar, and for each member its name, kind and contents.
+fn tar(case: &Case) -> (Vec<u8>, Vec<(String, EntryKind, Vec<u8>)>) {
+    let mut tar = Vec::new();
+    let mut expected = Vec::new();
+    for (index, member) in case.members.iter().enumerate() {
+        let name = format!("m{index}");
+        match member {
+            Member::Directory => {
+                tar.extend(Header::new(&name, b'5', 0).mode(0o755).close());
+                expected.push((name, EntryKind::Directory, Vec::new()));
+            }
+            Member::Symlink => {
+                tar.extend(Header::new(&name, b'2', 0).link("m0").close());
+                expected.push((name, EntryKind::Symlink, Vec::new()));
+            }
+            Member::File { noise, len, pax: records } => {
+                let data = data(*noise, *len, index as u64 + 1);
+                if *records {
+                    tar.extend(pax(&[("mtime", b"1.5"), ("SCHILY.xattr.user.x", b"y")]));
+                }
+                tar.extend(file(&name, &data));
+                expected.push((name, EntryKind::Regular, data));
+            }
+        }
+    }
+    tar.extend(end());
+    tar.resize(tar.len() + case.padding, 0);
+    (tar, expected)
+}
+
+fn pack(packing: &Packing, tar: &[u8]) -> (Vec<u8>, Compression) {
+    let layer = match packing {
+        Packing::Plain => return (tar.to_vec(), Compression::Uncompressed),
+        Packing::Stored { block } => gzip_stored(tar, *block),
+        Packing::Literals { block } => gzip_literals(tar, *block),
+        Packing::Compressed { levels, cuts } => {
+            // not within the first byte: an empty first member is refused
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| 1 + cut.index(tar.len())).collect();
+            cuts.truncate(levels.len() - 1);
+            cuts.extend([0, tar.len()]);
+            cuts.sort_unstable();
+            let parts = cuts.windows(2).zip(levels.iter().cycle());
+            parts.flat_map(|(cut, level)| gzip(&tar[cut[0]..cut[1]], *level)).collect()
+        }
+    };
+    (layer, Compression::Gzip)
+}
+
+/// Pushes the layer in pieces of the lengths given, over and over; gives what the sink got too.
+fn build_in_pieces(layer: &[u8], compression: Compression, case: &Case) -> (Built, Vec<u8>) {
+    let options = Options { span_size: case.span_size, ..Options::default() };
+    let mut builder = Builder::new(compression, &options).unwrap();
+    let mut sink = Vec::new();
+    let mut rest = layer;
+    // tiny pieces of a large layer take long
+    let least = layer.len() / 2000;
+    for piece in case.pieces.iter().cycle() {
+        let (now, later) = rest.split_at(rest.len().min(piece + least));
+        builder.push(now, &mut sink).unwrap();
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    (builder.finish(&mut sink).unwrap(), sink)
+}
+
+fn check(case: &Case, ranges: &[(prop::sample::Index, prop::sample::Index)]) {
+    let (tar, expected) = tar(case);
+    let (layer, compression) = pack(&case.packing, &tar);
+    let (built, inflated) = build_in_pieces(&layer, compression, case);
+    assert!(inflated == tar, "the sink got the tar");
+    assert_eq!(hex(&built.diff_id), sha256(&tar));
+    assert_eq!(hex(&built.layer_digest), sha256(&layer));
+    assert_eq!((built.compressed_size, built.uncompressed_len), (layer.len() as u64, tar.len() as u64));
+    let options = Options { span_size: case.span_size, ..Options::default() };
+    let whole = ztoc::build(&layer[..], compression, &options).unwrap();
+    assert!(whole.ztoc == built.ztoc, "pieces make no difference");
+
+    let ztoc = Ztoc::from_vec(built.ztoc).unwrap();
+    assert_eq!(ztoc.uncompressed_size(), (tar.len() - case.padding) as u64);
+    ztoc.verify_prefix(&layer[..ztoc.prefix().end.0 as usize]).unwrap();
+    check_spans(&ztoc, &layer, &tar);
+
+    let mut fetched = 0;
+    let mut extract = |start: u64, end: u64| {
+        let range = UncompressedOffset(start)..UncompressedOffset(end);
+        let bytes = ztoc.extract(range, &mut |_, range| {
+            fetched += 1;
+            Ok(layer[range.start.0 as usize..range.end.0 as usize].to_vec())
+        });
+        bytes.unwrap()
+    };
+    assert_eq!(ztoc.len(), expected.len());
+    for (entry, (name, kind, data)) in ztoc.entries().zip(&expected) {
+        assert_eq!((entry.name(), entry.kind()), (name.as_bytes(), *kind));
+        assert!(extract(entry.data().start.0, entry.data().end.0) == *data);
+        entry.verify_header(&extract(entry.header().start.0, entry.header().end.0)).unwrap();
+    }
+    for (a, b) in ranges {
+        let size = ztoc.uncompressed_size() as usize + 1;
+        let (start, end) = (a.index(size).min(b.index(size)), a.index(size).max(b.index(size)));
+        assert!(extract(start as u64, end as u64) == tar[start..end]);
+    }
+    assert!(fetched > 0 || ranges.is_empty());
+}
+
+/// Every span is its part of the tar, and all of them are all of it.
+fn check_spans(ztoc: &Ztoc, layer: &[u8], tar: &[u8]) {
+    let spans = ztoc.spans();
+    let mut all = Vec::new();
+    for span in (0..spans.len()).map(SpanId) {
+        let range = spans.compressed(span);
+        let compressed = &layer[range.start.0 as usize..range.end.0 as usize];
+        let range = spans.uncompressed(span);
+        let mut out = Vec::new();
+        ztoc.inflate_span(span, compressed, &mut out).unwrap();
+        assert!(out == tar[range.start.0 as usize..range.end.0 as usize], "span {span}");
+        if span.0 + 1 < spans.len() {
+            assert!(out.len() as u64 > spans.span_size() || ztoc.compression() == Compression::Uncompressed);
+            all.extend(out);
+            continue;
+        }
+        let tail = (tar.len() - all.len()).saturating_sub(out.len()) as u64;
+        ztoc.inflate_last_span_with_tail(compressed, tail, &mut all).unwrap();
+        if tail > 0 {
+            ztoc.inflate_last_span_with_tail(compressed, tail - 1, &mut Vec::new()).unwrap_err();
+        }
+    }
+    assert!(all == tar, "the spans and the tail are the tar");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_layers(
+        case in case(),
+        ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..6),
+    ) {
+        check(&case, &ranges);
+    }
+}
+
+/// Large enough for many output buffers, and for spans of several blocks.
+#[test]
+fn a_large_layer() {
+    let members = vec![
+        Member::File { noise: false, len: 3 << 20, pax: false },
+        Member::File { noise: true, len: 2 << 20, pax: true },
+    ];
+    let packing = Packing::Compressed { levels: vec![6], cuts: Vec::new() };
+    let case = Case { members, padding: 0, packing, span_size: 1 << 20, pieces: vec![70_000] };
+    let ranges = (0..0).map(|_: u32| unreachable!()).collect::<Vec<_>>();
+    check(&case, &ranges);
+}
+
+/// Compressed a thousandfold: the output of few bytes is many buffers.
+#[test]
+fn a_layer_of_zeros() {
+    let tar = [file("zeros", &vec![0; 20 << 20]), end()].concat();
+    let layer = gzip(&tar, 9);
+    assert!(layer.len() < tar.len() / 500);
+    let built = ztoc::build(&layer[..], Compression::Gzip, &Options::default()).unwrap();
+    assert_eq!(hex(&built.diff_id), sha256(&tar));
+    let ztoc = Ztoc::from_vec(built.ztoc).unwrap();
+    check_spans(&ztoc, &layer, &tar);
+}
+
+/// The old form of a gzip zinfo leaves the first checkpoint out.
+#[test]
+fn old_zinfo() {
+    let tar = [file("f", &data(true, 100_000, 1)), end()].concat();
+    let layer = gzip_stored(&tar, 1000);
+    let options = Options { span_size: 30_000, ..Options::default() };
+    let new = ztoc::build(&layer[..], Compression::Gzip, &options).unwrap().ztoc;
+    // the vector is found by its header, shortened by a record in place, and what is left over is not used
+    let spans = Ztoc::from_vec(new.clone()).unwrap().spans().len();
+    assert_eq!(spans, 4);
+    let header = [&spans.to_le_bytes()[..], &30_000u64.to_le_bytes()].concat();
+    let at = new.windows(header.len()).position(|bytes| bytes == header).unwrap();
+    let record = 32768 + 17;
+    let mut old = new.clone();
+    old[at - 4..at].copy_from_slice(&(12 + 3 * record as u32).to_le_bytes());
+    old.copy_within(at + 12 + record..at + 12 + 4 * record, at + 12);
+    assert_ne!(old, new);
+    check_spans(&Ztoc::from_vec(old).unwrap(), &layer, &tar);
+}
