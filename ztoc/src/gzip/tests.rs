@@ -8,7 +8,7 @@ fn data(len: usize) -> Vec<u8> {
     let mut state = 1u32;
     let words = (0..).flat_map(|index: u32| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let noisy = index / 2000 % 3 == 0;
+        let noisy = (index / 2000).is_multiple_of(3);
         let word = if noisy { state } else { state >> 28 };
         format!("{word:x} ").into_bytes()
     });

@@ -588,7 +588,7 @@ fn dialects() {
 
     // Sun summed signed bytes
     let mut sun = Header::new("\u{e4}", b'0', 0).field(148, b"        ");
-    let sum: i64 = sun.0.iter().map(|byte| i64::from(*byte as i8)).sum();
+    let sum: i64 = sun.0.iter().map(|byte| i64::from(byte.cast_signed())).sum();
     sun = sun.field(148, format!("{sum:06o}\0 ").as_bytes());
     let built = build(&[sun.0.to_vec(), end()].concat(), PLAIN, 4096).unwrap();
     assert_eq!(Ztoc::from_vec(built.ztoc).unwrap().entry(0).name(), "\u{e4}".as_bytes());

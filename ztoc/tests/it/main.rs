@@ -1,5 +1,6 @@
 //! The tests of the crate as a whole: the bytes it must make, what must come back out of them, and what it
 //! must refuse.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps has failed; clippy sees that in `#[test]` only")]
 
 mod golden;
 mod hostile;

@@ -73,8 +73,14 @@ fn data(noise: bool, len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(next).collect()
 }
 
-/// The tar, and for each member its name, kind and contents.
-fn tar(case: &Case) -> (Vec<u8>, Vec<(String, EntryKind, Vec<u8>)>) {
+struct Expected {
+    name: String,
+    kind: EntryKind,
+    data: Vec<u8>,
+}
+
+/// The tar, and what is in it.
+fn tar(case: &Case) -> (Vec<u8>, Vec<Expected>) {
     let mut tar = Vec::new();
     let mut expected = Vec::new();
     for (index, member) in case.members.iter().enumerate() {
@@ -82,11 +88,11 @@ fn tar(case: &Case) -> (Vec<u8>, Vec<(String, EntryKind, Vec<u8>)>) {
         match member {
             Member::Directory => {
                 tar.extend(Header::new(&name, b'5', 0).mode(0o755).close());
-                expected.push((name, EntryKind::Directory, Vec::new()));
+                expected.push(Expected { name, kind: EntryKind::Directory, data: Vec::new() });
             }
             Member::Symlink => {
                 tar.extend(Header::new(&name, b'2', 0).link("m0").close());
-                expected.push((name, EntryKind::Symlink, Vec::new()));
+                expected.push(Expected { name, kind: EntryKind::Symlink, data: Vec::new() });
             }
             Member::File { noise, len, pax: records } => {
                 let data = data(*noise, *len, index as u64 + 1);
@@ -94,7 +100,7 @@ fn tar(case: &Case) -> (Vec<u8>, Vec<(String, EntryKind, Vec<u8>)>) {
                     tar.extend(pax(&[("mtime", b"1.5"), ("SCHILY.xattr.user.x", b"y")]));
                 }
                 tar.extend(file(&name, &data));
-                expected.push((name, EntryKind::Regular, data));
+                expected.push(Expected { name, kind: EntryKind::Regular, data });
             }
         }
     }
@@ -167,7 +173,7 @@ fn check(case: &Case, ranges: &[(prop::sample::Index, prop::sample::Index)]) {
         bytes.unwrap()
     };
     assert_eq!(ztoc.len(), expected.len());
-    for (entry, (name, kind, data)) in ztoc.entries().zip(&expected) {
+    for (entry, Expected { name, kind, data }) in ztoc.entries().zip(&expected) {
         assert_eq!((entry.name(), entry.kind()), (name.as_bytes(), *kind));
         assert!(extract(entry.data().start.0, entry.data().end.0) == *data);
         entry.verify_header(&extract(entry.header().start.0, entry.header().end.0)).unwrap();
