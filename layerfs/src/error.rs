@@ -1,0 +1,104 @@
+//! What can go wrong below the door, named by what the caller can do about it.
+//!
+//! An error is cheap to clone, because one failed fetch is told to every reader that waited for it. It is
+//! logged where it is handled (the door, the background fill), never where it passes.
+
+use std::{error, fmt, io, sync::Arc};
+
+/// What a caller can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The source does not have the blob.
+    NotFound,
+    /// The source refuses us.
+    Denied,
+    /// Bytes that do not match their digest, their checksum or the table of files.
+    Corrupt,
+    /// The source cannot be reached now; later it may be.
+    Unreachable,
+    /// A layer of a kind that cannot be shown.
+    Unsupported,
+    /// The disk is full.
+    Full,
+    /// Everything else the operating system says.
+    Io,
+}
+
+/// A kind, a bare phrase for what was being done, and the cause.
+#[derive(Debug, Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    doing: String,
+    source: Option<Box<dyn error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, doing: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { kind, doing: doing.into(), source: None }))
+    }
+
+    pub(crate) fn with(
+        kind: ErrorKind,
+        doing: impl Into<String>,
+        source: impl Into<Box<dyn error::Error + Send + Sync>>,
+    ) -> Self {
+        Self(Arc::new(Inner { kind, doing: doing.into(), source: Some(source.into()) }))
+    }
+
+    /// A failed system call; a full disk has a kind of its own.
+    pub(crate) fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+            _ => ErrorKind::Io,
+        };
+        Self::with(kind, doing, source)
+    }
+
+    pub(crate) fn blob(doing: impl Into<String>, source: oci::Error) -> Self {
+        let kind = match source.kind() {
+            oci::ErrorKind::NotFound => ErrorKind::NotFound,
+            oci::ErrorKind::Denied => ErrorKind::Denied,
+            oci::ErrorKind::Corrupt => ErrorKind::Corrupt,
+            oci::ErrorKind::Unreachable => ErrorKind::Unreachable,
+            oci::ErrorKind::Unsupported | oci::ErrorKind::Invalid => ErrorKind::Unsupported,
+            oci::ErrorKind::Full => ErrorKind::Full,
+            oci::ErrorKind::Io => ErrorKind::Io,
+        };
+        Self::with(kind, doing, source)
+    }
+
+    pub(crate) fn ztoc(doing: impl Into<String>, source: ztoc::Error) -> Self {
+        let kind = match source.kind() {
+            ztoc::ErrorKind::Corrupt => ErrorKind::Corrupt,
+            ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => ErrorKind::Unsupported,
+            ztoc::ErrorKind::Io => ErrorKind::Io,
+        };
+        Self::with(kind, doing, source)
+    }
+
+    /// What can be done about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.doing)?;
+        let mut source = error::Error::source(self);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn error::Error + 'static))
+    }
+}

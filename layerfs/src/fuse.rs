@@ -1,0 +1,419 @@
+//! The door: a request of the kernel becomes a call of a layer, and what comes back a reply or an errno.
+//!
+//! The kernel is told as much as it will remember. Inside layers names, attributes and absences hold for
+//! ever; the connection's own root, where layers come and go, is asked again after a second. The first OPEN,
+//! OPENDIR and FLUSH are answered with ENOSYS, which the kernel learns: it sends no more of them, and no
+//! RELEASE. A question for an extended attribute is **never** answered so, because the kernel would learn
+//! that for every layer of the connection: ENODATA, or EOPNOTSUPP for what the layer has none of at all and
+//! `ls` would otherwise ask of each file.
+//!
+//! Everything is answered on the thread that took the request, except a read whose bytes have to be fetched:
+//! that reply is sent from a task, so that no thread of the connection ever waits for a network. A panic in a
+//! callback is caught here: the request is answered with EIO (fuser does so when the reply is dropped) and
+//! logged, the thread lives on.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+
+use crate::{
+    cache::Store,
+    error::{Error, ErrorKind},
+    layer::Answer,
+    slots::{Shown, Slots},
+    tree::{Attributes, NodeId, NodeKind},
+};
+
+/// Layers never change. The kernel takes what is more than it can count as never.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+/// In the connection's root layers come and go.
+const SHORT: Duration = Duration::from_secs(1);
+/// Fewer, larger reads; the kernel allows 1 MiB without a sysctl.
+const LARGEST_READ: u32 = 1 << 20;
+/// As high as it goes: reads of what is there hang behind reads that wait, once this many wait.
+const MAX_BACKGROUND: u16 = u16::MAX;
+
+pub(crate) struct Door {
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) runtime: Handle,
+}
+
+/// A node of the connection: its root, or a node of a layer in a slot.
+enum Place {
+    Root,
+    In(Shown, NodeId),
+}
+
+impl Door {
+    fn place(&self, number: INodeNo) -> Result<Place, Errno> {
+        if number == INodeNo::ROOT {
+            return Ok(Place::Root);
+        }
+        // A slot that was hidden: whoever still holds one of its nodes has a stale handle.
+        self.slots.of_node(number.0).map(|(slot, node)| Place::In(slot, node)).ok_or(Errno::ESTALE)
+    }
+
+    fn attributes(&self, number: INodeNo) -> Result<FileAttr, Errno> {
+        Ok(match self.place(number)? {
+            Place::Root => root(),
+            Place::In(slot, node) => file_attr(&slot, node),
+        })
+    }
+
+    fn lookup_in(&self, parent: INodeNo, name: &OsStr) -> Result<(Duration, FileAttr), Errno> {
+        match self.place(parent)? {
+            Place::Root => {
+                let slot = self.slots.named(name.as_bytes()).ok_or(Errno::ENOENT)?;
+                Ok((SHORT, file_attr(&slot, NodeId::ROOT)))
+            }
+            Place::In(slot, node) => {
+                let found = slot.layer.lookup(node, name.as_bytes());
+                Ok((FOREVER, found.map_or_else(absent, |node| file_attr(&slot, node))))
+            }
+        }
+    }
+
+    /// Calls `add` for entries from the `skip`-th on, until it says that there is no more room.
+    fn list(
+        &self,
+        directory: INodeNo,
+        skip: u64,
+        mut add: impl FnMut(u64, &[u8], Duration, &FileAttr) -> bool,
+    ) -> Result<(), Errno> {
+        let skip = usize::try_from(skip).map_err(|_| Errno::EINVAL)?;
+        let place = self.place(directory)?;
+        let (own, above) = match &place {
+            Place::Root => (root(), root()),
+            Place::In(slot, node) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
+            Place::In(slot, node) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
+        };
+        for (number, (name, attr)) in [(&b"."[..], own), (b"..", above)].iter().enumerate().skip(skip) {
+            if add(number as u64 + 1, name, FOREVER, attr) {
+                return Ok(());
+            }
+        }
+        let from = skip.saturating_sub(2);
+        let mut next = from as u64 + 2;
+        match place {
+            Place::Root => {
+                for slot in self.slots.all().iter().skip(from) {
+                    next += 1;
+                    if add(next, slot.number.to_string().as_bytes(), SHORT, &file_attr(slot, NodeId::ROOT)) {
+                        break;
+                    }
+                }
+            }
+            Place::In(slot, node) => {
+                for child in slot.layer.children(node, from) {
+                    next += 1;
+                    if add(next, child.name, FOREVER, &file_attr(&slot, child.node)) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn xattr(&self, number: INodeNo, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let security = name == b"security.selinux";
+        let acl = name.starts_with(b"system.posix_acl_");
+        let Place::In(slot, node) = self.place(number)? else {
+            return Err(if security || acl { Errno::EOPNOTSUPP } else { Errno::ENODATA });
+        };
+        let tree = slot.layer.tree();
+        if name == b"trusted.overlay.opaque" && tree.opaque(node) {
+            return Ok(b"y".to_vec());
+        }
+        let has = tree.xattr_summary();
+        if security && !has.selinux || acl && !has.acl {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if !has.any {
+            return Err(Errno::ENODATA);
+        }
+        let found = tree.xattrs(node).into_iter().find(|(key, _)| *key == name);
+        found.map(|(_, value)| value.to_vec()).ok_or(Errno::ENODATA)
+    }
+
+    /// Names, each with a NUL behind it.
+    fn xattr_names(&self, number: INodeNo) -> Result<Vec<u8>, Errno> {
+        let Place::In(slot, node) = self.place(number)? else { return Ok(Vec::new()) };
+        let tree = slot.layer.tree();
+        let mut names = Vec::new();
+        if tree.opaque(node) {
+            names.extend_from_slice(b"trusted.overlay.opaque\0");
+        }
+        if tree.xattr_summary().any {
+            for (name, _) in tree.xattrs(node) {
+                // What the kernel would not take as a name would spoil the whole list.
+                if !name.is_empty() && name.len() <= 255 && !name.contains(&0) {
+                    names.extend_from_slice(name);
+                    names.push(0);
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
+impl Filesystem for Door {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_ALLOW_IDMAP,
+        ];
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                tracing::info!(?flag, "the kernel does not have this FUSE feature");
+            }
+        }
+        let _ = config.set_max_write(LARGEST_READ);
+        let largest = config.set_max_readahead(LARGEST_READ).err();
+        if let Some(largest) = largest {
+            let _ = config.set_max_readahead(largest);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        guarded("lookup", || match self.lookup_in(parent, name) {
+            Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        guarded("getattr", || match self.attributes(ino) {
+            Ok(attr) => reply.attr(if ino == INodeNo::ROOT { &SHORT } else { &FOREVER }, &attr),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        guarded("readlink", || match self.place(ino) {
+            Ok(Place::In(slot, node)) => match slot.layer.link_target(node) {
+                Some(target) => reply.data(target),
+                None => reply.error(Errno::EINVAL),
+            },
+            Ok(Place::Root) => reply.error(Errno::EINVAL),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        guarded("read", || {
+            let (slot, node) = match self.place(ino) {
+                Ok(Place::In(slot, node)) => (slot, node),
+                Ok(Place::Root) => return reply.error(Errno::EISDIR),
+                Err(errno) => return reply.error(errno),
+            };
+            match slot.layer.read(node, offset, size) {
+                Answer::Ready(outcome) => answer_read(reply, &slot, ino, outcome),
+                Answer::Later(outcome) => {
+                    self.runtime.spawn(async move { answer_read(reply, &slot, ino, outcome.await) });
+                }
+            }
+        });
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        guarded("readdir", || {
+            let listed = self.list(ino, offset, |next, name, _, attr| {
+                reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        guarded("readdirplus", || {
+            let listed = self.list(ino, offset, |next, name, ttl, attr| {
+                reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, attr, Generation(0))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        guarded("statfs", || match self.store.statfs() {
+            Ok(disk) => reply.statfs(
+                disk.f_blocks,
+                disk.f_bfree,
+                disk.f_bavail,
+                disk.f_files,
+                disk.f_ffree,
+                u32::try_from(disk.f_bsize).unwrap_or(4096),
+                255,
+                u32::try_from(disk.f_frsize).unwrap_or(4096),
+            ),
+            Err(error) => reply.error(Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO))),
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        guarded("getxattr", || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guarded("listxattr", || answer_xattr(reply, size, self.xattr_names(ino)));
+    }
+}
+
+fn guarded(request: &'static str, answer: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(answer)).is_err() {
+        tracing::error!(request, "a request made us panic; it was answered with EIO");
+    }
+}
+
+fn answer_read(reply: ReplyData, slot: &Shown, node: INodeNo, outcome: Result<Vec<u8>, Error>) {
+    match outcome {
+        Ok(bytes) => reply.data(&bytes),
+        Err(error) => {
+            tracing::error!(layer = %slot.layer.digest(), node = node.0, %error, "read of a file failed");
+            reply.error(errno(&error));
+        }
+    }
+}
+
+/// What a program that reads is told. Whatever is wrong with a layer, it is an I/O error to it.
+fn errno(error: &Error) -> Errno {
+    match error.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::Denied
+        | ErrorKind::Corrupt
+        | ErrorKind::Unreachable
+        | ErrorKind::Unsupported
+        | ErrorKind::Full
+        | ErrorKind::Io => Errno::EIO,
+    }
+}
+
+fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>, Errno>) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// The root of the connection.
+fn root() -> FileAttr {
+    let attributes = Attributes {
+        kind: NodeKind::Directory,
+        size: 0,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        nlink: 2,
+        device: (0, 0),
+        mtime: (0, 0),
+    };
+    to_attr(INodeNo::ROOT, &attributes)
+}
+
+/// Node number 0: the kernel remembers that there is no such name.
+fn absent() -> FileAttr {
+    FileAttr { ino: INodeNo(0), ..root() }
+}
+
+fn file_attr(slot: &Shown, node: NodeId) -> FileAttr {
+    to_attr(INodeNo(slot.number_of(node)), &slot.layer.attributes(node))
+}
+
+fn to_attr(ino: INodeNo, attributes: &Attributes) -> FileAttr {
+    let time = time(attributes.mtime);
+    let (major, minor) = attributes.device;
+    FileAttr {
+        ino,
+        size: attributes.size,
+        blocks: attributes.size.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: match attributes.kind {
+            NodeKind::Regular => FileType::RegularFile,
+            NodeKind::Directory => FileType::Directory,
+            NodeKind::Symlink => FileType::Symlink,
+            NodeKind::CharDevice => FileType::CharDevice,
+            NodeKind::BlockDevice => FileType::BlockDevice,
+            NodeKind::Fifo => FileType::NamedPipe,
+        },
+        perm: attributes.mode,
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        // The kernel's 32-bit encoding: 12 bits of major, 20 of minor.
+        rdev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn time((seconds, nanoseconds): (i64, u32)) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    time.and_then(|time| time.checked_add(Duration::from_nanos(nanoseconds.into())))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}

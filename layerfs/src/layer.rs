@@ -1,0 +1,286 @@
+//! The front desk of one layer: nodes, names, attributes, ranges of files.
+//!
+//! Everything but a read is answered from the tree in memory and never waits. A read is cut at the end of the
+//! file and becomes a range of uncompressed bytes; the first one of a file also brings the file's tar header,
+//! which is compared with the table of files (an index given by hand, or of version 1, is not covered by the
+//! image's chain of digests). A file that differs there is an error for good; the others are not affected.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use oci::{Blob, Digest};
+use ztoc::Ztoc;
+
+use crate::{
+    background,
+    cache::Store,
+    error::{Error, ErrorKind},
+    fetch::Engine,
+    spans::Spans,
+    stream,
+    tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
+};
+
+/// Uncompressed bytes of one span that are held in memory at once; a deflate block without end makes one as
+/// long as the layer. Above this the layer is not shown lazily.
+const MAX_SPAN_BYTES: u64 = 256 << 20;
+/// Between two files' data there are headers: PAX records and long names of 1 MiB each at most.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
+
+/// A read's answer: at once, or when it has been fetched.
+pub(crate) enum Answer {
+    Ready(Result<Vec<u8>, Error>),
+    Later(Pin<Box<dyn Future<Output = Result<Vec<u8>, Error>> + Send>>),
+}
+
+/// What all showings of a layer share: its bytes, and what was checked of them.
+struct Content {
+    digest: Digest,
+    spans: Arc<Spans>,
+    /// One bit an entry: its header was compared.
+    compared: Box<[AtomicU64]>,
+    filling: AtomicBool,
+    fill: crate::sync::Mutex<Option<background::Fill>>,
+}
+
+/// One layer as a directory tree. Cheap to clone into a variant with other inherited attributes.
+pub struct Layer {
+    content: Arc<Content>,
+    tree: Tree,
+}
+
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layer").field("digest", &self.content.digest).finish_non_exhaustive()
+    }
+}
+
+impl Layer {
+    /// Opens a layer whose ztoc is at hand: `ztoc` are its bytes, verified by the caller against
+    /// `ztoc_digest`. They are stored. Bytes of the layer come from the sources added later.
+    ///
+    /// # Errors
+    /// For a ztoc that is malformed, that no extraction could have made, or whose spans are too long.
+    pub fn create(
+        store: &Arc<Store>,
+        engine: &Arc<Engine>,
+        digest: &Digest,
+        ztoc_digest: &Digest,
+        ztoc: &[u8],
+    ) -> Result<Arc<Self>, Error> {
+        let files = store.layer(digest)?;
+        // Checked before it takes the place of one that may be good.
+        open_ztoc(digest, Arc::new(ztoc.to_vec()))?;
+        let map = files.put_ztoc(ztoc, ztoc_digest)?;
+        Self::with(digest, files, open_ztoc(digest, map)?, engine)
+    }
+
+    /// Opens a layer from what the store has of it; `None` where it has no ztoc, or not the one with
+    /// `ztoc_digest`. No network.
+    ///
+    /// # Errors
+    /// As [`Layer::create`].
+    pub fn stored(
+        store: &Arc<Store>,
+        engine: &Arc<Engine>,
+        digest: &Digest,
+        ztoc_digest: Option<&Digest>,
+    ) -> Result<Option<Arc<Self>>, Error> {
+        let files = store.layer(digest)?;
+        let Some(map) = files.ztoc(ztoc_digest) else { return Ok(None) };
+        Self::with(digest, files, open_ztoc(digest, map)?, engine).map(Some)
+    }
+
+    /// Brings a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store,
+    /// verified by its digest.
+    ///
+    /// # Errors
+    /// When the blob cannot be had, is not what its digest says, is of a kind that cannot be read, or does
+    /// not fit on the disk. Nothing of it is kept then.
+    pub async fn stream(
+        store: &Arc<Store>,
+        engine: &Arc<Engine>,
+        blob: Arc<dyn Blob>,
+        compression: ztoc::Compression,
+    ) -> Result<Arc<Self>, Error> {
+        let digest = blob.digest().clone();
+        let (files, ztoc) = stream::whole(store.layer(&digest)?, blob.clone(), compression).await?;
+        let layer = Self::with(&digest, files, open_ztoc(&digest, ztoc)?, engine)?;
+        layer.add_source(blob);
+        Ok(layer)
+    }
+
+    fn with(
+        digest: &Digest,
+        files: crate::cache::LayerFiles,
+        ztoc: Ztoc,
+        engine: &Arc<Engine>,
+    ) -> Result<Arc<Self>, Error> {
+        let ztoc = Arc::new(ztoc);
+        let tree = Tree::new(ztoc.clone())?;
+        let spans = Spans::open(ztoc.clone(), files, engine.clone());
+        let content = Content {
+            digest: digest.clone(),
+            spans: spans.clone(),
+            compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            filling: AtomicBool::new(false),
+            fill: crate::sync::Mutex::default(),
+        };
+        engine.runtime().spawn_blocking(move || spans.prove_stored());
+        Ok(Arc::new(Self { content: Arc::new(content), tree }))
+    }
+
+    /// The same layer over other lower layers: directories it only implies get the attributes they have there.
+    pub fn inheriting(&self, inherited: &[Inherited]) -> Arc<Self> {
+        Arc::new(Self { content: self.content.clone(), tree: self.tree.inheriting(inherited) })
+    }
+
+    /// Paths of the directories that the layer implies but does not contain.
+    pub fn implied_directories(&self) -> Vec<Vec<u8>> {
+        self.tree.implied()
+    }
+
+    /// What a layer above would inherit from the directory at `path`; `None` if there is none here.
+    pub fn inheritable(&self, path: &[u8]) -> Option<Inherited> {
+        let node = self.tree.resolve(path)?;
+        let attributes = self.tree.attributes(node);
+        (attributes.kind == NodeKind::Directory).then(|| Inherited {
+            path: path.to_vec(),
+            mode: attributes.mode,
+            uid: attributes.uid,
+            gid: attributes.gid,
+            mtime: attributes.mtime,
+            xattrs: self.tree.xattrs(node).into_iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
+        })
+    }
+
+    /// Digest of the layer as stored in a registry.
+    pub fn digest(&self) -> &Digest {
+        &self.content.digest
+    }
+
+    /// Its nodes are numbered from 0 to this.
+    pub fn node_count(&self) -> u32 {
+        self.tree.len()
+    }
+
+    /// Spans in all, and spans that are not on disk yet.
+    pub fn spans(&self) -> (u32, u32) {
+        (self.content.spans.ztoc().spans().len(), self.content.spans.missing())
+    }
+
+    /// Where the layer's bytes can be had from; the one added last is asked first.
+    pub fn add_source(&self, blob: Arc<dyn Blob>) {
+        self.content.spans.add_source(blob);
+    }
+
+    /// Starts to bring what nobody has asked for yet, once. It ends with the last reference to the layer.
+    pub fn start_fill(&self) {
+        if !self.content.filling.swap(true, Ordering::AcqRel) {
+            *self.content.fill.lock() = Some(background::Fill::start(&self.content.spans));
+        }
+    }
+
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.tree.contains(node)
+    }
+
+    pub(crate) fn lookup(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.tree.lookup(parent, name)
+    }
+
+    pub(crate) fn parent(&self, node: NodeId) -> NodeId {
+        self.tree.parent(node)
+    }
+
+    pub(crate) fn children(&self, node: NodeId, skip: usize) -> impl Iterator<Item = Child<'_>> {
+        self.tree.children(node, skip)
+    }
+
+    pub(crate) fn attributes(&self, node: NodeId) -> Attributes {
+        self.tree.attributes(node)
+    }
+
+    pub(crate) fn link_target(&self, node: NodeId) -> Option<&[u8]> {
+        self.tree.link_target(node)
+    }
+
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// `size` bytes of a regular file from `offset` on, or as many as there are.
+    pub(crate) fn read(&self, node: NodeId, offset: u64, size: u32) -> Answer {
+        let entry = self.tree.entry(node).filter(|_| self.tree.attributes(node).kind == NodeKind::Regular);
+        let Some(entry) = entry else {
+            return Answer::Ready(Err(Error::new(ErrorKind::Io, "read something that is not a file")));
+        };
+        let data = entry.data();
+        let end = offset.saturating_add(u64::from(size)).min(data.end - data.start);
+        if offset >= end {
+            return Answer::Ready(Ok(Vec::new()));
+        }
+        let range = data.start + offset..data.start + end;
+        let index = entry.index();
+        if self.content.compared(index) {
+            if let Some(bytes) = self.content.spans.read_ready(&range) {
+                return Answer::Ready(bytes);
+            }
+            let content = self.content.clone();
+            return Answer::Later(Box::pin(async move { content.spans.read(range).await }));
+        }
+        let header = entry.header();
+        if header.end - header.start > MAX_HEADER_BYTES {
+            return Answer::Ready(Err(Error::new(ErrorKind::Corrupt, "compare a tar header of over 4 MiB")));
+        }
+        if let Some(bytes) = self.content.spans.read_ready(&header) {
+            if let Some(Err(error)) = Some(bytes.and_then(|bytes| self.content.compare(index, &bytes))) {
+                return Answer::Ready(Err(error));
+            }
+            return self.read(node, offset, size);
+        }
+        let content = self.content.clone();
+        Answer::Later(Box::pin(async move {
+            // Both at once: nearly always the same span, else its neighbour in the same request.
+            let (header, bytes) = futures::join!(content.spans.read(header), content.spans.read(range));
+            content.compare(index, &header?)?;
+            bytes
+        }))
+    }
+}
+
+impl Content {
+    fn compared(&self, entry: usize) -> bool {
+        self.compared[entry / 64].load(Ordering::Acquire) & (1 << (entry % 64)) != 0
+    }
+
+    fn compare(&self, entry: usize, header: &[u8]) -> Result<(), Error> {
+        self.spans.ztoc().entry(entry).verify_header(header).map_err(|error| {
+            Error::with(ErrorKind::Corrupt, format!("compare entry {entry} of layer {}", self.digest), error)
+        })?;
+        self.compared[entry / 64].fetch_or(1 << (entry % 64), Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+fn open_ztoc(digest: &Digest, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Ztoc, Error> {
+    let doing = || format!("open ztoc of layer {digest}");
+    let ztoc = Ztoc::open(bytes).map_err(|e| Error::ztoc(doing(), e))?;
+    let table = ztoc.spans();
+    for span in (0..table.len()).map(ztoc::SpanId) {
+        let (stored, plain) = (table.compressed(span), table.uncompressed(span));
+        let longest =
+            (stored.end.0.saturating_sub(stored.start.0)).max(plain.end.0.saturating_sub(plain.start.0));
+        if longest > MAX_SPAN_BYTES {
+            let why =
+                format!("{}: span {} has {longest} bytes, too long to be held in memory", doing(), span.0);
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+    }
+    Ok(ztoc)
+}

@@ -1,0 +1,405 @@
+//! The junction of a read: who has a span, who is fetching it, who waits.
+//!
+//! A reader comes with a range of uncompressed bytes. When every span of it is on disk it is served at once,
+//! on its own thread, without a lock. Otherwise it claims what is missing (each span is claimed by one reader
+//! only: single flight), hands the claims to the engine as one wish a run, waits until all have landed, and
+//! reads. There is one way for a span to become ready, whoever asked for it: [`Landing::landed`].
+//!
+//! A span that cannot be stored (the disk is full) is handed to those who wait for it in memory and is
+//! absent afterwards: slower, never an error.
+
+mod state;
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering},
+    sync::{Arc, OnceLock, Weak},
+};
+
+use bytes::Bytes;
+use oci::Blob;
+use tokio::sync::Notify;
+use ztoc::{SpanId, UncompressedOffset, Ztoc};
+
+use crate::{
+    cache::{Evict, LayerFiles, Record},
+    error::{Error, ErrorKind},
+    fetch::{Engine, Landing, Priority, Wish},
+    spans::state::{State, Word},
+    sync::{Mutex, RwLock},
+};
+
+/// A reader that goes through a layer in tar order finds up to this many spans ahead of it.
+const MOST_AHEAD: u32 = 4;
+
+/// All spans of one layer.
+#[derive(Debug)]
+pub(crate) struct Spans {
+    ztoc: Arc<Ztoc>,
+    files: LayerFiles,
+    words: Box<[AtomicU32]>,
+    /// Guards the claims: a word goes to Filling, and its flight into the table, under this lock.
+    flights: Mutex<HashMap<u32, Arc<Flight>>>,
+    sources: RwLock<Vec<Arc<dyn Blob>>>,
+    engine: Arc<Engine>,
+    /// Our number in the store's order of eviction.
+    owner: u32,
+    missing: AtomicU32,
+    /// The span after the last one demanded, and how far ahead the last demand looked.
+    ahead: Mutex<(u32, u32)>,
+    me: Weak<Self>,
+}
+
+/// A span on its way.
+#[derive(Debug, Default)]
+struct Flight {
+    /// `Some(bytes)`: it could not be stored, here it is.
+    outcome: OnceLock<Result<Option<Bytes>, Error>>,
+    landed: Notify,
+}
+
+impl Flight {
+    async fn wait(&self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let landed = self.landed.notified();
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.clone();
+            }
+            landed.await;
+        }
+    }
+}
+
+impl Spans {
+    pub(crate) fn open(ztoc: Arc<Ztoc>, files: LayerFiles, engine: Arc<Engine>) -> Arc<Self> {
+        let count = ztoc.spans().len();
+        let records = files.records(count);
+        let present = (0u32..).zip(&records).filter(|(_, record)| **record == Record::Present);
+        let present: Vec<_> = present.map(|(span, _)| SpanId(span)).collect();
+        let words = records
+            .iter()
+            .map(|record| match record {
+                Record::Absent => State::Empty,
+                Record::Present => State::Ready,
+                Record::Unproven => State::Unproven,
+            })
+            .map(|state| AtomicU32::new(Word::new(state).0))
+            .collect();
+        let spans = Arc::new_cyclic(|me: &Weak<Self>| Self {
+            owner: files.store().join(me.clone()),
+            missing: AtomicU32::new(count - u32::try_from(present.len()).expect("not more than there are")),
+            flights: Mutex::default(),
+            sources: RwLock::default(),
+            ahead: Mutex::default(),
+            me: me.clone(),
+            ztoc,
+            files,
+            words,
+            engine,
+        });
+        for span in present {
+            spans.files.store().landed(spans.owner, span, spans.length(span));
+        }
+        spans
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(crate) fn ztoc(&self) -> &Arc<Ztoc> {
+        &self.ztoc
+    }
+
+    pub(crate) fn files(&self) -> &LayerFiles {
+        &self.files
+    }
+
+    /// Where the layer can be had from; the newest is asked first.
+    pub(crate) fn add_source(&self, source: Arc<dyn Blob>) {
+        let mut sources = self.sources.write();
+        sources.insert(0, source);
+        sources.truncate(4); // as many registries as one node plausibly pulls one layer from
+    }
+
+    /// Spans that are not on disk.
+    pub(crate) fn missing(&self) -> u32 {
+        self.missing.load(Ordering::Acquire)
+    }
+
+    fn range(&self, span: SpanId) -> Range<UncompressedOffset> {
+        let range = self.ztoc.spans().uncompressed(span);
+        range.start..range.end.max(range.start)
+    }
+
+    fn length(&self, span: SpanId) -> u64 {
+        let range = self.range(span);
+        range.end - range.start
+    }
+
+    fn change(&self, span: SpanId, step: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
+        self.words[span.index()]
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| step(Word(word)).map(|word| word.0))
+            .map(Word)
+            .map_err(Word)
+    }
+
+    /// The bytes of `range`, when all of them are on disk; never waits for anything but the disk.
+    pub(crate) fn read_ready(&self, range: &Range<UncompressedOffset>) -> Option<Result<Vec<u8>, Error>> {
+        let spans = self.ztoc.spans().covering(range.clone());
+        for span in spans.clone() {
+            let _ = self.change(SpanId(span), |word| Some(word.pin()));
+        }
+        let ready = spans
+            .clone()
+            .all(|span| Word(self.words[span as usize].load(Ordering::Acquire)).state() == State::Ready);
+        let bytes = ready.then(|| {
+            let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+            self.files.read(range.start, &mut bytes).map(|()| bytes)
+        });
+        for span in spans.clone() {
+            let _ = self.change(SpanId(span), |word| Some(word.unpin()));
+        }
+        match bytes? {
+            Ok(bytes) => Some(Ok(bytes)),
+            Err(error) => {
+                // A file that lost bytes under us: a miss, not an error.
+                tracing::warn!(layer = %self.digest(), %error, "stored spans cannot be read; fetched again");
+                spans.for_each(|span| self.drop_damaged(SpanId(span)));
+                None
+            }
+        }
+    }
+
+    fn drop_damaged(&self, span: SpanId) {
+        if self.change(span, Word::evict).is_ok() {
+            self.files.forget(span, &self.range(span));
+            self.missing.fetch_add(1, Ordering::AcqRel);
+            let _ = self.change(span, |word| Some(word.fail()));
+        }
+    }
+
+    fn digest(&self) -> String {
+        self.sources.read().first().map_or_else(String::new, |source| source.digest().to_string())
+    }
+
+    /// The bytes of `range`, fetched where they are missing.
+    pub(crate) async fn read(&self, range: Range<UncompressedOffset>) -> Result<Vec<u8>, Error> {
+        // A span may be evicted between its landing and our read: then once more, and in the end from memory.
+        for _ in 0..8 {
+            if let Some(bytes) = self.read_ready(&range) {
+                return bytes;
+            }
+            let spans = self.ztoc.spans().covering(range.clone());
+            let flights = self.demand(spans)?;
+            let mut in_memory = HashMap::new();
+            for (span, flight) in flights {
+                if let Some(bytes) = flight.wait().await? {
+                    in_memory.insert(span, bytes);
+                }
+            }
+            if !in_memory.is_empty() {
+                if let Some(bytes) = self.assemble(&range, &in_memory) {
+                    return Ok(bytes);
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Full, format!("keep spans of layer {} long enough", self.digest())))
+    }
+
+    /// Joins spans that could not be stored with those that could.
+    fn assemble(&self, range: &Range<UncompressedOffset>, have: &HashMap<u32, Bytes>) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(usize::try_from(range.end - range.start).ok()?);
+        for span in self.ztoc.spans().covering(range.clone()) {
+            let whole = self.range(SpanId(span));
+            let part = whole.start.max(range.start)..whole.end.min(range.end);
+            if let Some(bytes) = have.get(&span) {
+                let from = usize::try_from(part.start - whole.start).ok()?;
+                let to = usize::try_from(part.end - whole.start).ok()?;
+                out.extend_from_slice(bytes.get(from..to)?);
+            } else {
+                out.extend_from_slice(&self.read_ready(&part)?.ok()?);
+            }
+        }
+        Some(out)
+    }
+
+    /// Claims what is missing of `spans`, and what a reader in tar order will want next, wishes for it, and
+    /// hands back all flights to wait for.
+    fn demand(&self, spans: Range<u32>) -> Result<Vec<(u32, Arc<Flight>)>, Error> {
+        let mut claimed = Vec::new();
+        let mut waits = Vec::new();
+        {
+            let mut flights = self.flights.lock();
+            for span in spans.clone() {
+                if let Some(flight) = flights.get(&span) {
+                    waits.push((span, flight.clone()));
+                } else if self.change(SpanId(span), Word::claim).is_ok() {
+                    let flight = Arc::new(Flight::default());
+                    flights.insert(span, flight.clone());
+                    waits.push((span, flight));
+                    claimed.push(span);
+                }
+            }
+            if let Some(last) = claimed.last().copied() {
+                for span in
+                    last + 1..last.saturating_add(self.look_ahead(&spans)).min(self.ztoc.spans().len())
+                {
+                    if flights.contains_key(&span) || self.change(SpanId(span), Word::claim).is_err() {
+                        break;
+                    }
+                    flights.insert(span, Arc::new(Flight::default()));
+                    claimed.push(span);
+                }
+            }
+        }
+        self.bring(claimed, Priority::Demand)?;
+        Ok(waits)
+    }
+
+    /// 1, 2, 4 … spans while demands follow each other in tar order. Counts the demanded span itself.
+    fn look_ahead(&self, spans: &Range<u32>) -> u32 {
+        let mut ahead = self.ahead.lock();
+        let follows = spans.start <= ahead.0 && ahead.0 <= spans.end && ahead.0 != 0;
+        let count = if follows { (ahead.1 * 2).clamp(1, MOST_AHEAD) } else { 1 };
+        *ahead = (spans.end + count - 1, count);
+        count
+    }
+
+    /// Claims a run of missing spans of up to `bytes` compressed bytes from `from` on, and wishes for it with
+    /// nobody waiting. `None`: nothing is missing from there on.
+    pub(crate) fn fill(&self, from: u32, bytes: u64) -> Option<(u32, tokio::task::JoinHandle<()>)> {
+        let table = self.ztoc.spans();
+        let mut claimed: Vec<u32> = Vec::new();
+        {
+            let mut flights = self.flights.lock();
+            for span in from..table.len() {
+                let first = *claimed.first().unwrap_or(&span);
+                let size = table.compressed(SpanId(span)).end - table.compressed(SpanId(first)).start;
+                if !claimed.is_empty() && size > bytes {
+                    break;
+                }
+                if !flights.contains_key(&span) && self.change(SpanId(span), Word::claim).is_ok() {
+                    flights.insert(span, Arc::new(Flight::default()));
+                    claimed.push(span);
+                } else if !claimed.is_empty() {
+                    break;
+                }
+            }
+        }
+        let end = claimed.last()? + 1;
+        let mut handles = self.bring(claimed, Priority::Fill).ok()?;
+        Some((end, handles.pop()?))
+    }
+
+    /// Wishes for claimed spans, one wish a run of neighbours. Claims are given back if that cannot be done.
+    fn bring(
+        &self,
+        claimed: Vec<u32>,
+        priority: Priority,
+    ) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
+        let mut handles = Vec::new();
+        let mut rest = claimed.as_slice();
+        let source = self.sources.read().first().cloned();
+        let landing = self.me.upgrade();
+        while let Some(first) = rest.first().copied() {
+            let run = (first..).zip(rest).take_while(|(expected, span)| expected == *span).count();
+            let end = first + u32::try_from(run).expect("not more than there are spans");
+            rest = &rest[run..];
+            if let (Some(blob), Some(landing)) = (source.clone(), landing.clone()) {
+                handles.push(self.engine.wish(Wish {
+                    blob,
+                    ztoc: self.ztoc.clone(),
+                    spans: first..end,
+                    priority,
+                    landing,
+                }));
+            } else {
+                let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
+                (first..end).for_each(|span| self.landed(SpanId(span), Err(error.clone())));
+            }
+        }
+        Ok(handles)
+    }
+
+    /// What was on disk before an unclean stop is believed if its checksum still holds.
+    pub(crate) fn prove_stored(&self) {
+        for span in 0..self.ztoc.spans().len() {
+            let word = Word(self.words[span as usize].load(Ordering::Acquire));
+            if word.state() != State::Unproven {
+                continue;
+            }
+            let flight = Arc::new(Flight::default());
+            {
+                let mut flights = self.flights.lock();
+                if flights.contains_key(&span) || self.change(SpanId(span), Word::claim).is_err() {
+                    continue;
+                }
+                flights.insert(span, flight.clone());
+            }
+            let range = self.range(SpanId(span));
+            if self.files.prove(SpanId(span), &range) {
+                self.settle(SpanId(span), Ok(None));
+            } else {
+                self.files.forget(SpanId(span), &range);
+                let error = Error::new(ErrorKind::Corrupt, "compare stored span with its checksum");
+                self.settle(SpanId(span), Err(error));
+            }
+        }
+    }
+
+    /// Ends a flight: the word first, so that whoever wakes finds the new state.
+    fn settle(&self, span: SpanId, outcome: Result<Option<Bytes>, Error>) {
+        let Some(flight) = self.flights.lock().remove(&span.0) else { return };
+        if matches!(outcome, Ok(None)) {
+            let _ = self.change(span, |word| Some(word.land()));
+            self.missing.fetch_sub(1, Ordering::AcqRel);
+            self.files.store().landed(self.owner, span, self.length(span));
+        } else {
+            let _ = self.change(span, |word| Some(word.fail()));
+        }
+        let _ = flight.outcome.set(outcome);
+        flight.landed.notify_waiters();
+    }
+}
+
+impl Landing for Spans {
+    fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>) {
+        if !self.flights.lock().contains_key(&span.0) {
+            return; // it came a second time
+        }
+        let outcome = outcome.map(|bytes| match self.files.put(span, self.range(span).start, &bytes) {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::warn!(layer = %self.digest(), span = span.0, %error, "store span; served unstored");
+                Some(Bytes::from(bytes))
+            }
+        });
+        self.settle(span, outcome);
+    }
+}
+
+impl Evict for Spans {
+    fn evict(&self, span: SpanId) -> bool {
+        let mut touched = false;
+        let _ = self.words[span.index()].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let (was, word) = Word(word).take_touched();
+            touched = was;
+            Some(word.0)
+        });
+        if touched || self.change(span, Word::evict).is_err() {
+            return false;
+        }
+        self.files.forget(span, &self.range(span));
+        self.missing.fetch_add(1, Ordering::AcqRel);
+        let _ = self.change(span, |word| Some(word.fail()));
+        true
+    }
+}
+
+impl Drop for Spans {
+    fn drop(&mut self) {
+        self.files.store().leave(self.owner);
+    }
+}

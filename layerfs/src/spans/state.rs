@@ -1,0 +1,132 @@
+//! The state machine of one span: a word of 32 bits, its transitions as pure functions.
+//!
+//! ```text
+//!            claim                  land
+//!   Empty ──────────► Filling ─────────────► Ready
+//!     ▲  ◄─────────────┘ fail                 │
+//!     └──────────────── evict (no pins) ◄─────┘
+//!   Unproven ── claim ──► Filling             (after an unclean stop: on disk, checksum not compared yet)
+//! ```
+//!
+//! Next to the state lie a *touched* bit (read since it landed or since eviction last looked) and the number
+//! of readers that have it pinned. A reader pins before it looks at the state and unpins when its bytes are
+//! copied; eviction takes only what nobody has pinned, so a hole is never punched under a reader.
+
+/// Where a span is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not on disk.
+    Empty,
+    /// Someone brings it, or is taking it away.
+    Filling,
+    /// On disk, verified.
+    Ready,
+    /// On disk since before an unclean stop; to be compared with its checksum on first use.
+    Unproven,
+}
+
+const STATE: u32 = 0b011;
+const TOUCHED: u32 = 0b100;
+const PIN: u32 = 0b1000;
+
+/// One span's word, as stored in an atomic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(pub(crate) u32);
+
+impl Word {
+    pub(crate) fn new(state: State) -> Self {
+        Self(match state {
+            State::Empty => 0,
+            State::Filling => 1,
+            State::Ready => 2,
+            State::Unproven => 3,
+        })
+    }
+
+    pub(crate) fn state(self) -> State {
+        match self.0 & STATE {
+            0 => State::Empty,
+            1 => State::Filling,
+            2 => State::Ready,
+            _ => State::Unproven,
+        }
+    }
+
+    pub(crate) fn pins(self) -> u32 {
+        self.0 / PIN
+    }
+
+    fn to(self, state: State) -> Self {
+        Self(self.0 & !STATE | Self::new(state).0)
+    }
+
+    /// A reader holds on to the bytes. The count cannot overflow: 2^29 readers do not exist.
+    pub(crate) fn pin(self) -> Self {
+        Self(self.0 + PIN)
+    }
+
+    pub(crate) fn unpin(self) -> Self {
+        debug_assert!(self.pins() > 0, "unpin without pin");
+        Self(self.0.saturating_sub(PIN) | TOUCHED)
+    }
+
+    /// `None`: it is there already, or somebody else is at it.
+    pub(crate) fn claim(self) -> Option<Self> {
+        matches!(self.state(), State::Empty | State::Unproven).then(|| self.to(State::Filling))
+    }
+
+    pub(crate) fn land(self) -> Self {
+        self.to(State::Ready)
+    }
+
+    pub(crate) fn fail(self) -> Self {
+        self.to(State::Empty)
+    }
+
+    /// Eviction begins; `None` where a reader is at it, or it is not there.
+    pub(crate) fn evict(self) -> Option<Self> {
+        (self.state() == State::Ready && self.pins() == 0).then(|| self.to(State::Filling))
+    }
+
+    /// Whether it was read since eviction last looked, and the word with that forgotten.
+    pub(crate) fn take_touched(self) -> (bool, Self) {
+        (self.0 & TOUCHED != 0, Self(self.0 & !TOUCHED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_transition_of_every_state() {
+        let rows = [
+            // state, claimable, evictable
+            (State::Empty, true, false),
+            (State::Filling, false, false),
+            (State::Ready, false, true),
+            (State::Unproven, true, false),
+        ];
+        for (state, claimable, evictable) in rows {
+            let word = Word::new(state);
+            assert_eq!(word.state(), state);
+            assert_eq!(word.claim().is_some(), claimable, "{state:?}");
+            assert_eq!(word.evict().is_some(), evictable, "{state:?}");
+            assert_eq!(word.land().state(), State::Ready);
+            assert_eq!(word.fail().state(), State::Empty);
+        }
+    }
+
+    #[test]
+    fn a_pinned_span_is_not_evicted_and_pins_survive_transitions() {
+        let word = Word::new(State::Ready).pin().pin();
+        assert_eq!(word.pins(), 2);
+        assert_eq!(word.evict(), None);
+        let word = word.unpin().unpin();
+        assert_eq!((word.pins(), word.state()), (0, State::Ready));
+        assert_eq!(word.take_touched().0, true);
+        assert!(word.evict().is_some());
+        let filling = Word::new(State::Empty).pin().claim().unwrap();
+        assert_eq!((filling.pins(), filling.land().pins()), (1, 1));
+    }
+}

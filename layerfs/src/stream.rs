@@ -1,0 +1,75 @@
+//! A layer without a ztoc: whole, once, through the builder of ztocs into the store.
+//!
+//! The store has no second way of being present. What arrives here is inflated and written to the disk as it
+//! comes, verified as a whole by the layer's digest (and complete: every span present, with a checksum), and
+//! gets the ztoc it should have had. Only then does it take its place; a stream that ends badly leaves
+//! nothing behind.
+
+use std::{io::Write, sync::Arc};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use oci::{Blob, Digest};
+use tokio::sync::mpsc;
+use ztoc::{Builder, Compression, Options, SpanId, Ztoc};
+
+use crate::{
+    cache::LayerFiles,
+    error::{Error, ErrorKind},
+    map::Map,
+};
+
+/// Chunks between the network and the builder: a few, so that neither waits for each hand-over.
+const QUEUE: usize = 16;
+
+pub(crate) async fn whole(
+    files: LayerFiles,
+    blob: Arc<dyn Blob>,
+    compression: Compression,
+) -> Result<(LayerFiles, Arc<Map>), Error> {
+    let doing = format!("stream layer {}", blob.digest());
+    let (sender, receiver) = mpsc::channel::<Bytes>(QUEUE);
+    let expected = blob.digest().clone();
+    let build = tokio::task::spawn_blocking(move || build(files, receiver, compression, &expected));
+    let mut stream = blob.read_all().await.map_err(|e| Error::blob(doing.clone(), e))?;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|e| Error::blob(doing.clone(), e))?;
+        if sender.send(chunk).await.is_err() {
+            break; // the builder has an error to tell
+        }
+    }
+    drop(sender);
+    build.await.map_err(|e| Error::with(ErrorKind::Corrupt, doing, e))?
+}
+
+fn build(
+    mut files: LayerFiles,
+    mut chunks: mpsc::Receiver<Bytes>,
+    compression: Compression,
+    expected: &Digest,
+) -> Result<(LayerFiles, Arc<Map>), Error> {
+    let doing = || format!("stream layer {expected}");
+    let mut sink = files.stream().map_err(|e| Error::io(doing(), e))?;
+    let mut builder = Builder::new(compression, &Options::default()).map_err(|e| Error::ztoc(doing(), e))?;
+    while let Some(chunk) = chunks.blocking_recv() {
+        builder.push(&chunk, &mut sink.file).map_err(|e| Error::ztoc(doing(), e))?;
+    }
+    let built = builder.finish(&mut sink.file).map_err(|e| Error::ztoc(doing(), e))?;
+    let found = Digest::from_sha256(built.layer_digest);
+    if found != *expected {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{}: its bytes have the digest {found}", doing()),
+        ));
+    }
+    sink.file.flush().map_err(|e| Error::io(doing(), e))?;
+    let ztoc = Ztoc::from_vec(built.ztoc).map_err(|e| Error::ztoc(doing(), e))?;
+    let map = files.put_ztoc(ztoc.as_bytes(), &Digest::sha256(ztoc.as_bytes()))?;
+    let table = ztoc.spans();
+    let ranges: Vec<_> = (0..table.len())
+        .map(|span| table.uncompressed(SpanId(span)))
+        .map(|range| range.start..range.end.max(range.start))
+        .collect();
+    files.adopt(sink, &ranges).map_err(|e| Error::io(doing(), e))?;
+    Ok((files, map))
+}

@@ -1,0 +1,318 @@
+//! A layer's inode table, made once from its table of files and immutable afterwards.
+//!
+//! It is what a plain extraction of the tar would leave behind, entry after entry: later entries replace
+//! earlier ones of the same name, parents that are symlinks are followed inside the layer, a hard link
+//! becomes a second name of the file its target names *at that point*, and nothing leaves the root. Whiteouts
+//! become character devices 0:0 and opaque markers a flag of their folder, as overlayfs wants them.
+//!
+//! Node numbers are a function of the ztoc alone (0 is the root, then in the order of first appearance), so
+//! that a later process agrees with what the kernel has cached. Names and extended attributes stay in the
+//! ztoc's bytes; the table holds offsets into them.
+
+mod build;
+
+use std::{collections::HashMap, ops::Range, sync::Arc};
+
+use ztoc::{Entry, EntryKind, Ztoc};
+
+use crate::error::Error;
+
+/// A node's number within its layer; 0 is the layer's root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+impl NodeId {
+    /// The layer's root directory.
+    pub const ROOT: Self = Self(0);
+
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A character device; a whiteout is one with device number 0:0.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+}
+
+/// Attributes as `stat` shows them. Times are whole seconds and nanoseconds since 1970, rounded down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// What it is.
+    pub kind: NodeKind,
+    /// Bytes; of a symlink the length of its target.
+    pub size: u64,
+    /// Permission bits with setuid, setgid and sticky; no type bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names of the node; of a directory 2 + its subdirectories.
+    pub nlink: u32,
+    /// Device numbers, 0 for what is not a device.
+    pub device: (u32, u32),
+    /// Seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+}
+
+/// The attributes of a directory that lies in a lower layer and that this layer only implies.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Inherited {
+    /// The directory, relative to the root, without slashes at either end.
+    pub path: Vec<u8>,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes: name, value.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Child<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) node: NodeId,
+}
+
+/// No entry of the ztoc stands behind the node: an implied directory or the root.
+const IMPLIED: u32 = u32::MAX;
+
+#[derive(Debug, Clone)]
+struct Node {
+    /// Index of the entry in the ztoc, or [`IMPLIED`].
+    entry: u32,
+    parent: u32,
+    kind: NodeKind,
+    whiteout: bool,
+    opaque: bool,
+    nlink: u32,
+    children: Range<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dirent {
+    parent: u32,
+    name: Slice,
+    node: u32,
+}
+
+/// A run of the ztoc's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slice {
+    at: u32,
+    len: u32,
+}
+
+/// The inode table of one layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Tree {
+    ztoc: Arc<Ztoc>,
+    nodes: Arc<Vec<Node>>,
+    /// Sorted by parent, then name.
+    dirents: Arc<Vec<Dirent>>,
+    inherited: HashMap<u32, Inherited>,
+    xattrs: XattrSummary,
+}
+
+/// What a layer has of extended attributes at all, so that most questions are answered from a flag.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct XattrSummary {
+    pub(crate) any: bool,
+    pub(crate) selinux: bool,
+    pub(crate) acl: bool,
+}
+
+impl Tree {
+    /// # Errors
+    /// For a table of files that no extraction could make: a hard link to nothing, a file as a parent.
+    pub(crate) fn new(ztoc: Arc<Ztoc>) -> Result<Self, Error> {
+        let built = build::build(&ztoc)?;
+        let xattrs = summary(&ztoc);
+        Ok(Self {
+            ztoc,
+            nodes: Arc::new(built.nodes),
+            dirents: Arc::new(built.dirents),
+            inherited: HashMap::new(),
+            xattrs,
+        })
+    }
+
+    /// The same tree with the attributes of its implied directories taken from the layers below.
+    pub(crate) fn inheriting(&self, inherited: &[Inherited]) -> Self {
+        let mut tree = self.clone();
+        for attributes in inherited {
+            if let Some(node) = tree.resolve(&attributes.path)
+                && tree.nodes[node.index()].entry == IMPLIED
+            {
+                tree.xattrs.any |= !attributes.xattrs.is_empty();
+                for (name, _) in &attributes.xattrs {
+                    tree.xattrs.note(name);
+                }
+                tree.inherited.insert(node.0, attributes.clone());
+            }
+        }
+        tree
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        u32::try_from(self.nodes.len()).expect("checked when the tree was built")
+    }
+
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        node.index() < self.nodes.len()
+    }
+
+    fn slice(&self, slice: Slice) -> &[u8] {
+        &self.ztoc.as_bytes()[slice.at as usize..slice.at as usize + slice.len as usize]
+    }
+
+    /// The tar entry behind a node.
+    pub(crate) fn entry(&self, node: NodeId) -> Option<Entry<'_>> {
+        let entry = self.nodes[node.index()].entry;
+        (entry != IMPLIED).then(|| self.ztoc.entry(entry as usize))
+    }
+
+    pub(crate) fn parent(&self, node: NodeId) -> NodeId {
+        NodeId(self.nodes[node.index()].parent)
+    }
+
+    pub(crate) fn lookup(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        let children = self.nodes[parent.index()].children.clone();
+        let dirents = &self.dirents[children.start as usize..children.end as usize];
+        let found = dirents.binary_search_by(|dirent| self.slice(dirent.name).cmp(name)).ok()?;
+        Some(NodeId(dirents[found].node))
+    }
+
+    /// In the order of their names, from the `skip`-th on.
+    pub(crate) fn children(&self, node: NodeId, skip: usize) -> impl Iterator<Item = Child<'_>> {
+        let children = self.nodes[node.index()].children.clone();
+        let dirents = &self.dirents[children.start as usize..children.end as usize];
+        dirents
+            .iter()
+            .skip(skip)
+            .map(|dirent| Child { name: self.slice(dirent.name), node: NodeId(dirent.node) })
+    }
+
+    /// The node at a path of plain components; symlinks are not followed.
+    pub(crate) fn resolve(&self, path: &[u8]) -> Option<NodeId> {
+        let components = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+        components.into_iter().try_fold(NodeId::ROOT, |node, name| self.lookup(node, name))
+    }
+
+    /// The paths of the directories that this layer implies but does not contain, the root left out.
+    pub(crate) fn implied(&self) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        let mut open = vec![(NodeId::ROOT, Vec::new())];
+        while let Some((node, path)) = open.pop() {
+            for child in self.children(node, 0) {
+                if self.nodes[child.node.index()].kind == NodeKind::Directory {
+                    let mut path: Vec<u8> = path.clone();
+                    if !path.is_empty() {
+                        path.push(b'/');
+                    }
+                    path.extend_from_slice(child.name);
+                    if self.nodes[child.node.index()].entry == IMPLIED {
+                        found.push(path.clone());
+                    }
+                    open.push((child.node, path));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    pub(crate) fn attributes(&self, id: NodeId) -> Attributes {
+        let node = &self.nodes[id.index()];
+        let mut attributes = Attributes {
+            kind: node.kind,
+            size: 0,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            nlink: node.nlink,
+            device: (0, 0),
+            mtime: (0, 0),
+        };
+        if let Some(inherited) = self.inherited.get(&id.0) {
+            attributes.mode = inherited.mode;
+            (attributes.uid, attributes.gid) = (inherited.uid, inherited.gid);
+            attributes.mtime = inherited.mtime;
+        } else if let Some(entry) = self.entry(id) {
+            (attributes.uid, attributes.gid) = (entry.uid(), entry.gid());
+            attributes.mtime = entry.mtime().map_or((0, 0), |time| (time.seconds, time.nanoseconds));
+            // A whiteout is made with mknod(S_IFCHR): no permission bits.
+            attributes.mode = if node.whiteout { 0 } else { (entry.mode() & 0o7777) as u16 };
+            if matches!(entry.kind(), EntryKind::CharDevice | EntryKind::BlockDevice) {
+                let (major, minor) = entry.device();
+                attributes.device = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
+            }
+            match entry.kind() {
+                EntryKind::Regular if !node.whiteout => attributes.size = entry.size(),
+                EntryKind::Symlink => attributes.size = entry.link_target().len() as u64,
+                _ => {}
+            }
+        }
+        attributes
+    }
+
+    pub(crate) fn link_target(&self, node: NodeId) -> Option<&[u8]> {
+        let is_link = self.nodes[node.index()].kind == NodeKind::Symlink;
+        is_link.then(|| self.entry(node).map(|entry| entry.link_target())).flatten()
+    }
+
+    pub(crate) fn xattr_summary(&self) -> XattrSummary {
+        self.xattrs
+    }
+
+    /// Whether the folder hides what lies below it.
+    pub(crate) fn opaque(&self, node: NodeId) -> bool {
+        self.nodes[node.index()].opaque
+    }
+
+    /// The image's own extended attributes of a node, without those that would steer overlayfs.
+    pub(crate) fn xattrs(&self, node: NodeId) -> Vec<(&[u8], &[u8])> {
+        if self.nodes[node.index()].whiteout {
+            return Vec::new();
+        }
+        if let Some(inherited) = self.inherited.get(&node.0) {
+            return inherited.xattrs.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        }
+        let Some(entry) = self.entry(node).filter(Entry::has_xattrs) else { return Vec::new() };
+        entry.xattrs().filter(|(name, _)| !name.starts_with(b"trusted.overlay.")).collect()
+    }
+}
+
+impl XattrSummary {
+    fn note(&mut self, name: &[u8]) {
+        self.selinux |= name == b"security.selinux";
+        self.acl |= name.starts_with(b"system.posix_acl_");
+    }
+}
+
+fn summary(ztoc: &Ztoc) -> XattrSummary {
+    let mut summary = XattrSummary::default();
+    for entry in ztoc.entries().filter(Entry::has_xattrs) {
+        summary.any = true;
+        entry.xattrs().for_each(|(name, _)| summary.note(name));
+    }
+    summary
+}

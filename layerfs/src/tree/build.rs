@@ -1,0 +1,255 @@
+//! Plays the extraction of a tar on paper: entries in, nodes and directory entries out.
+
+use std::{collections::HashMap, collections::VecDeque};
+
+use ztoc::{Entry, EntryKind, Ztoc};
+
+use super::{Dirent, IMPLIED, Node, NodeKind, Slice};
+use crate::error::{Error, ErrorKind};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// As many symlinks as the kernel follows in one path.
+const MOST_LINKS: u32 = 40;
+/// Components of one path after symlinks; PATH_MAX allows about half of this.
+const MOST_COMPONENTS: usize = 4096;
+
+pub(super) struct Built {
+    pub(super) nodes: Vec<Node>,
+    pub(super) dirents: Vec<Dirent>,
+}
+
+pub(super) fn build(ztoc: &Ztoc) -> Result<Built, Error> {
+    let bytes = ztoc.as_bytes();
+    if u32::try_from(bytes.len()).is_err() {
+        return Err(Error::new(ErrorKind::Unsupported, "show a layer whose ztoc is larger than 4 GiB"));
+    }
+    let mut builder = Builder { ztoc, nodes: Vec::with_capacity(ztoc.len() + 1), names: HashMap::new() };
+    builder.node(IMPLIED, 0, NodeKind::Directory);
+    for entry in ztoc.entries() {
+        builder.add(&entry)?;
+    }
+    Ok(builder.finish())
+}
+
+struct Builder<'a> {
+    ztoc: &'a Ztoc,
+    nodes: Vec<Node>,
+    names: HashMap<(u32, &'a [u8]), u32>,
+}
+
+impl<'a> Builder<'a> {
+    fn node(&mut self, entry: u32, parent: u32, kind: NodeKind) -> u32 {
+        let number = u32::try_from(self.nodes.len()).expect("not more nodes than bytes in the ztoc");
+        self.nodes.push(Node {
+            entry,
+            parent,
+            kind,
+            whiteout: false,
+            opaque: false,
+            nlink: 0,
+            children: 0..0,
+        });
+        number
+    }
+
+    fn add(&mut self, entry: &Entry<'a>) -> Result<(), Error> {
+        let index = u32::try_from(entry.index()).expect("not more entries than bytes in the ztoc");
+        let components = clean(entry.name());
+        let Some((base, folders)) = components.split_last() else {
+            if entry.kind() == EntryKind::Directory {
+                self.nodes[0].entry = index;
+            }
+            return Ok(());
+        };
+        let parent = self.folder(folders, entry)?;
+        if *base == OPAQUE {
+            self.nodes[parent as usize].opaque = true;
+            return Ok(());
+        }
+        if let Some(hidden) = base.strip_prefix(WHITEOUT) {
+            // Other names of aufs's own (`.wh..wh.plnk`, …) mean nothing here; `.wh.` alone hides nothing.
+            if !hidden.is_empty()
+                && !hidden.starts_with(WHITEOUT)
+                && !self.names.contains_key(&(parent, hidden))
+            {
+                let node = self.node(index, parent, NodeKind::CharDevice);
+                self.nodes[node as usize].whiteout = true;
+                self.names.insert((parent, hidden), node);
+            }
+            return Ok(());
+        }
+        let kind = match entry.kind() {
+            EntryKind::HardLink => return self.hard_link(parent, base, entry),
+            EntryKind::Regular => NodeKind::Regular,
+            EntryKind::Symlink => NodeKind::Symlink,
+            EntryKind::Directory => NodeKind::Directory,
+            EntryKind::CharDevice => NodeKind::CharDevice,
+            EntryKind::BlockDevice => NodeKind::BlockDevice,
+            EntryKind::Fifo => NodeKind::Fifo,
+        };
+        if let Some(old) = self.names.get(&(parent, *base)).copied()
+            && kind == NodeKind::Directory
+            && self.nodes[old as usize].kind == NodeKind::Directory
+        {
+            self.nodes[old as usize].entry = index;
+            return Ok(());
+        }
+        let node = self.node(index, parent, kind);
+        self.names.insert((parent, base), node);
+        Ok(())
+    }
+
+    fn hard_link(&mut self, parent: u32, base: &'a [u8], entry: &Entry<'a>) -> Result<(), Error> {
+        let components = clean(entry.link_target());
+        let target = components.split_last().and_then(|(name, folders)| {
+            let mut at = 0;
+            for folder in folders {
+                at = self.names.get(&(at, *folder)).copied()?;
+                at = self.follow(at)?;
+            }
+            self.names.get(&(at, *name)).copied()
+        });
+        let fit = target.filter(|node| {
+            let node = &self.nodes[*node as usize];
+            node.kind != NodeKind::Directory && !node.whiteout
+        });
+        let Some(target) = fit else {
+            let doing = format!("link {} to {}", text(entry.name()), text(entry.link_target()));
+            return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: the layer has no such file")));
+        };
+        self.names.insert((parent, base), target);
+        Ok(())
+    }
+
+    /// The directory that a symlink of this layer leads to, or the directory itself. Never makes anything.
+    fn follow(&self, node: u32) -> Option<u32> {
+        let mut at = node;
+        let mut links = 0;
+        loop {
+            match self.nodes[at as usize].kind {
+                NodeKind::Directory => return Some(at),
+                NodeKind::Symlink if links < MOST_LINKS => links += 1,
+                _ => return None,
+            }
+            let entry = self.ztoc.entry(self.nodes[at as usize].entry as usize);
+            let target = entry.link_target();
+            let mut next = if target.starts_with(b"/") { 0 } else { self.nodes[at as usize].parent };
+            let parts: Vec<_> = target.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
+            for (number, part) in parts.iter().enumerate() {
+                next = match *part {
+                    b"." => next,
+                    b".." => self.nodes[next as usize].parent,
+                    name => self.names.get(&(next, name)).copied()?,
+                };
+                // A symlink in the middle of a target would nest; such targets lead to nothing here.
+                if number + 1 < parts.len() && self.nodes[next as usize].kind != NodeKind::Directory {
+                    return None;
+                }
+            }
+            at = next;
+        }
+    }
+
+    /// The directory at `folders`, made where it is missing, symlinks followed inside the layer.
+    fn folder(&mut self, folders: &[&'a [u8]], entry: &Entry<'a>) -> Result<u32, Error> {
+        let mut rest: VecDeque<&'a [u8]> = folders.iter().copied().collect();
+        let mut at = 0;
+        let mut links = 0;
+        while let Some(part) = rest.pop_front() {
+            match part {
+                b"" | b"." => continue,
+                b".." => {
+                    at = self.nodes[at as usize].parent;
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(next) = self.names.get(&(at, part)).copied() else {
+                let made = self.node(IMPLIED, at, NodeKind::Directory);
+                self.names.insert((at, part), made);
+                at = made;
+                continue;
+            };
+            match self.nodes[next as usize].kind {
+                NodeKind::Directory => at = next,
+                NodeKind::Symlink if links < MOST_LINKS && rest.len() < MOST_COMPONENTS => {
+                    links += 1;
+                    let target = self.ztoc.entry(self.nodes[next as usize].entry as usize).link_target();
+                    for part in target.split(|byte| *byte == b'/').rev() {
+                        rest.push_front(part);
+                    }
+                    if target.starts_with(b"/") {
+                        at = 0;
+                    }
+                }
+                _ if self.nodes[next as usize].whiteout => {
+                    // Hidden below, and given anew here: the real one takes the whiteout's place.
+                    let made = self.node(IMPLIED, at, NodeKind::Directory);
+                    self.names.insert((at, part), made);
+                    at = made;
+                }
+                _ => {
+                    let doing = format!("put {} into {}", text(entry.name()), text(part));
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        format!("{doing}: it is not a directory"),
+                    ));
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    /// Sorts the names, drops what a replaced directory had in it, counts links.
+    fn finish(mut self) -> Built {
+        let base = self.ztoc.as_bytes().as_ptr() as usize;
+        let mut all: Vec<(u32, &[u8], u32)> =
+            self.names.iter().map(|((parent, name), node)| (*parent, *name, *node)).collect();
+        all.sort_unstable();
+        let mut dirents = Vec::with_capacity(all.len());
+        for (parent, name, node) in all {
+            let at = u32::try_from(dirents.len()).expect("not more names than bytes in the ztoc");
+            let children = &mut self.nodes[parent as usize].children;
+            if children.start == children.end {
+                *children = at..at;
+            }
+            children.end += 1;
+            let name = Slice { at: (name.as_ptr() as usize - base) as u32, len: name.len() as u32 };
+            dirents.push(Dirent { parent, name, node });
+        }
+        let mut open = vec![0];
+        self.nodes[0].nlink = 2;
+        while let Some(folder) = open.pop() {
+            let children = self.nodes[folder as usize].children.clone();
+            for dirent in &dirents[children.start as usize..children.end as usize] {
+                debug_assert_eq!(dirent.parent, folder, "children are sorted by their parent");
+                if self.nodes[dirent.node as usize].kind == NodeKind::Directory {
+                    self.nodes[dirent.node as usize].nlink = 2;
+                    self.nodes[folder as usize].nlink += 1;
+                    open.push(dirent.node);
+                } else {
+                    self.nodes[dirent.node as usize].nlink += 1;
+                }
+            }
+        }
+        Built { nodes: self.nodes, dirents }
+    }
+}
+
+/// The components of a path made absolute and cleaned, as an extraction below a root would take them.
+fn clean(path: &[u8]) -> Vec<&[u8]> {
+    let mut components = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(components.pop()),
+            name => components.push(name),
+        }
+    }
+    components
+}
+
+fn text(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).escape_debug().to_string()
+}
