@@ -7,9 +7,9 @@
 //!
 //! A ztoc that a reader could not use, or would misread, is not built: see the refusals in [`refuse`].
 
-use std::io::{Read, Write};
+mod digests;
 
-use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
 
 use crate::codec::gzip_zinfo::Writer;
 use crate::codec::tar_zinfo;
@@ -21,6 +21,7 @@ use crate::toc::{FileEntry, TarReader, XATTR_PREFIX};
 use crate::units::UncompressedOffset;
 use crate::zinfo::{Compression, MAX_OFFSET};
 use crate::ztoc::{MAX_ZTOC_BYTES, Ztoc};
+use digests::Digests;
 
 /// The span size the original tool uses: 4 MiB.
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
@@ -82,16 +83,21 @@ pub fn build(mut reader: impl Read, compression: Compression, options: &Options)
 /// Builds one ztoc. After an error it is spent: more pushes give errors or nonsense, and no panic.
 pub struct Builder {
     options: Options,
-    layer: Sha256,
     compressed_size: u64,
     source: Source,
-    spans: SpanDigests,
+    digests: Digests,
     output: Output,
 }
 
 enum Source {
-    Gzip { scanner: Scanner, checkpoints: Writer },
-    Plain,
+    Gzip {
+        scanner: Scanner,
+        checkpoints: Writer,
+    },
+    /// How much of the open span is still to come.
+    Plain {
+        left: u64,
+    },
 }
 
 impl Builder {
@@ -104,14 +110,13 @@ impl Builder {
             Compression::Gzip => {
                 Source::Gzip { scanner: Scanner::new(options.span_size), checkpoints: Writer::new() }
             }
-            Compression::Uncompressed => Source::Plain,
+            Compression::Uncompressed => Source::Plain { left: 0 },
         };
         Ok(Builder {
             options: options.clone(),
-            layer: Sha256::new(),
             compressed_size: 0,
             source,
-            spans: SpanDigests::default(),
+            digests: Digests::new(),
             output: Output::new(),
         })
     }
@@ -119,10 +124,9 @@ impl Builder {
     /// Goes on with the next bytes of the layer. Every uncompressed byte that they come to is written to
     /// `sink`, in order; `io::sink()` where they are not wanted.
     pub fn push(&mut self, compressed: &[u8], sink: &mut dyn Write) -> Result<(), Error> {
-        self.layer.update(compressed);
         match &mut self.source {
-            Source::Plain => {
-                self.spans.push_plain(compressed, self.options.span_size);
+            Source::Plain { left } => {
+                cut_plain(&mut self.digests, compressed, left, self.options.span_size);
                 self.output.push(compressed, sink)?;
             }
             Source::Gzip { scanner, checkpoints } => {
@@ -130,11 +134,15 @@ impl Builder {
                 let mut hashed = 0;
                 loop {
                     match scanner.advance(&mut input)? {
-                        Step::Output => self.output.push(scanner.take_output(), sink)?,
+                        Step::BufferFull => {
+                            self.output.push(scanner.take_output(), sink)?;
+                            scanner.exchange(|full| self.digests.output(full, Scanner::OUTPUT_START));
+                        }
                         Step::NeedsInput => break,
                         Step::Checkpoint(checkpoint) => {
                             let here = compressed.len() - input.len();
-                            self.spans.cut(&compressed[hashed..here], checkpoint);
+                            self.digests.compressed(&compressed[hashed..here]);
+                            self.digests.cut(checkpoint.bits != 0);
                             hashed = here;
                             check_first(checkpoints.count(), checkpoint)?;
                             checkpoints.push(checkpoint, scanner.window());
@@ -142,7 +150,7 @@ impl Builder {
                         }
                     }
                 }
-                self.spans.push(&compressed[hashed..]);
+                self.digests.compressed(&compressed[hashed..]);
                 self.output.push(scanner.take_output(), sink)?;
             }
         }
@@ -153,22 +161,21 @@ impl Builder {
     /// Ends the layer and makes its ztoc.
     pub fn finish(self, sink: &mut dyn Write) -> Result<Built, Error> {
         let span_size = self.options.span_size;
-        let (compression, checkpoints) = match self.source {
+        let (compression, checkpoints, taken) = match self.source {
             Source::Gzip { scanner, checkpoints } => {
                 scanner.finish()?;
-                (Compression::Gzip, checkpoints.finish(span_size))
+                let taken = self.digests.finish(scanner.output());
+                (Compression::Gzip, checkpoints.finish(span_size), taken)
             }
-            Source::Plain => {
+            Source::Plain { .. } => {
                 plain::spans(self.compressed_size, span_size)
                     .ok_or_else(|| Error::too_large("build ztoc: too many spans"))?;
-                (
-                    Compression::Uncompressed,
-                    tar_zinfo::encode(signed(span_size), signed(self.compressed_size)),
-                )
+                let zinfo = tar_zinfo::encode(signed(span_size), signed(self.compressed_size));
+                (Compression::Uncompressed, zinfo, self.digests.finish(&[]))
             }
         };
         sink.flush().map_err(|error| Error::io("write inflated layer", error))?;
-        let digests = self.spans.finish();
+        let digests = taken.spans;
         let uncompressed_size = self.output.tar.finish()?;
         let content = Content {
             version: VERSION,
@@ -190,8 +197,8 @@ impl Builder {
         let ztoc = refuse(bytes, &self.output.entries)?;
         Ok(Built {
             ztoc,
-            layer_digest: self.layer.finalize().into(),
-            diff_id: self.output.diff_id.finalize().into(),
+            layer_digest: taken.layer,
+            diff_id: taken.diff_id,
             compressed_size: self.compressed_size,
             uncompressed_len: self.output.len,
             has_xattrs: self.output.has_xattrs,
@@ -207,6 +214,20 @@ impl std::fmt::Debug for Builder {
             .field("compressed_size", &self.compressed_size)
             .field("entries", &self.output.entries.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// Cuts a layer that is not compressed into spans, each with its first byte.
+fn cut_plain(digests: &mut Digests, mut bytes: &[u8], left: &mut u64, span_size: u64) {
+    while !bytes.is_empty() {
+        if *left == 0 {
+            digests.cut(false);
+            *left = span_size;
+        }
+        let len = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+        digests.compressed(&bytes[..len]);
+        *left -= len as u64;
+        bytes = &bytes[len..];
     }
 }
 
@@ -250,62 +271,8 @@ fn refuse(bytes: Vec<u8>, entries: &[FileEntry]) -> Result<Vec<u8>, Error> {
     Ok(std::sync::Arc::try_unwrap(shared).unwrap_or_else(|shared| shared.to_vec()))
 }
 
-/// The digests of the spans, as the compressed bytes go by.
-#[derive(Default)]
-struct SpanDigests {
-    /// The span that is open; nothing in front of the first one.
-    open: Option<Sha256>,
-    open_len: u64,
-    /// The last byte seen, in which the next span may begin.
-    last: u8,
-    done: Vec<[u8; 32]>,
-}
-
-impl SpanDigests {
-    fn push(&mut self, bytes: &[u8]) {
-        if let Some(last) = bytes.last() {
-            self.last = *last;
-        }
-        if let Some(open) = &mut self.open {
-            open.update(bytes);
-        }
-    }
-
-    /// Ends a span behind `bytes` and begins the next, a byte earlier if they share it.
-    fn cut(&mut self, bytes: &[u8], checkpoint: Checkpoint) {
-        self.push(bytes);
-        let mut next = Sha256::new();
-        if checkpoint.bits != 0 {
-            next.update([self.last]);
-        }
-        if let Some(done) = self.open.replace(next) {
-            self.done.push(done.finalize().into());
-        }
-    }
-
-    fn push_plain(&mut self, mut bytes: &[u8], span_size: u64) {
-        while !bytes.is_empty() {
-            let open = self.open.get_or_insert_default();
-            let len = usize::try_from(span_size - self.open_len).unwrap_or(usize::MAX).min(bytes.len());
-            open.update(&bytes[..len]);
-            self.open_len += len as u64;
-            bytes = &bytes[len..];
-            if self.open_len == span_size {
-                self.open_len = 0;
-                self.done.extend(self.open.take().map(|done| <[u8; 32]>::from(done.finalize())));
-            }
-        }
-    }
-
-    fn finish(mut self) -> Vec<[u8; 32]> {
-        self.done.extend(self.open.take().map(|done| <[u8; 32]>::from(done.finalize())));
-        self.done
-    }
-}
-
 /// What becomes of the uncompressed bytes.
 struct Output {
-    diff_id: Sha256,
     len: u64,
     tar: TarReader,
     entries: Vec<FileEntry>,
@@ -318,7 +285,6 @@ struct Output {
 impl Output {
     fn new() -> Output {
         Output {
-            diff_id: Sha256::new(),
             len: 0,
             tar: TarReader::new(),
             entries: Vec::new(),
@@ -333,7 +299,6 @@ impl Output {
             return Ok(());
         }
         self.len += bytes.len() as u64;
-        self.diff_id.update(bytes);
         self.tar.push(bytes, &mut |entry| {
             self.encoded_len += encoded_len(&entry);
             self.has_xattrs |= entry.pax.iter().any(|record| record.key.starts_with(XATTR_PREFIX));

@@ -42,8 +42,8 @@ impl Checkpoint {
 
 /// What [`Scanner::advance`] came to.
 pub(crate) enum Step {
-    /// The output buffer is full: take it.
-    Output,
+    /// The output buffer is full: take what is in it, and exchange it.
+    BufferFull,
     /// A checkpoint. Its `input` counts what was consumed up to here.
     Checkpoint(Checkpoint),
     /// All of the input is consumed.
@@ -59,14 +59,18 @@ pub(crate) struct Scanner {
     checkpoints: u64,
     last_output: u64,
     between_members: bool,
-    /// `WINDOW` bytes of history, then the bytes not taken yet, up to `filled`; what was taken stays as
-    /// history until there is no room left.
+    /// [`WINDOW`] bytes of history, then the output up to `filled`, of which the bytes up to `taken` were taken.
     buffer: Vec<u8>,
     taken: usize,
     filled: usize,
+    /// The end of a buffer, while it is exchanged.
+    history: Box<[u8]>,
 }
 
 impl Scanner {
+    /// Where in a buffer the output begins.
+    pub(crate) const OUTPUT_START: usize = WINDOW;
+
     pub(crate) fn new(span_size: u64) -> Scanner {
         Scanner {
             inflater: Inflater::new(Wrapper::Gzip),
@@ -79,6 +83,7 @@ impl Scanner {
             buffer: vec![0; WINDOW + OUTPUT],
             taken: WINDOW,
             filled: WINDOW,
+            history: vec![0; WINDOW].into(),
         }
     }
 
@@ -86,11 +91,7 @@ impl Scanner {
     pub(crate) fn advance(&mut self, input: &mut &[u8]) -> Result<Step, Error> {
         loop {
             if self.filled == self.buffer.len() {
-                if self.taken < self.filled {
-                    return Ok(Step::Output);
-                }
-                self.buffer.copy_within(self.filled - WINDOW.., 0);
-                (self.taken, self.filled) = (WINDOW, WINDOW);
+                return Ok(Step::BufferFull);
             }
             if self.between_members && !input.is_empty() {
                 self.inflater.reset(Wrapper::Gzip);
@@ -152,6 +153,21 @@ impl Scanner {
     pub(crate) fn take_output(&mut self) -> &[u8] {
         let start = mem::replace(&mut self.taken, self.filled);
         &self.buffer[start..self.filled]
+    }
+
+    /// Goes on with another buffer of the same length, which `give` gives for the full one.
+    pub(crate) fn exchange(&mut self, give: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+        let len = self.buffer.len();
+        self.history.copy_from_slice(&self.buffer[self.filled - WINDOW..self.filled]);
+        self.buffer = give(mem::take(&mut self.buffer));
+        self.buffer.resize(len, 0);
+        self.buffer[..WINDOW].copy_from_slice(&self.history);
+        (self.taken, self.filled) = (WINDOW, WINDOW);
+    }
+
+    /// All the output that is in the buffer, taken or not.
+    pub(crate) fn output(&self) -> &[u8] {
+        &self.buffer[WINDOW..self.filled]
     }
 
     /// Makes sure that the input ended where a member ends.

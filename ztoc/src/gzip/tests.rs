@@ -52,7 +52,10 @@ fn scan(layer: &[u8], span_size: u64, piece: usize) -> (Vec<(Checkpoint, Vec<u8>
     for mut input in layer.chunks(piece) {
         loop {
             match scanner.advance(&mut input).unwrap() {
-                Step::Output => output.extend_from_slice(scanner.take_output()),
+                Step::BufferFull => {
+                    output.extend_from_slice(scanner.take_output());
+                    scanner.exchange(|full| vec![0xaa; full.len()]);
+                }
                 Step::Checkpoint(checkpoint) => found.push((checkpoint, scanner.window().to_vec())),
                 Step::NeedsInput => break,
             }
