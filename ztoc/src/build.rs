@@ -13,11 +13,11 @@ use std::io::{Read, Write};
 
 use crate::codec::gzip_zinfo::Writer;
 use crate::codec::tar_zinfo;
-use crate::codec::ztoc::{Content, Row, VERSION, encode, encoded_len};
+use crate::codec::ztoc::{Content, Row, VERSION, VTABLES, encode, encoded_len};
 use crate::error::{Error, ErrorKind};
 use crate::gzip::{Checkpoint, Scanner, Step};
 use crate::plain;
-use crate::toc::{FileEntry, TarReader, XATTR_PREFIX};
+use crate::toc::{Collected, TarReader, XATTR_PREFIX};
 use crate::units::UncompressedOffset;
 use crate::zinfo::{Compression, MAX_OFFSET};
 use crate::ztoc::{MAX_ZTOC_BYTES, Ztoc};
@@ -128,6 +128,8 @@ impl Builder {
             Source::Plain { left } => {
                 cut_plain(&mut self.digests, compressed, left, self.options.span_size);
                 self.output.push(compressed, sink)?;
+                let spans = self.compressed_size / self.options.span_size;
+                self.output.check_len(spans.saturating_mul(ENCODED_DIGEST))?;
             }
             Source::Gzip { scanner, checkpoints } => {
                 let mut input = compressed;
@@ -189,7 +191,7 @@ impl Builder {
             digests: &digests,
             checkpoints: &checkpoints,
         };
-        let fixed = 1024 + content.build_tool.len() as u64 + 100 * digests.len() as u64;
+        let fixed = VTABLES + content.build_tool.len() as u64 + ENCODED_DIGEST * digests.len() as u64;
         self.output.check_len(checkpoints.len() as u64 + fixed)?;
         let capacity = self.output.encoded_len + checkpoints.len() as u64 + fixed;
         let rows = self.output.entries.iter().map(Row::of);
@@ -216,6 +218,9 @@ impl std::fmt::Debug for Builder {
             .finish_non_exhaustive()
     }
 }
+
+/// The bytes of a ztoc that a span digest takes: a string of 71 characters and its place in a vector.
+const ENCODED_DIGEST: u64 = 80;
 
 /// Cuts a layer that is not compressed into spans, each with its first byte.
 fn cut_plain(digests: &mut Digests, mut bytes: &[u8], left: &mut u64, span_size: u64) {
@@ -249,8 +254,8 @@ fn check_first(count: i32, checkpoint: Checkpoint) -> Result<(), Error> {
 /// Opens the ztoc as a reader would, and refuses what a reader would refuse: hard links or directories that
 /// claim a size and so reach into the next member, hard links to other layers. Then what it would misread:
 /// files with holes, and entries whose headers are not where a reader will look for them.
-fn refuse(bytes: Vec<u8>, entries: &[FileEntry]) -> Result<Vec<u8>, Error> {
-    if let Some(sparse) = entries.iter().find(|entry| entry.holes) {
+fn refuse(bytes: Vec<u8>, entries: &Collected) -> Result<Vec<u8>, Error> {
+    if let Some(sparse) = entries.iter().find(|entry| entry.numbers.holes) {
         let name = sparse.name.escape_ascii();
         return Err(Error::unsupported(format!("build ztoc: {name} is a sparse file with holes")));
     }
@@ -259,8 +264,8 @@ fn refuse(bytes: Vec<u8>, entries: &[FileEntry]) -> Result<Vec<u8>, Error> {
     let shared = std::sync::Arc::new(bytes);
     let ztoc = Ztoc::open(shared.clone()).map_err(unusable)?;
     ztoc.check_hard_links().map_err(unusable)?;
-    for (read, written) in ztoc.entries().zip(entries) {
-        if read.header().start != UncompressedOffset(written.header) {
+    for (read, written) in ztoc.entries().zip(entries.iter()) {
+        if read.header().start != UncompressedOffset(written.numbers.header) {
             let name = written.name.escape_ascii();
             return Err(Error::unsupported(format!(
                 "build ztoc: what precedes {name} has a size but no data"
@@ -275,7 +280,7 @@ fn refuse(bytes: Vec<u8>, entries: &[FileEntry]) -> Result<Vec<u8>, Error> {
 struct Output {
     len: u64,
     tar: TarReader,
-    entries: Vec<FileEntry>,
+    entries: Collected,
     /// At most how many bytes of a ztoc the entries become.
     encoded_len: u64,
     has_xattrs: bool,
@@ -287,7 +292,7 @@ impl Output {
         Output {
             len: 0,
             tar: TarReader::new(),
-            entries: Vec::new(),
+            entries: Collected::default(),
             encoded_len: 0,
             has_xattrs: false,
             has_opaque: false,
@@ -303,7 +308,7 @@ impl Output {
             self.encoded_len += encoded_len(&entry);
             self.has_xattrs |= entry.pax.iter().any(|record| record.key.starts_with(XATTR_PREFIX));
             self.has_opaque |= entry.name.ends_with(b".wh..wh..opq");
-            self.entries.push(entry);
+            self.entries.push(&entry);
             Ok(())
         })?;
         self.check_len(0)?;
@@ -312,7 +317,7 @@ impl Output {
 
     /// Makes sure that the entries and `more` bytes fit into a ztoc.
     fn check_len(&self, more: u64) -> Result<(), Error> {
-        if self.encoded_len + more > MAX_ZTOC_BYTES {
+        if self.encoded_len.saturating_add(more) > MAX_ZTOC_BYTES {
             return Err(Error::too_large("build ztoc: larger than a ztoc can be"));
         }
         Ok(())

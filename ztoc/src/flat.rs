@@ -77,9 +77,10 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A string, or a vector of bytes; empty when absent.
+    /// A string, or a vector of bytes; empty when absent. Always a part of the bytes that are read, so that its
+    /// place in them can be told.
     pub(crate) fn bytes(&self, slot: usize) -> Option<&'a [u8]> {
-        self.target(slot)?.map_or(Some(&[]), |at| bytes_at(self.bytes, at))
+        self.target(slot)?.map_or(self.bytes.get(..0), |at| bytes_at(self.bytes, at))
     }
 
     /// A table; `Some(None)` when absent.

@@ -6,6 +6,7 @@
 //! same bytes: V7, USTAR, STAR and GNU headers, PAX records, GNU long names, and the PAX forms of GNU sparse
 //! files. Contents of files are stepped over. It holds one member at a time, at most about a mebibyte of it.
 
+mod collected;
 mod header;
 mod pax;
 mod sparse;
@@ -16,6 +17,7 @@ use std::mem;
 use crate::error::Error;
 use header::{Header, Kind};
 
+pub(crate) use collected::{Collected, CollectedEntry};
 pub(crate) use pax::{Record, XATTR_PREFIX};
 pub use time::MTime;
 

@@ -12,7 +12,7 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, TableFinishedWIPOffset, Ve
 use super::{gzip_zinfo, slot, tar_zinfo};
 use crate::error::Error;
 use crate::flat::{Table, Vector as FlatVector};
-use crate::toc::{BLOCK, EntryKind, FileEntry, Record};
+use crate::toc::{BLOCK, CollectedEntry, EntryKind, FileEntry};
 use crate::zinfo::{Compression, MAX_OFFSET, SpanTable, Stated};
 use crate::ztoc::{Bytes, MAX_ZTOC_BYTES, Parts, Windows, Ztoc, fields};
 
@@ -45,38 +45,50 @@ pub(crate) struct Row<'a> {
     pub(crate) gname: &'a [u8],
     pub(crate) mod_time: String,
     pub(crate) device: (i64, i64),
-    pub(crate) pax: &'a [Record],
+    pub(crate) pax: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Row<'a> {
-    pub(crate) fn of(entry: &'a FileEntry) -> Row<'a> {
+    pub(crate) fn of(entry: CollectedEntry<'a>) -> Row<'a> {
         Row {
-            name: &entry.name,
-            kind: entry.kind.as_str(),
+            name: entry.name,
+            kind: entry.numbers.kind.as_str(),
             // a stream of 2^63 bytes does not come by
-            offset: i64::try_from(entry.offset).unwrap_or(i64::MAX),
-            size: entry.size,
-            link: &entry.link,
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            uname: &entry.uname,
-            gname: &entry.gname,
-            mod_time: entry.mtime.to_text(),
-            device: entry.device,
-            pax: &entry.pax,
+            offset: i64::try_from(entry.numbers.offset).unwrap_or(i64::MAX),
+            size: entry.numbers.size,
+            link: entry.link,
+            mode: entry.numbers.mode,
+            uid: entry.numbers.uid,
+            gid: entry.numbers.gid,
+            uname: entry.uname,
+            gname: entry.gname,
+            mod_time: entry.numbers.mtime.to_text(),
+            device: entry.numbers.device,
+            pax: entry.records,
         }
     }
 }
 
-/// At most how many bytes of a ztoc an entry becomes.
+/// How many bytes of a ztoc an entry becomes, at most, and hardly less. Vtables are not counted: entries share
+/// them, and there are few (see [`VTABLES`]).
 pub(crate) fn encoded_len(entry: &FileEntry) -> u64 {
-    // strings: length, NUL, padding; a table with its vtable, a place in a vector
-    let string = |bytes: &[u8]| bytes.len() as u64 + 8;
-    let pax: u64 = entry.pax.iter().map(|record| string(&record.key) + string(&record.value) + 16).sum();
-    let strings = [&entry.name, &entry.link, &entry.uname, &entry.gname];
-    strings.iter().map(|bytes| string(bytes)).sum::<u64>() + pax + 200
+    // a length, the bytes, a NUL, padding
+    let string = |len: usize| (4 + len + 1).next_multiple_of(4) as u64;
+    // an offset in the table or the vector, besides
+    let strings = [&entry.name, &entry.link, &entry.uname, &entry.gname].map(|bytes| 4 + string(bytes.len()));
+    let fixed = [entry.kind.as_str().len(), LONGEST_TIME].map(|len| 4 + string(len));
+    let records = entry.pax.iter().map(|record| 16 + string(record.key.len()) + string(record.value.len()));
+    let numbers =
+        [entry.size, entry.mode, entry.device.0, entry.device.1].iter().filter(|n| **n != 0).count();
+    let table = 4 + 8 + 8 * numbers as u64 + 8 + 3 * 4; // vtable, offset, numbers, owner and group, padding
+    let vectors = 4 + 4 + 4; // of the records, and a place in that of the entries
+    strings.iter().chain(&fixed).sum::<u64>() + records.sum::<u64>() + table + vectors
 }
+
+const LONGEST_TIME: usize = "2006-01-02T15:04:05.999999999Z".len();
+
+/// Room for every vtable there can be: which of seven numbers are there, and how they are padded.
+pub(crate) const VTABLES: u64 = 16 * 1024;
 
 /// Writes a ztoc. The rows come in archive order and are asked for from the last to the first. `capacity` is a
 /// guess at the length; it has no influence on the bytes. The caller has made sure that they fit into
@@ -124,6 +136,7 @@ pub(crate) fn encode<'a>(
     // in place: a copy would double the memory at the peak
     let (mut bytes, start) = fbb.collapse();
     bytes.drain(..start);
+    bytes.shrink_to_fit();
     bytes
 }
 
@@ -142,9 +155,9 @@ fn encode_row(fbb: &mut FlatBufferBuilder<'_>, row: &Row<'_>) -> Finished {
     let records: Vec<Finished> = row
         .pax
         .iter()
-        .map(|record| {
-            let key = fbb.create_byte_string(&record.key);
-            let value = fbb.create_byte_string(&record.value);
+        .map(|(key, value)| {
+            let key = fbb.create_byte_string(key);
+            let value = fbb.create_byte_string(value);
             let table = fbb.start_table();
             fbb.push_slot_always(slot(0), key);
             fbb.push_slot_always(slot(1), value);
@@ -352,7 +365,7 @@ mod tests {
             gname: b"",
             mod_time: "0001-01-01T00:00:00Z".to_owned(),
             device: (0, 0),
-            pax: &[],
+            pax: Vec::new(),
         };
         let content = Content {
             version: VERSION,

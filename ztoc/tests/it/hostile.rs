@@ -89,9 +89,10 @@ fn every_structured_byte_of_a_ztoc_changed() {
     for layer in &*LAYERS {
         assert!(open(layer.ztoc.clone(), &layer.bytes).unwrap() > 0);
         for at in structured(&layer.ztoc) {
-            for change in [0x01, 0x80, 0xff] {
+            let was = layer.ztoc[at];
+            for now in [was ^ 0x01, was ^ 0x80, was ^ 0xff, 0] {
                 let mut bytes = layer.ztoc.clone();
-                bytes[at] ^= change;
+                bytes[at] = now;
                 match open(bytes, &layer.bytes) {
                     Some(_) => opened += 1,
                     None => refused += 1,

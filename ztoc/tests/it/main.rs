@@ -6,3 +6,4 @@ mod golden;
 mod hostile;
 mod layers;
 mod roundtrip;
+mod unusual;

@@ -1,0 +1,104 @@
+//! The entries of a tar while a ztoc is being built: numbers in one vector, text in another, so that a layer of
+//! several hundred thousand files costs tens of mebibytes and not hundreds.
+
+use super::{EntryKind, FileEntry, MTime};
+
+/// All entries so far, in archive order.
+#[derive(Default)]
+pub(crate) struct Collected {
+    rows: Vec<Row>,
+    text: Vec<u8>,
+}
+
+struct Row {
+    numbers: Numbers,
+    /// Where in the text its name begins; link, user, group and records follow.
+    text: usize,
+    name: u32,
+    link: u32,
+    uname: u32,
+    gname: u32,
+    records: u32,
+}
+
+/// What of an entry is not text.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers {
+    pub(crate) header: u64,
+    pub(crate) offset: u64,
+    pub(crate) size: i64,
+    pub(crate) mode: i64,
+    pub(crate) mtime: MTime,
+    pub(crate) device: (i64, i64),
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) kind: EntryKind,
+    pub(crate) holes: bool,
+}
+
+/// One entry.
+pub(crate) struct CollectedEntry<'a> {
+    pub(crate) numbers: Numbers,
+    pub(crate) name: &'a [u8],
+    pub(crate) link: &'a [u8],
+    pub(crate) uname: &'a [u8],
+    pub(crate) gname: &'a [u8],
+    pub(crate) records: Vec<(&'a [u8], &'a [u8])>,
+}
+
+impl Collected {
+    /// Texts of an entry are at most a few mebibytes each, see `TarReader`; so lengths are `u32`.
+    pub(crate) fn push(&mut self, entry: &FileEntry) {
+        let text = self.text.len();
+        let mut add = |part: &[u8]| {
+            self.text.extend_from_slice(part);
+            part.len() as u32
+        };
+        let [name, link, uname, gname] =
+            [&entry.name, &entry.link, &entry.uname, &entry.gname].map(|s| add(s));
+        for record in &entry.pax {
+            add(&(record.key.len() as u32).to_le_bytes());
+            add(&(record.value.len() as u32).to_le_bytes());
+            add(&record.key);
+            add(&record.value);
+        }
+        let numbers = Numbers {
+            header: entry.header,
+            offset: entry.offset,
+            size: entry.size,
+            mode: entry.mode,
+            mtime: entry.mtime,
+            device: entry.device,
+            uid: entry.uid,
+            gid: entry.gid,
+            kind: entry.kind,
+            holes: entry.holes,
+        };
+        let records = entry.pax.len() as u32;
+        self.rows.push(Row { numbers, text, name, link, uname, gname, records });
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The entries, in archive order.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = CollectedEntry<'_>> {
+        self.rows.iter().map(|row| {
+            let mut rest = &self.text[row.text..];
+            let mut part = |len: u32| {
+                let (part, after) = rest.split_at(len as usize);
+                rest = after;
+                part
+            };
+            let [name, link, uname, gname] = [row.name, row.link, row.uname, row.gname].map(&mut part);
+            let mut record = |_| {
+                let mut len = || u32::from_le_bytes(part(4).try_into().expect("four bytes"));
+                let (key, value) = (len(), len());
+                (part(key), part(value))
+            };
+            let records = (0..row.records).map(&mut record).collect();
+            CollectedEntry { numbers: row.numbers, name, link, uname, gname, records }
+        })
+    }
+}
