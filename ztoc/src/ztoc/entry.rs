@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::{Ztoc, fields};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::flat::{Table, Vector};
 use crate::toc::{BLOCK, EntryKind, FileEntry, MTime, TarReader, XATTR_PREFIX};
 use crate::units::UncompressedOffset;
@@ -147,10 +147,12 @@ impl<'a> Entry<'a> {
     pub fn verify_header(&self, header_area: &[u8]) -> Result<(), Error> {
         let mut found = None;
         let mut reader = TarReader::new();
-        reader.push(header_area, &mut |entry| {
+        let read = reader.push(header_area, &mut |entry| {
             found = Some(entry);
             Ok(())
-        })?;
+        });
+        // whatever it is, it is not what the toc says
+        read.map_err(|error| error.within(ErrorKind::Corrupt, "compare tar header"))?;
         let differs = match found {
             // data follows the headers: anything else is a second member, or a part of one
             Some(entry) if entry.offset == header_area.len() as u64 => self.difference(&entry),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 use super::Ztoc;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::gzip::{self, Until, WINDOW};
 use crate::units::{self, CompressedOffset, SpanId, UncompressedOffset};
 use crate::zinfo::Compression;
@@ -32,7 +32,8 @@ impl Ztoc {
         Ok(())
     }
 
-    /// Verifies a span and inflates it: exactly the bytes of its uncompressed range, to the end of `out`.
+    /// Verifies a span and inflates it: exactly the bytes of its uncompressed range, to the end of `out`. After
+    /// an error `out` is as it was.
     pub fn inflate_span(&self, span: SpanId, compressed: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         self.verify_span(span, compressed)?;
         let len = units::length(&self.spans().uncompressed(span));
@@ -41,7 +42,7 @@ impl Ztoc {
 
     /// Like [`Ztoc::inflate_span`] for the last span, but goes on to the end of the layer: behind the tar's
     /// end marker there may be padding, which is no file's but belongs to what a diff ID is the digest of. At
-    /// most `limit` bytes of it, else `TooLarge`. All spans before, and this, are the whole tar stream.
+    /// most `limit` bytes of it, else [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge). All spans before, and this, are the whole tar stream.
     pub fn inflate_last_span_with_tail(
         &self,
         compressed: &[u8],
@@ -57,6 +58,7 @@ impl Ztoc {
         let len = units::length(&self.spans().uncompressed(last));
         self.inflate(last, compressed, Until::End { limit: len.saturating_add(limit) }, out)?;
         if ((out.len() - before) as u64) < len {
+            out.truncate(before);
             return Err(Error::corrupt("inflate span: the stream ends early"));
         }
         Ok(())
@@ -102,7 +104,7 @@ impl Ztoc {
     }
 
     fn inflate(&self, span: SpanId, compressed: &[u8], until: Until, out: &mut Vec<u8>) -> Result<(), Error> {
-        let within = |error: Error| error.within(ErrorKind::Corrupt, format!("inflate span {span}"));
+        let before = out.len();
         match self.compression() {
             Compression::Uncompressed => copy(compressed, until, out),
             Compression::Gzip => {
@@ -115,9 +117,10 @@ impl Ztoc {
                 gzip::resume(checkpoint, self.window(span)?, compressed, until, out)
             }
         }
-        .map_err(|error| match error.kind() {
-            ErrorKind::Corrupt => within(error),
-            _ => error,
+        .map_err(|error| {
+            out.truncate(before);
+            let kind = error.kind();
+            error.within(kind, format!("inflate span {span}"))
         })
     }
 
