@@ -1,1 +1,28 @@
-//! (skeleton)
+//! An image's SOCI index: find it, build it, convert an image with it.
+//!
+//! [`convert`] reads an image from one store and writes it, with an index for each platform, to another;
+//! [`locate`] finds the index of an image that has one. What an index *is* stands in [`manifest`]: a small
+//! manifest that names, for each layer, its ztoc. The formats are those of the Go tools, digest for digest; the
+//! one place where we differ on purpose is told in [`rewrite`].
+//!
+//! Nothing here knows where a store lives or who asks; this crate prints nothing and keeps nothing.
+//!
+//! The modules stand in the order in which a conversion meets them; imports point down the list.
+
+pub mod convert;
+
+pub mod build;
+
+pub mod locate;
+
+pub mod rewrite;
+
+pub mod manifest;
+
+pub mod error;
+
+pub use build::{BuildOptions, LayerReport, Outcome, Skip, XattrOptimization};
+pub use convert::{ConvertOptions, Platforms, Report, Route, convert};
+pub use error::{Error, ErrorKind};
+pub use locate::{Sources, locate};
+pub use manifest::{SociIndex, Version};

@@ -84,6 +84,11 @@ impl Error {
         self.kind
     }
 
+    /// Kind, phrase and cause, for another crate's error type to take over.
+    pub fn into_parts(self) -> (ErrorKind, String, Option<Box<dyn StdError + Send + Sync>>) {
+        (self.kind, self.doing, self.source)
+    }
+
     /// The bare phrase.
     pub fn doing(&self) -> &str {
         &self.doing

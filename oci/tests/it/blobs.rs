@@ -7,7 +7,7 @@ use oci::{Blob, Digest, Error, ErrorKind};
 use crate::{repository, told};
 
 fn content() -> Vec<u8> {
-    (0..200_000_u32).flat_map(|i| i.to_le_bytes()).collect()
+    (0..200_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
 async fn range(blob: &dyn Blob, range: std::ops::Range<u64>) -> Result<Vec<u8>, Error> {

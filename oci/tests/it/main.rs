@@ -1,5 +1,8 @@
 //! The registry client against a registry in this process; Docker's configuration; the documents' bytes.
 
+// In a test an unwrap is an assertion; clippy sees that only in plain `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 mod blobs;
 mod credentials;
 mod documents;

@@ -1,0 +1,125 @@
+//! Old image index and new SOCI indexes in, new image index out; pure. Every manifest that was read is written
+//! again in canonical form, with the names of the OCI types, and those that got an index point to it; the index's
+//! descriptor points back. The same input gives the same bytes, and those are the Go tool's, but for this:
+//!
+//! - The Go tool drops the annotations of attestation descriptors, and with them what they attest. Here they
+//!   stay, and point to the image manifest under its new digest.
+//! - The Go tool also rewrites the SOCI indexes already there, into nothing useful, before it replaces them; and
+//!   fails when one is not replaced. Here they are left alone until replaced.
+
+use std::collections::BTreeMap;
+
+use oci::image::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
+use oci::{Descriptor, Digest, Index, Manifest, Platform, canonical_json};
+
+use crate::manifest::{ARTIFACT_V2, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST};
+
+/// Annotations that tie an attestation to its image begin so.
+const ATTESTATION_PREFIX: &str = "vnd.docker.reference.";
+/// Of these, the one that holds the image manifest's digest.
+const ATTESTATION_DIGEST: &str = "vnd.docker.reference.digest";
+
+/// A SOCI index made for one image manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewIndex {
+    /// the image manifest it was made for, by its digest before the rewriting
+    pub image: Digest,
+    /// the platform as it was asked for
+    pub platform: Platform,
+    /// the index's own bytes
+    pub bytes: Vec<u8>,
+}
+
+/// Everything to be written, in that order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewritten {
+    /// the image manifests, each once
+    pub manifests: Vec<(Descriptor, Vec<u8>)>,
+    /// the image index, last
+    pub index: (Descriptor, Vec<u8>),
+}
+
+/// The image index to work on where the source is one manifest.
+pub fn index_of_one(target: &Descriptor, platform: Platform) -> Index {
+    let mut entry = target.clone();
+    entry.platform = Some(platform);
+    Index {
+        schema_version: 2,
+        media_type: OCI_INDEX.to_owned(),
+        artifact_type: String::new(),
+        manifests: Some(vec![entry]),
+        subject: None,
+        annotations: BTreeMap::new(),
+    }
+}
+
+/// Whether an entry of an image index is a SOCI index (v2).
+pub fn is_soci_index(entry: &Descriptor) -> bool {
+    entry.artifact_type == ARTIFACT_V2
+}
+
+/// Rewrites `index`. `manifests` holds, by digest, the manifests of the entries that were there to be read;
+/// entries without one stay as they are. `built` is in the order of the platforms.
+pub fn rewrite(mut index: Index, manifests: &BTreeMap<Digest, Manifest>, built: &[NewIndex]) -> Rewritten {
+    let mut renamed = BTreeMap::new();
+    let mut written = Vec::new();
+    let mut entries = index.manifests.take().unwrap_or_default();
+    for entry in entries.iter_mut().filter(|entry| !is_soci_index(entry)) {
+        let Some(manifest) = manifests.get(&entry.digest) else { continue };
+        let soci = built.iter().rev().find(|new| new.image == entry.digest);
+        let (bytes, annotations) = rewrite_manifest(manifest.clone(), soci);
+        let new = Descriptor::of(OCI_MANIFEST, &bytes);
+        if renamed.insert(entry.digest, new.digest).is_none() {
+            written.push((new.clone(), bytes));
+        }
+        entry.annotations.retain(|key, _| key.starts_with(ATTESTATION_PREFIX));
+        entry.annotations.extend(annotations);
+        (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
+    }
+    for entry in &mut entries {
+        let key = if is_soci_index(entry) { IMAGE_MANIFEST_DIGEST } else { ATTESTATION_DIGEST };
+        if let Some(value) = entry.annotations.get_mut(key)
+            && let Some(new) = value.parse().ok().and_then(|old: Digest| renamed.get(&old))
+        {
+            *value = new.to_string();
+        }
+    }
+    for new in built {
+        place(&mut entries, describe(new, &renamed));
+    }
+    index.media_type = OCI_INDEX.to_owned();
+    index.manifests = Some(entries);
+    let bytes = canonical_json(&index);
+    Rewritten { manifests: written, index: (Descriptor::of(OCI_INDEX, &bytes), bytes) }
+}
+
+fn rewrite_manifest(mut manifest: Manifest, soci: Option<&NewIndex>) -> (Vec<u8>, BTreeMap<String, String>) {
+    manifest.media_type = OCI_MANIFEST.to_owned();
+    manifest.config.media_type = OCI_CONFIG.to_owned();
+    if let Some(soci) = soci {
+        let digest = Digest::sha256(&soci.bytes).to_string();
+        manifest.annotations.insert(INDEX_DIGEST.to_owned(), digest);
+    }
+    (canonical_json(&manifest), manifest.annotations)
+}
+
+fn describe(new: &NewIndex, renamed: &BTreeMap<Digest, Digest>) -> Descriptor {
+    let image = renamed.get(&new.image).unwrap_or(&new.image);
+    let mut descriptor = Descriptor::of(OCI_MANIFEST, &new.bytes);
+    descriptor.annotations.insert(IMAGE_MANIFEST_DIGEST.to_owned(), image.to_string());
+    descriptor.platform = Some(new.platform.clone());
+    descriptor.artifact_type = ARTIFACT_V2.to_owned();
+    descriptor
+}
+
+/// In the place of the index of the same platform, else at the end.
+fn place(entries: &mut Vec<Descriptor>, new: Descriptor) {
+    let same = |entry: &&mut Descriptor| {
+        let platforms = entry.platform.as_ref().zip(new.platform.as_ref());
+        is_soci_index(entry) && platforms.is_some_and(|(a, b)| a.matches(b))
+    };
+    match entries.iter_mut().find(same) {
+        Some(entry) => *entry = new,
+        None => entries.push(new),
+    }
+}

@@ -1,0 +1,10 @@
+//! Conversions between stores in memory and registries in process; reading indexes.
+
+// In a test an unwrap is an assertion; clippy sees that only in plain `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
+mod convert;
+mod images;
+mod locate;
+mod manifest;
+mod registries;
