@@ -1,1 +1,36 @@
-//! (skeleton)
+//! The daemon: containerd's snapshot verbs over gRPC, and the place where the parts are wired together.
+//!
+//! containerd calls `service`, which hands plain values to `snapshotter`. There a Prepare is decided: `labels`
+//! says which layer it is about, `plan` what to do with it, `images` finds the image's index, `layers` opens
+//! and shows the layer, `store` remembers, `overlay` makes the mounts. Every outcome that is not a lazily
+//! loaded layer is a [`Reason`]. Modules are listed in the order in which a request meets them; imports point
+//! down the list.
+
+mod args;
+mod daemon;
+mod service;
+mod snapshotter;
+mod plan;
+mod images;
+mod layers;
+mod overlay;
+mod store;
+mod labels;
+mod containerd;
+mod config;
+mod telemetry;
+mod reason;
+mod error;
+
+pub use args::{Args, DEFAULT_CONFIG};
+pub use config::Config;
+pub use daemon::run;
+pub use error::{Error, ErrorKind};
+pub use reason::Reason;
+pub use telemetry::start as start_logging;
+
+/// The commit this was built from, where the build said so (`SOCI_REVISION`).
+pub const REVISION: &str = match option_env!("SOCI_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

@@ -1,0 +1,214 @@
+//! The file as written becomes the values in force.
+//!
+//! Every key of the reference daemon is accepted. Keys that mean nothing here are named once in the log, and
+//! so are keys that nobody knows, so that a typo is not a silent default.
+
+use std::{fs, io, path::Path, path::PathBuf, time::Duration};
+
+use layerfs::Limits;
+use toml::{Table, Value};
+
+/// What the daemon runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// containerd's own socket, asked for manifests it already has.
+    pub containerd_address: PathBuf,
+    /// Layers below this many compressed bytes are not lazy.
+    pub min_layer_size: u64,
+    /// Look for a v2 index through the image manifest's annotation.
+    pub v2: bool,
+    /// Look for a v1 index among the referrers of the image manifest.
+    pub v1: bool,
+    /// Bring in the background what nobody has asked for.
+    pub fill: bool,
+    /// Uncompressed bytes of spans to keep on disk; `None` = no limit.
+    pub max_bytes: Option<u64>,
+    /// Limits of the fetch engine.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            containerd_address: "/run/containerd/containerd.sock".into(),
+            min_layer_size: 0,
+            v2: true,
+            v1: false,
+            fill: true,
+            max_bytes: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Keys of the reference daemon that have no meaning here.
+const IGNORED: &[&str] = &[
+    "http_cache_type",
+    "filesystem_cache_type",
+    "resolve_result_entry",
+    "debug",
+    "disable_verification",
+    "max_concurrency",
+    "no_prometheus",
+    "mount_timeout_sec",
+    "fuse_metrics_emit_wait_duration_sec",
+    "metrics_address",
+    "metrics_network",
+    "debug_address",
+    "metadata_store",
+    "metadata_db_no_sync",
+    "metadata_insertion_chunk_size",
+    "skip_check_snapshotter_supported",
+    "http",
+    "blob",
+    "directory_cache",
+    "fuse",
+    "background_fetch",
+    "content_store.type",
+    "prefetch",
+    "pull_modes.parallel_pull_unpack",
+    "kubeconfig_keychain",
+    "cri_keychain",
+    "resolver",
+    "snapshotter.allow_invalid_mounts_on_restart",
+];
+
+impl Config {
+    /// Reads a file. Only the default path may be missing.
+    ///
+    /// # Errors
+    /// A sentence for the user: what is wrong, where.
+    pub fn load(path: &Path, must_exist: bool) -> Result<(Self, Vec<String>), String> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(Default::default()),
+            Err(e) => return Err(format!("read config {}: {e}", path.display())),
+        };
+        Self::parse(&text).map_err(|e| format!("read config {}: {e}", path.display()))
+    }
+
+    /// The values in force, and a remark for each key that has no effect.
+    ///
+    /// # Errors
+    /// For text that is not TOML, and for values of the wrong type or out of range.
+    pub fn parse(text: &str) -> Result<(Self, Vec<String>), String> {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
+        let mut config = Self::default();
+        let mut remarks = Vec::new();
+        config.take("", &table, &mut remarks)?;
+        Ok((config, remarks))
+    }
+
+    fn take(&mut self, prefix: &str, table: &Table, remarks: &mut Vec<String>) -> Result<(), String> {
+        for (name, value) in table {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            if self.set(&key, value)? {
+                continue;
+            }
+            let ignored = IGNORED.iter().any(|known| key == *known || key.starts_with(&format!("{known}.")));
+            match value {
+                _ if ignored => remarks.push(format!("{key} has no effect in this implementation")),
+                Value::Table(table) => self.take(&key, table, remarks)?,
+                _ => remarks.push(format!("{key} is not a key of the configuration")),
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &Value) -> Result<bool, String> {
+        match key {
+            "content_store.containerd_address" => {
+                let address = string(key, value)?;
+                self.containerd_address = address.strip_prefix("unix://").unwrap_or(address).into();
+            }
+            "snapshotter.min_layer_size" => self.min_layer_size = number(key, value)?,
+            "pull_modes.soci_v1.enable" => self.v1 = boolean(key, value)?,
+            "pull_modes.soci_v2.enable" => self.v2 = boolean(key, value)?,
+            "background_fetch.disable" => self.fill = !boolean(key, value)?,
+            "fill.enable" => self.fill = boolean(key, value)?,
+            "span_store.max_bytes" => self.max_bytes = Some(number(key, value)?).filter(|bytes| *bytes > 0),
+            "fetch.max_bytes_in_flight" => self.limits.max_bytes_in_flight = number(key, value)?.max(1),
+            "fetch.max_requests" => {
+                self.limits.max_requests =
+                    usize::try_from(number(key, value)?.clamp(1, 1024)).unwrap_or(1024);
+            }
+            "fetch.read_timeout_sec" => self.limits.read_timeout = Duration::from_secs(number(key, value)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+fn string<'a>(key: &str, value: &'a Value) -> Result<&'a str, String> {
+    value.as_str().ok_or_else(|| format!("{key} must be a string"))
+}
+
+fn number(key: &str, value: &Value) -> Result<u64, String> {
+    let number = value.as_integer().and_then(|number| u64::try_from(number).ok());
+    number.ok_or_else(|| format!("{key} must be a whole number of at least 0"))
+}
+
+fn boolean(key: &str, value: &Value) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("{key} must be true or false"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_force_and_remarks_about_the_others() {
+        let text = r#"
+            debug = true
+            bogus = 1
+            [content_store]
+            type = "containerd"
+            containerd_address = "unix:///run/c.sock"
+            [pull_modes.soci_v1]
+            enable = true
+            [http]
+            MaxRetries = 3
+            [span_store]
+            max_bytes = 1024
+            [fetch]
+            read_timeout_sec = 7
+            typo = 2
+        "#;
+        let (config, remarks) = Config::parse(text).unwrap();
+        assert_eq!(config.containerd_address, PathBuf::from("/run/c.sock"));
+        assert!(config.v1 && config.v2 && config.fill);
+        assert_eq!(config.max_bytes, Some(1024));
+        assert_eq!(config.limits.read_timeout, Duration::from_secs(7));
+        let expected = [
+            "debug has no effect in this implementation",
+            "bogus is not a key of the configuration",
+            "content_store.type has no effect in this implementation",
+            "http has no effect in this implementation",
+            "fetch.typo is not a key of the configuration",
+        ];
+        for remark in expected {
+            assert!(remarks.iter().any(|found| found == remark), "{remark}: {remarks:?}");
+        }
+        assert_eq!(remarks.len(), expected.len());
+    }
+
+    #[test]
+    fn wrong_types_are_named() {
+        for (text, expected) in [
+            ("[span_store]\nmax_bytes = -1", "span_store.max_bytes must be a whole number"),
+            ("[fill]\nenable = 1", "fill.enable must be true or false"),
+            ("[content_store]\ncontainerd_address = 5", "containerd_address must be a string"),
+            ("[fill", ""),
+        ] {
+            let error = Config::parse(text).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_the_default_file_may_be_missing() {
+        let missing = Path::new("/nonexistent/config.toml");
+        assert!(Config::load(missing, false).is_ok());
+        assert!(Config::load(missing, true).unwrap_err().contains("/nonexistent/config.toml"));
+    }
+}

@@ -1,0 +1,161 @@
+//! One image's index, looked up once, whoever asks first, and shared by its layers.
+//!
+//! A lookup is a task of its own: it does not die with the client that happened to ask first. What it found is
+//! kept for a while, what it did not find for seconds, so that an index pushed later is found later.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, future::BoxFuture, future::Shared};
+use oci::{Client, Credentials, Digest, Manifest, Reference, Registry};
+
+use crate::{
+    containerd::Containerd,
+    labels::LayerRequest,
+    plan::{Contents, Modes},
+    reason::Reason,
+};
+
+const KEEP_FOUND: Duration = Duration::from_secs(600);
+const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
+/// Images pulled at the same time on one node, generously.
+const MOST: usize = 256;
+
+/// An image with an index.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) registry: Registry,
+    pub(crate) contents: Contents,
+}
+
+type Answer = Result<Arc<Image>, (Reason, String)>;
+
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct Key {
+    registry: String,
+    repository: String,
+    manifest: Digest,
+    index: Option<Digest>,
+}
+
+struct Entry {
+    since: Instant,
+    answer: Shared<BoxFuture<'static, Answer>>,
+}
+
+impl Entry {
+    fn is_fresh(&self) -> bool {
+        let age = self.since.elapsed();
+        match self.answer.peek() {
+            None => true,
+            Some(Ok(_)) => age < KEEP_FOUND,
+            Some(Err(_)) => age < KEEP_NOT_FOUND,
+        }
+    }
+}
+
+/// All images asked for lately.
+pub(crate) struct Images {
+    lookup: Arc<Lookup>,
+    /// Never held across an await.
+    known: Mutex<HashMap<Key, Entry>>,
+}
+
+struct Lookup {
+    client: Client,
+    credentials: Arc<dyn Credentials>,
+    containerd: Containerd,
+    modes: Modes,
+}
+
+impl Images {
+    pub(crate) fn new(
+        client: Client,
+        credentials: Arc<dyn Credentials>,
+        containerd: Containerd,
+        modes: Modes,
+    ) -> Self {
+        let lookup = Arc::new(Lookup { client, credentials, containerd, modes });
+        Self { lookup, known: Mutex::default() }
+    }
+
+    /// The repository that an image reference names.
+    pub(crate) fn registry(&self, image: &Reference) -> Result<Registry, oci::Error> {
+        self.lookup.registry(image)
+    }
+
+    /// The image that `request` is about, with its index.
+    pub(crate) async fn image(&self, namespace: &str, request: &LayerRequest) -> Answer {
+        let key = Key {
+            registry: request.image.registry().to_owned(),
+            repository: request.image.repository().to_owned(),
+            manifest: request.manifest.clone(),
+            index: request.index.clone(),
+        };
+        let answer = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.retain(|_, entry| entry.is_fresh());
+            if known.len() >= MOST {
+                let oldest = known.iter().min_by_key(|(_, entry)| entry.since).map(|(key, _)| key.clone());
+                oldest.map(|key| known.remove(&key));
+            }
+            let start = || {
+                let (lookup, namespace, request) =
+                    (self.lookup.clone(), namespace.to_owned(), request.clone());
+                let task = tokio::spawn(async move { lookup.image(&namespace, &request).await });
+                let answer = task.map(|joined| {
+                    joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string()))).map(Arc::new)
+                });
+                Entry { since: Instant::now(), answer: answer.boxed().shared() }
+            };
+            known.entry(key).or_insert_with(start).answer.clone()
+        };
+        answer.await
+    }
+}
+
+impl Lookup {
+    fn registry(&self, image: &Reference) -> Result<Registry, oci::Error> {
+        Registry::new(&self.client, image, self.credentials.clone())
+    }
+
+    async fn image(&self, namespace: &str, request: &LayerRequest) -> Result<Image, (Reason, String)> {
+        let registry = self.registry(&request.image).map_err(|e| (Reason::NoLabels, e.to_string()))?;
+        let bytes = match self.containerd.content(namespace, &request.manifest).await {
+            Some(bytes) => bytes,
+            None => {
+                let fetched = registry.manifest(&request.manifest.to_string()).await;
+                fetched.map_err(|e| (Reason::of_registry(&e, Reason::IndexInvalid), e.to_string()))?.1
+            }
+        };
+        let manifest = Manifest::parse(&bytes, "read image manifest")
+            .map_err(|e| (Reason::IndexInvalid, e.to_string()))?;
+        let ask = |open: bool| if open { index::Source::Ask } else { index::Source::Skip };
+        let sources = index::Sources {
+            explicit: request.index.clone(),
+            annotation: ask(self.modes.v2),
+            referrers: ask(self.modes.v1),
+        };
+        let found = index::locate(&registry, &request.manifest, Some(&bytes), &sources).await;
+        let index = match found {
+            Ok(Some(index)) => index,
+            Ok(None) => return Err((Reason::NoIndex, "no valid SOCI index found".into())),
+            Err(e) => return Err((reason_of_index(&e), format!("no valid SOCI index found: {e}"))),
+        };
+        let layers = manifest.layers().iter().map(|layer| (layer.digest.clone(), layer.clone())).collect();
+        let ztocs = index.ztocs.into_iter().collect();
+        tracing::info!(digest = %index.digest, image = %request.image, "fetching SOCI artifacts using index descriptor");
+        Ok(Image { registry, contents: Contents { layers, ztocs } })
+    }
+}
+
+fn reason_of_index(error: &index::Error) -> Reason {
+    match error.kind() {
+        index::ErrorKind::Denied => Reason::Denied,
+        index::ErrorKind::Unreachable => Reason::Unreachable,
+        _ => Reason::IndexInvalid,
+    }
+}

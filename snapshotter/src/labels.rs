@@ -1,0 +1,114 @@
+//! Label strings become a [`LayerRequest`], once; nobody downstream sees a label.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use oci::{Digest, Reference};
+
+use crate::reason::Reason;
+
+/// Presence selects the remote-snapshot protocol; the value is the chain ID to commit under.
+pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
+/// Image reference as the client typed it.
+pub(crate) const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+/// Digest of the platform's image manifest.
+pub(crate) const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+/// Digest of the layer.
+pub(crate) const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+/// A SOCI index chosen by the client.
+pub(crate) const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest";
+/// Compressed size of the layer.
+pub(crate) const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
+/// Written on lazily loaded layers.
+pub(crate) const REMOTE: &str = "containerd.io/snapshot/remote";
+/// Written on layers that an index led to.
+pub(crate) const HAS_INDEX: &str = "containerd.io/snapshot/remote/has.soci.index.digest";
+
+/// One layer of one image, as containerd asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerRequest {
+    /// The chain ID that the snapshot is to be committed under.
+    pub(crate) target: String,
+    pub(crate) image: Reference,
+    /// The platform's image manifest.
+    pub(crate) manifest: Digest,
+    pub(crate) layer: Digest,
+    /// An index chosen by the client, which the image need not know of.
+    pub(crate) index: Option<Digest>,
+    /// Compressed bytes, where the client says.
+    pub(crate) size: Option<u64>,
+}
+
+/// What the labels of a Prepare ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// A container's own layer, or a layer of a client that sends no labels.
+    Plain,
+    Layer(LayerRequest),
+    /// The remote protocol, but not enough to know which layer it is.
+    Unclear(Reason),
+}
+
+pub(crate) fn asked(labels: &HashMap<String, String>) -> Asked {
+    let Some(target) = labels.get(TARGET).filter(|target| !target.is_empty()) else { return Asked::Plain };
+    let digest = |name: &str| labels.get(name).and_then(|text| Digest::from_str(text).ok());
+    let image = labels.get(IMAGE_REF).and_then(|text| Reference::from_str(text).ok());
+    let (Some(image), Some(manifest), Some(layer)) = (image, digest(MANIFEST_DIGEST), digest(LAYER_DIGEST))
+    else {
+        return Asked::Unclear(Reason::NoLabels);
+    };
+    let index = match labels.get(INDEX_DIGEST).filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => match Digest::from_str(text) {
+            Ok(digest) => Some(digest),
+            Err(_) => return Asked::Unclear(Reason::NoIndex),
+        },
+    };
+    let size = labels.get(LAYER_SIZE).and_then(|text| text.parse().ok());
+    Asked::Layer(LayerRequest { target: target.clone(), image, manifest, layer, index, size })
+}
+
+/// Where the layer of a stored snapshot can be had from.
+pub(crate) fn source(labels: &HashMap<String, String>) -> Option<(Reference, Digest)> {
+    let image = Reference::from_str(labels.get(IMAGE_REF)?).ok()?;
+    Some((image, Digest::from_str(labels.get(LAYER_DIGEST)?).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+    fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_labels_ask_for() {
+        let whole = [
+            (TARGET, "sha256:chain"),
+            (IMAGE_REF, "127.0.0.1:5000/a/b:c"),
+            (MANIFEST_DIGEST, DIGEST),
+            (LAYER_DIGEST, DIGEST),
+        ];
+        let Asked::Layer(request) = asked(&labels(&whole)) else { panic!("all is there") };
+        assert_eq!((request.target.as_str(), request.size, request.index), ("sha256:chain", None, None));
+        assert_eq!(request.image.repository(), "a/b");
+        assert_eq!(asked(&labels(&[])), Asked::Plain);
+        assert_eq!(asked(&labels(&whole[1..])), Asked::Plain);
+        for missing in 1..whole.len() {
+            let mut some = whole.to_vec();
+            some.remove(missing);
+            assert_eq!(asked(&labels(&some)), Asked::Unclear(Reason::NoLabels));
+        }
+        let mut odd = labels(&whole);
+        odd.insert(LAYER_DIGEST.into(), "sha256:../../etc".into());
+        assert_eq!(asked(&odd), Asked::Unclear(Reason::NoLabels));
+        let mut chosen = labels(&whole);
+        chosen.insert(INDEX_DIGEST.into(), DIGEST.into());
+        chosen.insert(LAYER_SIZE.into(), "123".into());
+        let Asked::Layer(request) = asked(&chosen) else { panic!("all is there") };
+        assert_eq!((request.size, request.index.is_some()), (Some(123), true));
+    }
+}

@@ -1,0 +1,85 @@
+//! Why a layer is not lazy: one name in logs, metrics, status and docs.
+
+use std::fmt;
+
+/// Every outcome of Prepare that is not a lazily loaded layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The image has no SOCI index.
+    NoIndex,
+    /// The image's index has no ztoc for this layer.
+    NoZtoc,
+    /// The layer is smaller than the configured `[snapshotter] min_layer_size`.
+    BelowMinSize,
+    /// The layer's media type cannot be read, by range or as a stream.
+    UnsupportedLayer,
+    /// The index, or the manifest that names it, is not what it should be, or is missing.
+    IndexInvalid,
+    /// The ztoc is not what the index says, or cannot be used.
+    ZtocInvalid,
+    /// The registry refuses us.
+    Denied,
+    /// The registry cannot be reached.
+    Unreachable,
+    /// The client sent labels that do not say which layer this is.
+    NoLabels,
+    /// Lazy loading is switched off.
+    Disabled,
+    /// No room for a layer that has to be stored whole.
+    DiskFull,
+    /// A span is too long to be held in memory.
+    TooLarge,
+    /// Our own trouble; the log says which.
+    Internal,
+}
+
+impl Reason {
+    /// The name that others see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoIndex => "no_index",
+            Self::NoZtoc => "no_ztoc",
+            Self::BelowMinSize => "below_min_size",
+            Self::UnsupportedLayer => "unsupported_layer",
+            Self::IndexInvalid => "index_invalid",
+            Self::ZtocInvalid => "ztoc_invalid",
+            Self::Denied => "denied",
+            Self::Unreachable => "unreachable",
+            Self::NoLabels => "no_labels",
+            Self::Disabled => "disabled",
+            Self::DiskFull => "disk_full",
+            Self::TooLarge => "too_large",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// What a registry's failure means, where it hit the thing that `missing` names.
+    pub(crate) fn of_registry(error: &oci::Error, missing: Self) -> Self {
+        match error.kind() {
+            oci::ErrorKind::NotFound | oci::ErrorKind::Corrupt | oci::ErrorKind::Invalid => missing,
+            oci::ErrorKind::Unsupported => missing,
+            oci::ErrorKind::Denied => Self::Denied,
+            oci::ErrorKind::Unreachable => Self::Unreachable,
+            oci::ErrorKind::Full => Self::DiskFull,
+            oci::ErrorKind::Io => Self::Internal,
+        }
+    }
+
+    /// What a failure to open or stream a layer means.
+    pub(crate) fn of_layer(error: &layerfs::Error) -> Self {
+        match error.kind() {
+            layerfs::ErrorKind::NotFound | layerfs::ErrorKind::Corrupt => Self::ZtocInvalid,
+            layerfs::ErrorKind::Unsupported => Self::UnsupportedLayer,
+            layerfs::ErrorKind::Denied => Self::Denied,
+            layerfs::ErrorKind::Unreachable => Self::Unreachable,
+            layerfs::ErrorKind::Full => Self::DiskFull,
+            layerfs::ErrorKind::Io => Self::Internal,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,192 @@
+//! The door: gRPC becomes plain values and back; an error becomes a status, in one table.
+//!
+//! A Prepare runs as a task of its own, because tonic drops a request's future when the client goes: what was
+//! begun is finished, and recorded, whoever waits for it.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use futures::{Stream, stream};
+use prost_types::Timestamp;
+use proto::containerd::{
+    services::snapshots::v1::{
+        CleanupRequest, CommitSnapshotRequest, Info, Kind as ProtoKind, ListSnapshotsRequest,
+        ListSnapshotsResponse, MountsRequest, MountsResponse, PrepareSnapshotRequest,
+        PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse,
+        UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest,
+        ViewSnapshotResponse, snapshots_server::Snapshots,
+    },
+    types,
+};
+use tonic::{Code, Request, Response, Status, async_trait};
+
+use crate::{
+    error::{Error, ErrorKind},
+    overlay::Mount,
+    snapshotter::Snapshotter,
+    store::{Kind, Record},
+};
+
+/// Infos in one message of a list, as containerd sends them.
+const BLOCK: usize = 100;
+
+pub(crate) struct Door(pub(crate) Arc<Snapshotter>);
+
+#[async_trait]
+impl Snapshots for Door {
+    async fn prepare(
+        &self,
+        request: Request<PrepareSnapshotRequest>,
+    ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let snapshotter = self.0.clone();
+        let prepared =
+            tokio::spawn(
+                async move { snapshotter.prepare(&request.key, &request.parent, request.labels).await },
+            );
+        let mounts = prepared.await.map_err(|e| Status::internal(e.to_string()))?.map_err(status)?;
+        Ok(Response::new(PrepareSnapshotResponse { mounts: mounts.into_iter().map(mount).collect() }))
+    }
+
+    async fn view(
+        &self,
+        request: Request<ViewSnapshotRequest>,
+    ) -> Result<Response<ViewSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let viewed = self.blocking(move |it| it.view(&request.key, &request.parent, request.labels)).await?;
+        Ok(Response::new(ViewSnapshotResponse { mounts: viewed.into_iter().map(mount).collect() }))
+    }
+
+    async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
+        let mounts = self.blocking(move |it| it.mounts(&request.into_inner().key)).await?;
+        Ok(Response::new(MountsResponse { mounts: mounts.into_iter().map(mount).collect() }))
+    }
+
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let commit =
+            move |it: &Snapshotter| it.commit(&request.key, &request.name, request.parent, request.labels);
+        self.blocking(commit).await.map(Response::new)
+    }
+
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        self.blocking(move |it| it.remove(&request.into_inner().key)).await.map(Response::new)
+    }
+
+    async fn stat(
+        &self,
+        request: Request<StatSnapshotRequest>,
+    ) -> Result<Response<StatSnapshotResponse>, Status> {
+        let record = self.blocking(move |it| it.stat(&request.into_inner().key)).await?;
+        Ok(Response::new(StatSnapshotResponse { info: Some(info(record)) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateSnapshotRequest>,
+    ) -> Result<Response<UpdateSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = request.info.ok_or_else(|| Status::invalid_argument("update snapshot: no info"))?;
+        let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
+        if let Some(other) = paths.iter().find(|path| *path != "labels" && !path.starts_with("labels.")) {
+            let why = format!("update snapshot: {other:?} cannot be changed, only labels can");
+            return Err(Status::invalid_argument(why));
+        }
+        let record = self
+            .blocking(move |it| it.update(&wanted.name, |labels| relabel(labels, &wanted.labels, &paths)))
+            .await?;
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(info(record)) }))
+    }
+
+    type ListStream = Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
+
+    async fn list(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        if request.into_inner().filters.iter().any(|filter| !filter.is_empty()) {
+            return Err(Status::unimplemented(
+                "list snapshots: filters are not implemented; list all of them",
+            ));
+        }
+        let records = self.blocking(Snapshotter::list).await?;
+        let infos: Vec<_> = records.into_iter().map(info).collect();
+        let blocks: Vec<_> =
+            infos.chunks(BLOCK).map(|block| Ok(ListSnapshotsResponse { info: block.to_vec() })).collect();
+        Ok(Response::new(Box::pin(stream::iter(blocks))))
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        let (size, inodes) = self.blocking(move |it| it.usage(&request.into_inner().key)).await?;
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok(Response::new(UsageResponse { size: signed(size), inodes: signed(inodes) }))
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
+        self.blocking(Snapshotter::cleanup).await.map(Response::new)
+    }
+}
+
+impl Door {
+    /// Database and folders are on a disk: away from the threads that answer others.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        verb: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let snapshotter = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || verb(&snapshotter)).await;
+        done.map_err(|e| Status::internal(e.to_string()))?.map_err(status)
+    }
+}
+
+fn status(error: Error) -> Status {
+    let code = match error.kind() {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::FailedPrecondition => Code::FailedPrecondition,
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::Internal => Code::Internal,
+    };
+    if code == Code::Internal {
+        tracing::error!(%error, "a request failed");
+    }
+    Status::new(code, error.to_string())
+}
+
+fn mount(mount: Mount) -> types::Mount {
+    types::Mount { r#type: mount.kind, source: mount.source, target: String::new(), options: mount.options }
+}
+
+fn info(record: Record) -> Info {
+    let kind = match record.kind {
+        Kind::View => ProtoKind::View,
+        Kind::Active => ProtoKind::Active,
+        Kind::Committed => ProtoKind::Committed,
+    };
+    let time = |nanoseconds: u64| {
+        let seconds = i64::try_from(nanoseconds / 1_000_000_000).unwrap_or(0);
+        Some(Timestamp { seconds, nanos: i32::try_from(nanoseconds % 1_000_000_000).unwrap_or(0) })
+    };
+    Info {
+        name: record.name,
+        parent: record.parent,
+        kind: kind.into(),
+        created_at: time(record.created),
+        updated_at: time(record.updated),
+        labels: record.labels,
+    }
+}
+
+/// A field mask of `labels` replaces all, `labels.<name>` one (an absent or empty value removes it); none
+/// replaces all.
+fn relabel(labels: &mut HashMap<String, String>, wanted: &HashMap<String, String>, paths: &[String]) {
+    if paths.is_empty() || paths.iter().any(|path| path == "labels") {
+        labels.clone_from(wanted);
+        return;
+    }
+    for name in paths.iter().filter_map(|path| path.strip_prefix("labels.")) {
+        match wanted.get(name).filter(|value| !value.is_empty()) {
+            Some(value) => labels.insert(name.to_owned(), value.clone()),
+            None => labels.remove(name),
+        };
+    }
+}

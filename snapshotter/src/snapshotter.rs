@@ -1,0 +1,428 @@
+//! The verbs: what containerd asks of a snapshotter, and the one place where a Prepare branches.
+//!
+//! Nothing here holds a transaction across anything slow. A layer that cannot be lazy is never an error: it
+//! is streamed into the store, or left to containerd, with a reason that is logged once.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use layerfs::{Inherited, Layer};
+use oci::Registry;
+
+use crate::{
+    error::{Error, ErrorKind},
+    images::{Image, Images},
+    labels::{self, LayerRequest},
+    layers::{Layers, Refusal},
+    overlay::{self, Mount, Use},
+    plan::{self, First, Modes, Second},
+    reason::Reason,
+    store::{Commit, Kind, Lazy, Record, Store},
+};
+
+/// What the daemon decided about one layer.
+struct Shown {
+    lazy: Lazy,
+    /// Set when it is not lazy, but streamed whole.
+    reason: Option<Reason>,
+}
+
+/// The snapshotter behind the gRPC door.
+pub(crate) struct Snapshotter {
+    /// `<root>/snapshotter/snapshots`
+    folders: PathBuf,
+    store: Store,
+    images: Images,
+    layers: Arc<Layers>,
+    modes: Modes,
+    min_layer_size: u64,
+    /// Options that containerd's own overlay snapshotter gives on this kernel.
+    overlay_options: Vec<String>,
+}
+
+impl Snapshotter {
+    pub(crate) fn new(
+        root: &Path,
+        images: Images,
+        layers: Arc<Layers>,
+        modes: Modes,
+        min_layer_size: u64,
+    ) -> Result<Self, Error> {
+        let home = root.join("snapshotter");
+        let folders = home.join("snapshots");
+        let doing = || format!("make folder {}", folders.display());
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&folders).map_err(|e| Error::internal(doing(), e))?;
+        let store = Store::open(&home.join("snapshots.redb"))?;
+        for entry in fs::read_dir(&folders).map_err(|e| Error::internal(doing(), e))?.flatten() {
+            store.skip_ids(entry.file_name().to_str().and_then(|name| name.parse().ok()).unwrap_or(0));
+        }
+        let mut overlay_options = Vec::new();
+        if Path::new("/sys/module/overlay/parameters/index").exists() {
+            overlay_options.push("index=off".to_owned());
+        }
+        Ok(Self { folders, store, images, layers, modes, min_layer_size, overlay_options })
+    }
+
+    /// Shows again what stands on layers of an earlier process. Local state only.
+    pub(crate) fn restore(&self) -> Result<(), Error> {
+        let mut sources: HashMap<u32, Vec<Registry>> = HashMap::new();
+        for record in self.store.all()? {
+            if let Some(lazy) = &record.lazy {
+                let registries = sources.entry(lazy.slot).or_default();
+                if let Some((image, _)) = labels::source(&record.labels) {
+                    registries.extend(self.images.registry(&image).ok());
+                }
+            }
+        }
+        self.layers.restore(&sources);
+        Ok(())
+    }
+
+    /// Unmounts; the last thing a daemon does.
+    pub(crate) fn close(&self) {
+        self.layers.close();
+    }
+
+    pub(crate) async fn prepare(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Mount>, Error> {
+        let first = plan::first(labels::asked(&labels), self.modes);
+        let record = self.create(Kind::Active, key, parent, labels.clone())?;
+        match first {
+            First::Writable => {}
+            First::Leave(reason) => self.log_left(key, reason, "no valid SOCI index found"),
+            First::Try(request) => match self.bring(key, parent, &request).await {
+                Ok(shown) => return self.commit_shown(key, &request, labels, shown),
+                Err((reason, why)) => self.log_left(key, reason, &why),
+            },
+        }
+        self.mounts_of(&record)
+    }
+
+    pub(crate) fn view(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Mount>, Error> {
+        let record = self.create(Kind::View, key, parent, labels)?;
+        self.mounts_of(&record)
+    }
+
+    pub(crate) fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
+        let record = self.store.get(key)?;
+        if record.kind == Kind::Committed {
+            let doing = format!("mounts of snapshot {key:?}: it is committed");
+            return Err(Error::new(ErrorKind::FailedPrecondition, doing));
+        }
+        self.mounts_of(&record)
+    }
+
+    pub(crate) fn commit(
+        &self,
+        key: &str,
+        name: &str,
+        parent: String,
+        labels: HashMap<String, String>,
+    ) -> Result<(), Error> {
+        let record = self.store.get(key)?;
+        let usage = disk_usage(&self.folder(&record).join("fs"))
+            .map_err(|e| Error::internal(format!("measure snapshot {key:?}"), e))?;
+        self.store.commit(key, name, Commit { parent, labels, usage, lazy: None }).map(drop)
+    }
+
+    pub(crate) fn remove(&self, key: &str) -> Result<(), Error> {
+        let record = self.store.remove(key)?;
+        if let Some(lazy) = &record.lazy {
+            let all = self.store.all()?;
+            let used = all.iter().any(|other| other.lazy.as_ref().is_some_and(|l| l.slot == lazy.slot));
+            if !used {
+                self.layers.release(lazy.slot);
+            }
+        }
+        // What cannot be removed now is found by Cleanup.
+        if let Err(error) = fs::remove_dir_all(self.folder(&record)) {
+            tracing::warn!(key, %error, "remove the folder of a snapshot");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stat(&self, key: &str) -> Result<Record, Error> {
+        self.store.get(key)
+    }
+
+    pub(crate) fn update(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut HashMap<String, String>),
+    ) -> Result<Record, Error> {
+        self.store.relabel(name, change)
+    }
+
+    /// Bytes and inodes.
+    pub(crate) fn usage(&self, key: &str) -> Result<(u64, u64), Error> {
+        let record = self.store.get(key)?;
+        if record.kind == Kind::Committed {
+            return Ok(record.usage);
+        }
+        disk_usage(&self.folder(&record).join("fs"))
+            .map_err(|e| Error::internal(format!("measure snapshot {key:?}"), e))
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<Record>, Error> {
+        self.store.all()
+    }
+
+    /// Removes the folders of snapshots that are gone.
+    pub(crate) fn cleanup(&self) -> Result<(), Error> {
+        let doing = "clean up snapshots";
+        // Folders first: one that appears after the list of records was read is never taken for an orphan.
+        let folders = fs::read_dir(&self.folders).map_err(|e| Error::internal(doing, e))?;
+        let names: Vec<_> = folders.flatten().map(|entry| entry.file_name()).collect();
+        let records = self.store.all()?;
+        let newest = records.iter().map(|record| record.id).max().unwrap_or(0);
+        for name in names {
+            let Some(id) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else { continue };
+            // A higher number may belong to a snapshot that is just being made.
+            if id > newest || records.iter().any(|record| record.id == id) {
+                continue;
+            }
+            if let Err(error) = fs::remove_dir_all(self.folders.join(&name)) {
+                tracing::warn!(id, %error, "remove the folder of a snapshot that is gone");
+            }
+        }
+        Ok(())
+    }
+
+    fn folder(&self, record: &Record) -> PathBuf {
+        self.folders.join(record.id.to_string())
+    }
+
+    fn log_left(&self, key: &str, reason: Reason, why: &str) {
+        tracing::warn!(
+            key, %reason, why, "remote-snapshot-prepared" = "false", "defer-snapshot-runtime" = "true",
+            "the layer is left to containerd"
+        );
+    }
+
+    /// Folders first, then the record: a record always has its folders.
+    fn create(
+        &self,
+        kind: Kind,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Record, Error> {
+        let owner = self.chain(parent)?.first().map(|above| self.root_owner(above)).transpose()?;
+        let id = self.store.new_id();
+        let folder = self.folders.join(id.to_string());
+        let made = make_folders(&folder, kind, owner);
+        let made = made.map_err(|e| Error::internal(format!("make folders of snapshot {key:?}"), e));
+        let record = made.and_then(|()| self.store.create(id, kind, key, parent, labels));
+        if record.is_err() {
+            let _ = fs::remove_dir_all(&folder);
+        }
+        record
+    }
+
+    fn chain(&self, name: &str) -> Result<Vec<Record>, Error> {
+        self.store.chain(name, usize::MAX)
+    }
+
+    /// Owner of a snapshot's root. Of a layer shown by ourselves the tree in memory is asked.
+    fn root_owner(&self, record: &Record) -> Result<(u32, u32), Error> {
+        if let Some(lazy) = &record.lazy {
+            let root = self.layers.shown(lazy.slot).and_then(|layer| layer.inheritable(b""));
+            return Ok(root.map_or((0, 0), |root| (root.uid, root.gid)));
+        }
+        let doing = || format!("look at snapshot {:?}", record.name);
+        let root = fs::symlink_metadata(self.folder(record).join("fs"));
+        root.map(|root| (root.uid(), root.gid())).map_err(|e| Error::internal(doing(), e))
+    }
+
+    fn mounts_of(&self, record: &Record) -> Result<Vec<Mount>, Error> {
+        let lowers = self.chain(&record.parent)?;
+        let lowers: Vec<_> = lowers.iter().map(|lower| self.lower_path(lower)).collect();
+        let what = if record.kind == Kind::View { Use::Look } else { Use::Write };
+        Ok(overlay::mounts(&self.folder(record), what, &lowers, &self.overlay_options))
+    }
+
+    fn lower_path(&self, record: &Record) -> PathBuf {
+        match &record.lazy {
+            Some(lazy) => self.layers.path(lazy.slot),
+            None => self.folder(record).join("fs"),
+        }
+    }
+
+    /// Opens the layer of `request` and shows it; or says why containerd has to do it.
+    async fn bring(&self, key: &str, parent: &str, request: &LayerRequest) -> Result<Shown, Refusal> {
+        // containerd's keys are `<namespace>/<counter>/<name>`; the header may be missing.
+        let namespace = key.split_once('/').map_or("default", |(namespace, _)| namespace);
+        let image = self.images.image(namespace, request).await?;
+        let second = plan::second(&image.contents, request, self.min_layer_size);
+        let (layer, ztoc, reason) = match second {
+            Second::Lazy { layer, ztoc } => match self.layers.lazy(&image.registry, &layer, &ztoc).await {
+                Ok(open) => (open, Some(ztoc.digest.to_string()), None),
+                Err((reason, why)) => {
+                    tracing::warn!(key, %reason, why, "the layer cannot be lazy; it is fetched whole");
+                    let open = self.whole(&image, plan::whole(layer, reason)).await?;
+                    (open, None, Some(reason))
+                }
+            },
+            Second::Stream { reason, .. } => (self.whole(&image, second).await?, None, Some(reason)),
+            Second::Leave(reason) => return Err((reason, "the layer cannot be fetched whole either".into())),
+        };
+        let lowers = self.chain(parent).map_err(|e| (Reason::Internal, e.to_string()))?;
+        let inherited = self.inherited(&layer, &lowers);
+        let slot = self.layers.show(&layer, &inherited)?;
+        Ok(Shown { lazy: Lazy { slot, layer: request.layer.to_string(), ztoc }, reason })
+    }
+
+    async fn whole(&self, image: &Image, second: Second) -> Result<Arc<Layer>, Refusal> {
+        match second {
+            Second::Stream { layer, compression, .. } => {
+                self.layers.stream(&image.registry, &layer, compression).await
+            }
+            Second::Lazy { .. } => Err((Reason::Internal, "a lazy layer is not fetched whole".into())),
+            Second::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
+        }
+    }
+
+    /// The attributes of directories that the layer implies: those that a plain unpacking would have taken
+    /// from the layers below.
+    fn inherited(&self, layer: &Layer, lowers: &[Record]) -> Vec<Inherited> {
+        let mut inherited = Vec::new();
+        for path in layer.implied_directories() {
+            let found = lowers.iter().find_map(|lower| match &lower.lazy {
+                Some(lazy) => self.layers.shown(lazy.slot)?.inheritable(&path),
+                None => inheritable(&self.folder(lower).join("fs"), &path),
+            });
+            inherited.extend(found);
+        }
+        inherited
+    }
+
+    fn commit_shown(
+        &self,
+        key: &str,
+        request: &LayerRequest,
+        mut labels: HashMap<String, String>,
+        shown: Shown,
+    ) -> Result<Vec<Mount>, Error> {
+        labels.insert(labels::HAS_INDEX.into(), "true".into());
+        labels.insert(labels::REMOTE.into(), "remote snapshot".into());
+        let slot = shown.lazy.slot;
+        let commit = Commit { labels, lazy: Some(shown.lazy), ..Commit::default() };
+        match self.store.commit(key, &request.target, commit) {
+            Ok(_) => {}
+            // Somebody was quicker; the active one stays for the collector.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                let users = self.store.all()?;
+                if !users.iter().any(|user| user.lazy.as_ref().is_some_and(|lazy| lazy.slot == slot)) {
+                    self.layers.release(slot);
+                }
+                return Err(error);
+            }
+        }
+        match shown.reason {
+            None => {
+                tracing::info!(key, slot, layer = %request.layer, "remote-snapshot-prepared" = "true", "layer shown")
+            }
+            Some(reason) => tracing::info!(
+                key, slot, layer = %request.layer, %reason,
+                "remote-snapshot-prepared" = "false", "local-snapshot-prepared" = "true", "layer fetched whole"
+            ),
+        }
+        Err(Error::new(
+            ErrorKind::AlreadyExists,
+            format!("target snapshot {:?}: already exists", request.target),
+        ))
+    }
+}
+
+fn make_folders(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
+    let own = folder.join("fs");
+    fs::DirBuilder::new().mode(0o755).create(&own)?;
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o755))?;
+    if let Some((uid, gid)) = owner {
+        chown(&own, Some(uid), Some(gid))?;
+    }
+    if kind == Kind::Active {
+        fs::DirBuilder::new().mode(0o711).create(folder.join("work"))?;
+    }
+    Ok(())
+}
+
+/// A directory of a lower layer that containerd unpacked, on our own disk; symlinks are not followed.
+fn inheritable(root: &Path, path: &[u8]) -> Option<Inherited> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let mut at = root.to_owned();
+    for part in path.split(|byte| *byte == b'/') {
+        at.push(OsStr::from_bytes(part));
+        if !fs::symlink_metadata(&at).ok()?.is_dir() {
+            return None;
+        }
+    }
+    let found = fs::symlink_metadata(&at).ok()?;
+    Some(Inherited {
+        path: path.to_vec(),
+        mode: (found.mode() & 0o7777) as u16,
+        uid: found.uid(),
+        gid: found.gid(),
+        mtime: (found.mtime(), u32::try_from(found.mtime_nsec()).unwrap_or(0)),
+        xattrs: xattrs(&at),
+    })
+}
+
+fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut names = vec![0; 64 << 10]; // the kernel's limit for a list
+    let Ok(length) = rustix::fs::llistxattr(path, names.as_mut_slice()) else { return Vec::new() };
+    names.truncate(length);
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 64 << 10]; // and for a value
+        if !name.starts_with(b"trusted.overlay.")
+            && let Ok(length) = rustix::fs::lgetxattr(path, name, value.as_mut_slice())
+        {
+            value.truncate(length);
+            found.push((name.to_vec(), value));
+        }
+    }
+    found
+}
+
+/// Bytes on disk and inodes below `path`; hard links count once.
+fn disk_usage(path: &Path) -> io::Result<(u64, u64)> {
+    let (mut bytes, mut seen) = (0, std::collections::HashSet::new());
+    let mut open = vec![path.to_owned()];
+    while let Some(path) = open.pop() {
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            // Files of a running container come and go.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        if seen.insert((found.dev(), found.ino())) {
+            bytes += found.blocks() * 512;
+        }
+        if found.is_dir() {
+            match fs::read_dir(&path) {
+                Ok(entries) => open.extend(entries.flatten().map(|entry| entry.path())),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok((bytes, seen.len() as u64))
+}

@@ -1,0 +1,323 @@
+//! The snapshot database: names, parents, kinds, labels, and where each layer is shown.
+//!
+//! One redb file with two tables. Every call is one short transaction; none is held across anything slow. A
+//! record is JSON: a few hundred bytes, read by people who have to.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+
+/// Name or key -> record.
+const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
+/// `parent NUL child` -> nothing.
+const CHILDREN: TableDefinition<'_, &str, ()> = TableDefinition::new("children");
+
+/// As containerd knows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    /// Read only, not to be committed.
+    View,
+    /// Being written.
+    Active,
+    /// Immutable; can be a parent.
+    Committed,
+}
+
+/// A layer of an image as shown through FUSE.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lazy {
+    /// Slot of the connection.
+    pub(crate) slot: u32,
+    /// Digest of the layer.
+    pub(crate) layer: String,
+    /// Digest of the index's ztoc; none for one that was built here.
+    pub(crate) ztoc: Option<String>,
+}
+
+/// One snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Name of its folder.
+    pub(crate) id: u64,
+    /// Its key while active, its name once committed.
+    pub(crate) name: String,
+    /// The name of its parent, empty for none.
+    pub(crate) parent: String,
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// When it was made and last changed: nanoseconds since 1970.
+    pub(crate) created: u64,
+    /// See `created`.
+    pub(crate) updated: u64,
+    /// As the client gave them, and ours.
+    pub(crate) labels: HashMap<String, String>,
+    /// Bytes and inodes at commit.
+    pub(crate) usage: (u64, u64),
+    /// Set for layers that are shown through FUSE.
+    pub(crate) lazy: Option<Lazy>,
+}
+
+/// The open database.
+#[derive(Debug)]
+pub(crate) struct Store {
+    database: Database,
+    next: AtomicU64,
+}
+
+impl Store {
+    /// Opens `path`, making it where it is missing.
+    ///
+    /// # Errors
+    /// When another process has it open, or it is damaged.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let doing = || format!("open snapshot database {}", path.display());
+        let database = Database::create(path).map_err(|e| Error::internal(doing(), e))?;
+        let store = Self { database, next: AtomicU64::new(1) };
+        let last = store.all()?.iter().map(|record| record.id).max().unwrap_or(0);
+        store.next.store(last + 1, Ordering::Relaxed);
+        Ok(store)
+    }
+
+    /// A number that no snapshot has, nor had since the database was opened.
+    pub(crate) fn new_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ids start above what folders are left from snapshots whose records are gone.
+    pub(crate) fn skip_ids(&self, used: u64) {
+        self.next.fetch_max(used + 1, Ordering::Relaxed);
+    }
+
+    /// Writes a new active or view snapshot.
+    pub(crate) fn create(
+        &self,
+        id: u64,
+        kind: Kind,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Record, Error> {
+        let now = now();
+        let record = Record {
+            id,
+            name: key.to_owned(),
+            parent: parent.to_owned(),
+            kind,
+            created: now,
+            updated: now,
+            labels,
+            usage: (0, 0),
+            lazy: None,
+        };
+        self.write(&format!("create snapshot {key:?}"), |snapshots, children| {
+            if key.is_empty() {
+                return Err(Error::new(ErrorKind::InvalidArgument, "create snapshot: the key is empty"));
+            }
+            if read(snapshots, key)?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!("snapshot {key:?}: already exists"),
+                ));
+            }
+            check_parent(snapshots, parent)?;
+            put(snapshots, children, &record)
+        })?;
+        Ok(record)
+    }
+
+    /// Turns the active snapshot `key` into the committed snapshot `name`. `parent`, where given, takes the
+    /// place of the one it was made with.
+    pub(crate) fn commit(&self, key: &str, name: &str, commit: Commit) -> Result<Record, Error> {
+        self.write(&format!("commit snapshot {key:?}"), |snapshots, children| {
+            let mut record = read(snapshots, key)?.ok_or_else(|| not_found(key))?;
+            if record.kind != Kind::Active {
+                let doing = format!("commit snapshot {key:?}: it is not active");
+                return Err(Error::new(ErrorKind::FailedPrecondition, doing));
+            }
+            if name.is_empty() {
+                return Err(Error::new(ErrorKind::InvalidArgument, "commit snapshot: the name is empty"));
+            }
+            if read(snapshots, name)?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!("snapshot {name:?}: already exists"),
+                ));
+            }
+            delete(snapshots, children, &record)?;
+            if !commit.parent.is_empty() {
+                check_parent(snapshots, &commit.parent)?;
+                record.parent = commit.parent;
+            }
+            record.name = name.to_owned();
+            record.kind = Kind::Committed;
+            record.labels = commit.labels;
+            record.usage = commit.usage;
+            record.lazy = commit.lazy;
+            record.updated = now();
+            put(snapshots, children, &record)?;
+            Ok(record)
+        })
+    }
+
+    /// Takes a snapshot out; one with children stays.
+    pub(crate) fn remove(&self, name: &str) -> Result<Record, Error> {
+        self.write(&format!("remove snapshot {name:?}"), |snapshots, children| {
+            let record = read(snapshots, name)?.ok_or_else(|| not_found(name))?;
+            let prefix = format!("{name}\0");
+            let next = children.range(prefix.as_str()..).map_err(internal)?.next().transpose();
+            if next.map_err(internal)?.is_some_and(|(key, _)| key.value().starts_with(&prefix)) {
+                let doing = format!("remove snapshot {name:?}: it has children");
+                return Err(Error::new(ErrorKind::FailedPrecondition, doing));
+            }
+            delete(snapshots, children, &record)?;
+            Ok(record)
+        })
+    }
+
+    /// Changes the labels of a snapshot.
+    pub(crate) fn relabel(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut HashMap<String, String>),
+    ) -> Result<Record, Error> {
+        self.write(&format!("update snapshot {name:?}"), |snapshots, children| {
+            let mut record = read(snapshots, name)?.ok_or_else(|| not_found(name))?;
+            change(&mut record.labels);
+            record.updated = now();
+            put(snapshots, children, &record)?;
+            Ok(record)
+        })
+    }
+
+    /// One snapshot.
+    pub(crate) fn get(&self, name: &str) -> Result<Record, Error> {
+        let mut chain = self.chain(name, 1)?;
+        chain.pop().ok_or_else(|| not_found(name))
+    }
+
+    /// The snapshot `name` and its ancestors, itself first, at most `limit`.
+    pub(crate) fn chain(&self, name: &str, limit: usize) -> Result<Vec<Record>, Error> {
+        let doing = || format!("read snapshot {name:?}");
+        let reading = self.database.begin_read().map_err(|e| Error::internal(doing(), e))?;
+        let mut chain = Vec::new();
+        let mut next = name.to_owned();
+        let snapshots = match reading.open_table(SNAPSHOTS) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) if next.is_empty() => return Ok(chain),
+            Err(TableError::TableDoesNotExist(_)) => return Err(not_found(name)),
+            Err(e) => return Err(Error::internal(doing(), e)),
+        };
+        while !next.is_empty() && chain.len() < limit {
+            let record = read(&snapshots, &next)?.ok_or_else(|| not_found(&next))?;
+            next.clone_from(&record.parent);
+            chain.push(record);
+        }
+        Ok(chain)
+    }
+
+    /// Every snapshot, in the order of names.
+    pub(crate) fn all(&self) -> Result<Vec<Record>, Error> {
+        let doing = "list snapshots";
+        let reading = self.database.begin_read().map_err(|e| Error::internal(doing, e))?;
+        let snapshots = match reading.open_table(SNAPSHOTS) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(e) => return Err(Error::internal(doing, e)),
+        };
+        let mut all = Vec::new();
+        for row in snapshots.iter().map_err(|e| Error::internal(doing, e))? {
+            let (_, value) = row.map_err(|e| Error::internal(doing, e))?;
+            all.push(serde_json::from_slice(value.value()).map_err(|e| Error::internal(doing, e))?);
+        }
+        Ok(all)
+    }
+
+    fn write<T>(
+        &self,
+        doing: &str,
+        change: impl FnOnce(&mut Table<'_, &str, &[u8]>, &mut Table<'_, &str, ()>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let writing = self.database.begin_write().map_err(|e| Error::internal(doing, e))?;
+        let done = {
+            let mut snapshots = writing.open_table(SNAPSHOTS).map_err(|e| Error::internal(doing, e))?;
+            let mut children = writing.open_table(CHILDREN).map_err(|e| Error::internal(doing, e))?;
+            change(&mut snapshots, &mut children)
+        }?;
+        writing.commit().map_err(|e| Error::internal(doing, e))?;
+        Ok(done)
+    }
+}
+
+/// What a commit adds to a snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Commit {
+    pub(crate) parent: String,
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) usage: (u64, u64),
+    pub(crate) lazy: Option<Lazy>,
+}
+
+fn check_parent(snapshots: &Table<'_, &str, &[u8]>, parent: &str) -> Result<(), Error> {
+    if parent.is_empty() {
+        return Ok(());
+    }
+    let record = read(snapshots, parent)?
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("parent snapshot {parent:?}: not found")))?;
+    if record.kind == Kind::Committed {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, format!("parent snapshot {parent:?} is not committed")))
+}
+
+fn read(
+    snapshots: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &str,
+) -> Result<Option<Record>, Error> {
+    let Some(value) = snapshots.get(name).map_err(internal)? else { return Ok(None) };
+    serde_json::from_slice(value.value()).map(Some).map_err(internal)
+}
+
+fn put(
+    snapshots: &mut Table<'_, &str, &[u8]>,
+    children: &mut Table<'_, &str, ()>,
+    record: &Record,
+) -> Result<(), Error> {
+    let bytes = serde_json::to_vec(record).map_err(internal)?;
+    snapshots.insert(record.name.as_str(), bytes.as_slice()).map_err(internal)?;
+    if !record.parent.is_empty() {
+        children.insert(format!("{}\0{}", record.parent, record.name).as_str(), ()).map_err(internal)?;
+    }
+    Ok(())
+}
+
+fn delete(
+    snapshots: &mut Table<'_, &str, &[u8]>,
+    children: &mut Table<'_, &str, ()>,
+    record: &Record,
+) -> Result<(), Error> {
+    snapshots.remove(record.name.as_str()).map_err(internal)?;
+    children.remove(format!("{}\0{}", record.parent, record.name).as_str()).map_err(internal)?;
+    Ok(())
+}
+
+fn internal(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::internal("use snapshot database", source)
+}
+
+fn not_found(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("snapshot {name:?}: not found"))
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
