@@ -174,8 +174,8 @@ fn mount_at(path: &Path, device: &File) -> io::Result<()> {
 fn mounted_device(path: &Path) -> io::Result<Option<String>> {
     let wanted = path.to_string_lossy();
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found = fields.filter(|fields| fields.get(4).is_some_and(|at| unescape(at) == wanted)).last();
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = fields.rfind(|fields| fields.get(4).is_some_and(|at| unescape(at) == wanted));
     Ok(found.and_then(|fields| fields.get(2).map(ToString::to_string)))
 }
 

@@ -201,7 +201,7 @@ impl Engine {
         body: Bytes,
     ) {
         let (ztoc, landing) = (wish.ztoc.clone(), wish.landing.clone());
-        let layer = wish.blob.digest().clone();
+        let layer = *wish.blob.digest();
         work.spawn_blocking_on(
             move || {
                 let mut out = Vec::new();

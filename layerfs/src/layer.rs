@@ -108,7 +108,7 @@ impl Layer {
         blob: Arc<dyn Blob>,
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
-        let digest = blob.digest().clone();
+        let digest = *blob.digest();
         let (files, ztoc) = stream::whole(store.layer(&digest)?, blob.clone(), compression).await?;
         let layer = Self::with(&digest, files, open_ztoc(&digest, ztoc)?, engine)?;
         layer.add_source(blob);
@@ -125,7 +125,7 @@ impl Layer {
         let tree = Tree::new(ztoc.clone())?;
         let spans = Spans::open(ztoc.clone(), files, engine.clone());
         let content = Content {
-            digest: digest.clone(),
+            digest: *digest,
             spans: spans.clone(),
             compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             filling: AtomicBool::new(false),
@@ -162,6 +162,11 @@ impl Layer {
     /// Digest of the layer as stored in a registry.
     pub fn digest(&self) -> &Digest {
         &self.content.digest
+    }
+
+    /// Bytes of the layer as stored in a registry, as the ztoc has it.
+    pub fn compressed_size(&self) -> u64 {
+        self.content.spans.ztoc().compressed_size()
     }
 
     /// Its nodes are numbered from 0 to this.
@@ -267,6 +272,9 @@ impl Content {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn open_ztoc(digest: &Digest, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Ztoc, Error> {
     let doing = || format!("open ztoc of layer {digest}");

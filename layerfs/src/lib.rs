@@ -25,6 +25,8 @@ mod map;
 mod budget;
 mod sync;
 mod error;
+#[cfg(test)]
+mod testing;
 
 pub use budget::Limits;
 pub use cache::Store;

@@ -192,17 +192,17 @@ impl Spans {
                 return bytes;
             }
             let spans = self.ztoc.spans().covering(range.clone());
-            let flights = self.demand(spans)?;
+            let flights = self.demand(spans);
             let mut in_memory = HashMap::new();
             for (span, flight) in flights {
                 if let Some(bytes) = flight.wait().await? {
                     in_memory.insert(span, bytes);
                 }
             }
-            if !in_memory.is_empty() {
-                if let Some(bytes) = self.assemble(&range, &in_memory) {
-                    return Ok(bytes);
-                }
+            if !in_memory.is_empty()
+                && let Some(bytes) = self.assemble(&range, &in_memory)
+            {
+                return Ok(bytes);
             }
         }
         Err(Error::new(ErrorKind::Full, format!("keep spans of layer {} long enough", self.digest())))
@@ -227,7 +227,7 @@ impl Spans {
 
     /// Claims what is missing of `spans`, and what a reader in tar order will want next, wishes for it, and
     /// hands back all flights to wait for.
-    fn demand(&self, spans: Range<u32>) -> Result<Vec<(u32, Arc<Flight>)>, Error> {
+    fn demand(&self, spans: Range<u32>) -> Vec<(u32, Arc<Flight>)> {
         let mut claimed = Vec::new();
         let mut waits = Vec::new();
         {
@@ -254,8 +254,8 @@ impl Spans {
                 }
             }
         }
-        self.bring(claimed, Priority::Demand)?;
-        Ok(waits)
+        self.bring(&claimed, Priority::Demand);
+        waits
     }
 
     /// 1, 2, 4 … spans while demands follow each other in tar order. Counts the demanded span itself.
@@ -289,18 +289,14 @@ impl Spans {
             }
         }
         let end = claimed.last()? + 1;
-        let mut handles = self.bring(claimed, Priority::Fill).ok()?;
+        let mut handles = self.bring(&claimed, Priority::Fill);
         Some((end, handles.pop()?))
     }
 
     /// Wishes for claimed spans, one wish a run of neighbours. Claims are given back if that cannot be done.
-    fn bring(
-        &self,
-        claimed: Vec<u32>,
-        priority: Priority,
-    ) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
+    fn bring(&self, claimed: &[u32], priority: Priority) -> Vec<tokio::task::JoinHandle<()>> {
         let mut handles = Vec::new();
-        let mut rest = claimed.as_slice();
+        let mut rest = claimed;
         let source = self.sources.read().first().cloned();
         let landing = self.me.upgrade();
         while let Some(first) = rest.first().copied() {
@@ -320,7 +316,7 @@ impl Spans {
                 (first..end).for_each(|span| self.landed(SpanId(span), Err(error.clone())));
             }
         }
-        Ok(handles)
+        handles
     }
 
     /// What was on disk before an unclean stop is believed if its checksum still holds.

@@ -29,17 +29,22 @@ pub(crate) async fn whole(
 ) -> Result<(LayerFiles, Arc<Map>), Error> {
     let doing = format!("stream layer {}", blob.digest());
     let (sender, receiver) = mpsc::channel::<Bytes>(QUEUE);
-    let expected = blob.digest().clone();
+    let expected = *blob.digest();
     let build = tokio::task::spawn_blocking(move || build(files, receiver, compression, &expected));
-    let mut stream = blob.read_all().await.map_err(|e| Error::blob(doing.clone(), e))?;
+    let sent = send(&blob, sender, &doing).await;
+    // The builder is waited for in any case: when this returns, nothing of ours writes to the store.
+    let built = build.await.map_err(|e| Error::with(ErrorKind::Corrupt, doing, e))?;
+    sent.and(built)
+}
+
+async fn send(blob: &Arc<dyn Blob>, builder: mpsc::Sender<Bytes>, doing: &str) -> Result<(), Error> {
+    let mut stream = blob.read_all().await.map_err(|e| Error::blob(doing, e))?;
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|e| Error::blob(doing.clone(), e))?;
-        if sender.send(chunk).await.is_err() {
+        if builder.send(chunk.map_err(|e| Error::blob(doing, e))?).await.is_err() {
             break; // the builder has an error to tell
         }
     }
-    drop(sender);
-    build.await.map_err(|e| Error::with(ErrorKind::Corrupt, doing, e))?
+    Ok(())
 }
 
 fn build(

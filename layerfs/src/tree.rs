@@ -10,6 +10,8 @@
 //! ztoc's bytes; the table holds offsets into them.
 
 mod build;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -158,6 +160,7 @@ impl Tree {
     /// The same tree with the attributes of its implied directories taken from the layers below.
     pub(crate) fn inheriting(&self, inherited: &[Inherited]) -> Self {
         let mut tree = self.clone();
+        tree.inherited.clear();
         for attributes in inherited {
             if let Some(node) = tree.resolve(&attributes.path)
                 && tree.nodes[node.index()].entry == IMPLIED

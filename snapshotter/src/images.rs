@@ -92,8 +92,8 @@ impl Images {
         let key = Key {
             registry: request.image.registry().to_owned(),
             repository: request.image.repository().to_owned(),
-            manifest: request.manifest.clone(),
-            index: request.index.clone(),
+            manifest: request.manifest,
+            index: request.index,
         };
         let answer = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,7 +135,7 @@ impl Lookup {
             .map_err(|e| (Reason::IndexInvalid, e.to_string()))?;
         let ask = |open: bool| if open { index::Source::Ask } else { index::Source::Skip };
         let sources = index::Sources {
-            explicit: request.index.clone(),
+            explicit: request.index,
             annotation: ask(self.modes.v2),
             referrers: ask(self.modes.v1),
         };
@@ -145,7 +145,7 @@ impl Lookup {
             Ok(None) => return Err((Reason::NoIndex, "no valid SOCI index found".into())),
             Err(e) => return Err((reason_of_index(&e), format!("no valid SOCI index found: {e}"))),
         };
-        let layers = manifest.layers().iter().map(|layer| (layer.digest.clone(), layer.clone())).collect();
+        let layers = manifest.layers().iter().map(|layer| (layer.digest, layer.clone())).collect();
         let ztocs = index.ztocs.into_iter().collect();
         tracing::info!(digest = %index.digest, image = %request.image, "fetching SOCI artifacts using index descriptor");
         Ok(Image { registry, contents: Contents { layers, ztocs } })

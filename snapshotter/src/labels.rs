@@ -44,7 +44,7 @@ pub(crate) struct LayerRequest {
 pub(crate) enum Asked {
     /// A container's own layer, or a layer of a client that sends no labels.
     Plain,
-    Layer(LayerRequest),
+    Layer(Box<LayerRequest>),
     /// The remote protocol, but not enough to know which layer it is.
     Unclear(Reason),
 }
@@ -65,7 +65,7 @@ pub(crate) fn asked(labels: &HashMap<String, String>) -> Asked {
         },
     };
     let size = labels.get(LAYER_SIZE).and_then(|text| text.parse().ok());
-    Asked::Layer(LayerRequest { target: target.clone(), image, manifest, layer, index, size })
+    Asked::Layer(Box::new(LayerRequest { target: target.clone(), image, manifest, layer, index, size }))
 }
 
 /// Where the layer of a stored snapshot can be had from.

@@ -50,7 +50,7 @@ impl Layers {
     }
 
     fn gate(&self, layer: &Digest) -> Gate {
-        lock(&self.open).entry(layer.clone()).or_default().0.clone()
+        lock(&self.open).entry(*layer).or_default().0.clone()
     }
 
     fn opened(&self, layer: &Digest) -> Option<Arc<Layer>> {
@@ -61,7 +61,7 @@ impl Layers {
     fn note(&self, layer: &Arc<Layer>) {
         let mut open = lock(&self.open);
         open.retain(|_, (gate, layer)| layer.strong_count() > 0 || Arc::strong_count(gate) > 1);
-        open.entry(layer.digest().clone()).or_default().1 = Arc::downgrade(layer);
+        open.entry(*layer.digest()).or_default().1 = Arc::downgrade(layer);
     }
 
     /// A layer with the ztoc `ztoc` of its index, from the store or the registry.
@@ -157,7 +157,7 @@ impl Layers {
             tracing::warn!(slot, %error, "hide a slot");
         }
         let Some(layer) = lock(&self.shown).remove(&slot) else { return };
-        let digest = layer.digest().clone();
+        let digest = *layer.digest();
         drop(layer);
         if self.opened(&digest).is_none()
             && let Err(error) = self.store.remove(&digest)
@@ -190,7 +190,7 @@ impl Layers {
                     }
                 }
                 Ok(None) => {
-                    tracing::error!(slot = record.number, layer = %digest, "the layer's ztoc is gone")
+                    tracing::error!(slot = record.number, layer = %digest, "the layer's ztoc is gone");
                 }
                 Err(error) => tracing::error!(slot = record.number, %error, "open a layer again"),
             }

@@ -58,7 +58,8 @@ mod tests {
     fn the_table_of_mounts() {
         let own = Path::new("/s/9");
         let lower = |name: &str| PathBuf::from(name);
-        let rows: &[(Use, &[&str], &str, &str, &[&str])] = &[
+        type Row = (Use, &'static [&'static str], &'static str, &'static str, &'static [&'static str]);
+        let rows: &[Row] = &[
             (Use::Write, &[], "bind", "/s/9/fs", &["rw", "rbind"]),
             (Use::Look, &[], "bind", "/s/9/fs", &["ro", "rbind"]),
             (Use::Look, &["/f/1"], "bind", "/f/1", &["ro", "rbind"]),

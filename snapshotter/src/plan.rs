@@ -15,7 +15,7 @@ pub(crate) enum First {
     /// A writable layer, or a layer that containerd unpacks unasked.
     Writable,
     /// Ask for the image's index.
-    Try(LayerRequest),
+    Try(Box<LayerRequest>),
     /// containerd does it.
     Leave(Reason),
 }
@@ -24,9 +24,9 @@ pub(crate) enum First {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Second {
     /// Show it with this ztoc; the layer's own descriptor beside it.
-    Lazy { layer: Descriptor, ztoc: Descriptor },
+    Lazy { layer: Box<Descriptor>, ztoc: Box<Descriptor> },
     /// Bring it whole, into the same store.
-    Stream { layer: Descriptor, compression: ztoc::Compression, reason: Reason },
+    Stream { layer: Box<Descriptor>, compression: ztoc::Compression, reason: Reason },
     /// containerd does it.
     Leave(Reason),
 }
@@ -64,7 +64,7 @@ pub(crate) fn second(contents: &Contents, request: &LayerRequest, min_layer_size
     };
     let reason = match contents.ztocs.get(&request.layer) {
         Some(_) if layer.size < min_layer_size => Reason::BelowMinSize,
-        Some(ztoc) => return Second::Lazy { layer, ztoc: ztoc.clone() },
+        Some(ztoc) => return Second::Lazy { layer: layer.into(), ztoc: ztoc.clone().into() },
         None => Reason::NoZtoc,
     };
     whole(layer, reason)
@@ -73,7 +73,7 @@ pub(crate) fn second(contents: &Contents, request: &LayerRequest, min_layer_size
 /// What is left when a layer cannot be lazy.
 pub(crate) fn whole(layer: Descriptor, reason: Reason) -> Second {
     match index::compression_of(&layer.media_type) {
-        Some(compression) => Second::Stream { layer, compression, reason },
+        Some(compression) => Second::Stream { layer: layer.into(), compression, reason },
         None => Second::Leave(Reason::UnsupportedLayer),
     }
 }
@@ -110,10 +110,10 @@ mod tests {
             (Asked::Plain, both, First::Writable),
             (Asked::Plain, none, First::Writable),
             (Asked::Unclear(Reason::NoLabels), both, First::Leave(Reason::NoLabels)),
-            (Asked::Layer(request("a")), both, First::Try(request("a"))),
-            (Asked::Layer(request("a")), Modes { v1: true, v2: false }, First::Try(request("a"))),
-            (Asked::Layer(request("a")), none, First::Leave(Reason::Disabled)),
-            (Asked::Layer(chosen.clone()), none, First::Try(chosen)),
+            (Asked::Layer(request("a").into()), both, First::Try(request("a").into())),
+            (Asked::Layer(request("a").into()), Modes { v1: true, v2: false }, First::Try(request("a").into())),
+            (Asked::Layer(request("a").into()), none, First::Leave(Reason::Disabled)),
+            (Asked::Layer(chosen.clone().into()), none, First::Try(chosen.into())),
         ];
         for (asked, modes, expected) in rows {
             assert_eq!(first(asked.clone(), modes), expected, "{asked:?} {modes:?}");
@@ -143,7 +143,7 @@ mod tests {
         for (name, expected) in rows {
             let found = match second(&contents, &request(name), 50) {
                 Second::Lazy { ztoc: found, .. } => {
-                    assert_eq!(found, ztoc);
+                    assert_eq!(*found, ztoc);
                     Ok(None)
                 }
                 Second::Stream { reason, .. } => Ok(Some(reason)),

@@ -43,7 +43,7 @@ impl Snapshots for Door {
             tokio::spawn(
                 async move { snapshotter.prepare(&request.key, &request.parent, request.labels).await },
             );
-        let mounts = prepared.await.map_err(|e| Status::internal(e.to_string()))?.map_err(status)?;
+        let mounts = prepared.await.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| status(&e))?;
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts.into_iter().map(mount).collect() }))
     }
 
@@ -134,11 +134,11 @@ impl Door {
     ) -> Result<T, Status> {
         let snapshotter = self.0.clone();
         let done = tokio::task::spawn_blocking(move || verb(&snapshotter)).await;
-        done.map_err(|e| Status::internal(e.to_string()))?.map_err(status)
+        done.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| status(&e))
     }
 }
 
-fn status(error: Error) -> Status {
+fn status(error: &Error) -> Status {
     let code = match error.kind() {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::AlreadyExists => Code::AlreadyExists,

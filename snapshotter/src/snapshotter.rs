@@ -274,7 +274,7 @@ impl Snapshotter {
                 Ok(open) => (open, Some(ztoc.digest.to_string()), None),
                 Err((reason, why)) => {
                     tracing::warn!(key, %reason, why, "the layer cannot be lazy; it is fetched whole");
-                    let open = self.whole(&image, plan::whole(layer, reason)).await?;
+                    let open = self.whole(&image, plan::whole(*layer, reason)).await?;
                     (open, None, Some(reason))
                 }
             },
@@ -336,7 +336,7 @@ impl Snapshotter {
         }
         match shown.reason {
             None => {
-                tracing::info!(key, slot, layer = %request.layer, "remote-snapshot-prepared" = "true", "layer shown")
+                tracing::info!(key, slot, layer = %request.layer, "remote-snapshot-prepared" = "true", "layer shown");
             }
             Some(reason) => tracing::info!(
                 key, slot, layer = %request.layer, %reason,

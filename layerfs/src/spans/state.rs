@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(word.evict(), None);
         let word = word.unpin().unpin();
         assert_eq!((word.pins(), word.state()), (0, State::Ready));
-        assert_eq!(word.take_touched().0, true);
+        assert!(word.take_touched().0);
         assert!(word.evict().is_some());
         let filling = Word::new(State::Empty).pin().claim().unwrap();
         assert_eq!((filling.pins(), filling.land().pins()), (1, 1));

@@ -1,0 +1,291 @@
+//! Reads against the plain bytes, with sources that fail and lie, a store that is full, damaged or found again.
+
+use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
+
+use oci::testing::BlobFault;
+use tempfile::TempDir;
+
+use super::{Answer, Layer};
+use crate::{
+    Error, ErrorKind, NodeId, Store,
+    testing::{Made, Tar, engine, made, noise, opened},
+};
+
+/// Eight files of 100 000 bytes: each has bytes in two or three spans.
+fn files() -> Vec<(String, Vec<u8>)> {
+    (0..8).map(|seed| (format!("f{seed}"), noise(seed + 1, 100_000))).collect()
+}
+
+fn layer_of_files() -> Made {
+    made(&files().iter().fold(Tar::default(), |tar, (name, data)| tar.file(name, data)).end())
+}
+
+fn node(layer: &Layer, name: &str) -> NodeId {
+    layer.lookup(NodeId::ROOT, name.as_bytes()).expect("the file is there")
+}
+
+async fn read(layer: &Arc<Layer>, name: &str, offset: u64, size: u32) -> Result<Vec<u8>, Error> {
+    match layer.read(node(layer, name), offset, size) {
+        Answer::Ready(outcome) => outcome,
+        Answer::Later(outcome) => outcome.await,
+    }
+}
+
+fn is_ready(layer: &Layer, name: &str) -> bool {
+    matches!(layer.read(node(layer, name), 0, 1), Answer::Ready(Ok(_)))
+}
+
+#[tokio::test]
+async fn ranges_are_the_files_bytes_cut_at_their_end() {
+    let root = TempDir::new().unwrap();
+    let layer = opened(root.path(), None, &layer_of_files());
+    for (name, data) in files() {
+        for (offset, size) in
+            [(0, 1), (99_999, 4096), (60_000, 20_000), (0, 1 << 20), (100_000, 10), (1 << 40, 1)]
+        {
+            let from = data.len().min(usize::try_from(offset).unwrap());
+            let to = data.len().min(from + size as usize);
+            assert_eq!(
+                read(&layer, &name, offset, size).await.unwrap(),
+                data[from..to],
+                "{name} {offset} {size}"
+            );
+        }
+    }
+    assert!(layer.spans().1 <= 1, "every span but that of the end marker was touched");
+}
+
+#[tokio::test]
+async fn many_readers_of_one_span_fetch_it_once() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    let readers: Vec<_> = (0..50)
+        .map(|_| {
+            let layer = layer.clone();
+            tokio::spawn(async move { read(&layer, "f0", 0, 1000).await })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap(), files()[0].1[..1000]);
+    }
+    assert_eq!(made.blob.reads().len(), 1);
+}
+
+#[tokio::test]
+async fn faults_that_pass_are_not_noticed() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    for fault in [
+        BlobFault::Refuse(oci::ErrorKind::Unreachable),
+        BlobFault::BreakAfter(10),
+        BlobFault::BreakAfter(40_000),
+        BlobFault::Lie,
+    ] {
+        made.blob.fail_next(fault);
+    }
+    let data = &files()[0].1;
+    assert_eq!(read(&layer, "f0", 0, 100_000).await.unwrap(), *data);
+    assert!(made.blob.reads().len() >= 4, "{:?}", made.blob.reads());
+}
+
+#[tokio::test]
+async fn a_source_that_keeps_lying_is_an_error_and_never_other_bytes() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    for _ in 0..20 {
+        made.blob.fail_next(BlobFault::Lie);
+    }
+    let error = read(&layer, "f1", 0, 10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    let error = read(&layer, "f7", 0, 10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn a_source_that_refuses_is_an_error_at_once_and_good_again_later() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::Denied));
+    assert_eq!(read(&layer, "f1", 0, 10).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(read(&layer, "f1", 0, 10).await.unwrap(), files()[1].1[..10]);
+}
+
+#[tokio::test]
+async fn a_layer_without_a_source_says_so() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let store = Store::open(root.path(), None).unwrap();
+    let digest = oci::Digest::sha256(&made.ztoc);
+    let layer = Layer::create(&store, &engine(), &made.digest, &digest, &made.ztoc).unwrap();
+    assert_eq!(read(&layer, "f1", 0, 10).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn fill_brings_everything_and_another_process_finds_it() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    layer.start_fill();
+    while layer.spans().1 > 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(layer);
+    let store = Store::open(root.path(), None).unwrap();
+    let digest = oci::Digest::sha256(&made.ztoc);
+    let again = Layer::stored(&store, &engine(), &made.digest, Some(&digest)).unwrap().unwrap();
+    assert_eq!(again.spans().1, 0);
+    for (name, data) in files() {
+        assert_eq!(read(&again, &name, 0, 1 << 20).await.unwrap(), data);
+    }
+    let other = oci::Digest::sha256(b"another ztoc");
+    assert!(Layer::stored(&store, &engine(), &made.digest, Some(&other)).unwrap().is_none());
+}
+
+fn layer_folder(root: &Path, made: &Made) -> std::path::PathBuf {
+    root.join("layers/sha256").join(made.digest.hex())
+}
+
+#[tokio::test]
+async fn after_an_unclean_stop_damaged_spans_are_fetched_again() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    for (name, _) in files() {
+        read(&layer, &name, 0, 1 << 20).await.unwrap();
+    }
+    drop(layer);
+    // The machine went down without a word: torn bytes in the middle of the data, another boot.
+    let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
+    data.write_all_at(&[0; 5000], 200_000).unwrap();
+    fs::write(root.path().join("layers/boot"), "another boot").unwrap();
+    let fetched = made.blob.reads().len();
+    let layer = opened(root.path(), None, &made);
+    for (name, data) in files() {
+        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data);
+    }
+    assert!(made.blob.reads().len() > fetched);
+}
+
+#[tokio::test]
+async fn after_an_unclean_stop_a_damaged_ztoc_is_not_used() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    drop(opened(root.path(), None, &made));
+    let ztoc = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("ztoc")).unwrap();
+    ztoc.write_all_at(&[7], 40_000).unwrap();
+    let digest = oci::Digest::sha256(&made.ztoc);
+    fs::write(root.path().join("layers/boot"), "another boot").unwrap();
+    let store = Store::open(root.path(), None).unwrap();
+    assert!(Layer::stored(&store, &engine(), &made.digest, Some(&digest)).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_orderly_stop_is_believed_on_another_boot() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    read(&layer, "f0", 0, 1 << 20).await.unwrap();
+    let missing = layer.spans().1;
+    drop(layer);
+    Store::open(root.path(), None).unwrap().mark_clean().unwrap();
+    fs::write(root.path().join("layers/boot"), "another boot").unwrap();
+    let store = Store::open(root.path(), None).unwrap();
+    let layer = Layer::stored(&store, &engine(), &made.digest, None).unwrap().unwrap();
+    assert!(layer.spans().1 <= missing, "read-ahead may have landed since");
+    assert!(is_ready(&layer, "f0"));
+}
+
+#[tokio::test]
+async fn a_data_file_cut_short_is_a_miss() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    read(&layer, "f7", 0, 1 << 20).await.unwrap();
+    let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
+    data.set_len(1000).unwrap();
+    assert_eq!(read(&layer, "f7", 0, 1 << 20).await.unwrap(), files()[7].1);
+}
+
+#[tokio::test]
+async fn the_store_keeps_its_limit_and_every_read_is_right() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), Some(200_000), &made);
+    let all = layer.spans().0;
+    assert!(all > 8, "{all} spans are too few to say anything");
+    for round in 0..3 {
+        for (name, data) in files() {
+            assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data, "{name} in round {round}");
+        }
+    }
+    assert!(all - layer.spans().1 <= 4, "{} of {all} spans are kept", all - layer.spans().1);
+    use std::os::unix::fs::MetadataExt;
+    let blocks = fs::metadata(layer_folder(root.path(), &made).join("data")).unwrap().blocks();
+    assert!(blocks * 512 < 500_000, "holes are punched: {blocks} blocks");
+}
+
+#[tokio::test]
+async fn a_layer_without_a_ztoc_is_streamed_whole() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let store = Store::open(root.path(), None).unwrap();
+    let gzip = ztoc::Compression::Gzip;
+    made.blob.fail_next(BlobFault::Lie);
+    let refused = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
+    made.blob.fail_next(BlobFault::BreakAfter(50_000));
+    let refused = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await;
+    assert!(refused.is_err());
+    let left: Vec<_> = fs::read_dir(layer_folder(root.path(), &made)).unwrap().flatten().collect();
+    assert!(left.iter().all(|entry| !entry.file_name().to_string_lossy().starts_with("data.")), "{left:?}");
+
+    let layer = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await.unwrap();
+    assert_eq!(layer.spans().1, 0);
+    let reads = made.blob.reads().len();
+    for (name, data) in files() {
+        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data);
+    }
+    assert_eq!(made.blob.reads().len(), reads, "nothing is fetched twice");
+    drop(layer);
+    let again = Layer::stored(&store, &engine(), &made.digest, None).unwrap().unwrap();
+    assert_eq!(again.spans().1, 0);
+}
+
+#[tokio::test]
+async fn a_table_of_files_that_lies_about_a_file_is_an_error_for_that_file() {
+    let root = TempDir::new().unwrap();
+    let honest = Tar::default().file("a", &noise(1, 3000)).file("b", &noise(2, 3000)).end();
+    // The same bytes of content at the same offsets, but one entry has another name in its header.
+    let other = Tar::default().file("a", &noise(1, 3000)).file("c", &noise(2, 3000)).end();
+    let (honest, other) = (made(&honest), made(&other));
+    let mut lying = other.ztoc.clone();
+    // `other`'s blob with `honest`'s table: what a wrong index by hand would be, digests made to fit.
+    let swap = |bytes: &mut Vec<u8>| {
+        let at = bytes.windows(8).rposition(|run| run == b"\x01\0\0\0c\0\0\0").unwrap();
+        bytes[at + 4] = b'b';
+    };
+    swap(&mut lying);
+    let store = Store::open(root.path(), None).unwrap();
+    let digest = oci::Digest::sha256(&lying);
+    let layer = Layer::create(&store, &engine(), &other.digest, &digest, &lying).unwrap();
+    layer.add_source(other.blob.clone());
+    assert_eq!(read(&layer, "a", 0, 10).await.unwrap(), noise(1, 3000)[..10]);
+    assert_eq!(read(&layer, "b", 0, 10).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    drop(honest);
+}
+
+#[test]
+fn a_ztoc_that_is_none_is_refused() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let root = TempDir::new().unwrap();
+    let store = Store::open(root.path(), None).unwrap();
+    let digest = oci::Digest::sha256(b"layer");
+    let refused = Layer::create(&store, &engine(), &digest, &oci::Digest::sha256(b"junk"), b"junk");
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(Layer::stored(&store, &engine(), &digest, None).unwrap().is_none(), "nothing of it is kept");
+}
