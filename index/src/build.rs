@@ -239,6 +239,11 @@ fn key(layer: &Descriptor) -> (Digest, String) {
     (layer.digest, layer.media_type.clone())
 }
 
+/// How a layer of this media type is compressed, if it is one that can be read.
+pub fn compression_of(media_type: &str) -> Option<Compression> {
+    algorithm(media_type).ok()?.ok()
+}
+
 /// How a layer of this media type is compressed, or the name of a compression we cannot index. A media type
 /// that is no layer's is an error: the image is of a kind we do not know.
 fn algorithm(media_type: &str) -> Result<Result<Compression, String>, Error> {

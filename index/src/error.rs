@@ -53,6 +53,11 @@ impl Error {
     pub fn doing(&self) -> &str {
         &self.doing
     }
+
+    /// The cause, for another crate's error type to take over.
+    pub fn into_source(self) -> Option<Box<dyn StdError + Send + Sync>> {
+        self.source
+    }
 }
 
 impl fmt::Display for Error {

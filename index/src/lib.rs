@@ -21,8 +21,8 @@ pub mod manifest;
 
 pub mod error;
 
-pub use build::{BuildOptions, LayerReport, Outcome, Skip, XattrOptimization};
+pub use build::{BuildOptions, LayerReport, Outcome, Skip, XattrOptimization, compression_of};
 pub use convert::{ConvertOptions, Platforms, Report, Route, convert};
 pub use error::{Error, ErrorKind};
-pub use locate::{Sources, locate};
+pub use locate::{Source, Sources, locate};
 pub use manifest::{SociIndex, Version};

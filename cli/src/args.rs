@@ -1,0 +1,345 @@
+//! The flags as typed; nothing computed. Spelled as the Go tool has them, and as freely: global flags before or
+//! after the command, one dash or two before a long name, `--flag=false`, lists repeated or with commas. This and
+//! `main` are the only rooms that know the parser.
+
+use std::ffi::OsString;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use oci::registry::PlainHttp;
+
+use crate::output::Debug;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Asked {
+    Command(Box<Command>, Box<Global>),
+    /// help or version
+    Text(String),
+    Nonsense {
+        message: String,
+        code: u8,
+    },
+}
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "soci",
+    about = "Build SOCI indexes for container images, and look into them",
+    version = version(),
+    disable_version_flag = true,
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print version
+    #[arg(short = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+struct GlobalArgs {
+    /// containerd's socket
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "PATH",
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    address: String,
+    /// containerd's namespace
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "NAME",
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "default"
+    )]
+    namespace: String,
+    /// Limit of the whole command, as 30s or 1h30m; 0 is none
+    #[arg(long, global = true, value_name = "DURATION", default_value = "0", value_parser = duration)]
+    timeout: Duration,
+    /// Log what is done
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    debug: bool,
+    /// Where SOCI artifacts are kept locally
+    #[arg(long, global = true, value_name = "STORE", default_value = "containerd", value_parser = ["containerd", "soci"])]
+    content_store: String,
+    /// Folder of the local store
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/soci-snapshotter-grpc/")]
+    root: String,
+    /// Speak to every registry without TLS
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    plain_http: bool,
+}
+
+/// The same, in words.
+#[derive(Debug, Clone)]
+pub struct Global {
+    pub address: String,
+    pub namespace: String,
+    /// None: no limit
+    pub timeout: Option<Duration>,
+    pub debug: Debug,
+    pub content_store: String,
+    pub root: String,
+    pub plain_http: PlainHttp,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Inspect SOCI indexes
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Inspect ztocs
+    #[command(subcommand)]
+    Ztoc(ZtocCommand),
+    /// Write an image with SOCI indexes to another place
+    Convert(Convert),
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum IndexCommand {
+    /// Print an index
+    Info {
+        /// docker://HOST/REPOSITORY@sha256:…, or a file
+        place: String,
+    },
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ZtocCommand {
+    /// Print what a ztoc says, as JSON
+    Info {
+        /// docker://HOST/REPOSITORY@sha256:…, or a file
+        place: String,
+    },
+    /// Print one file of a layer, fetching only the spans it lies in
+    GetFile(GetFile),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GetFile {
+    /// The ztoc: docker://HOST/REPOSITORY@sha256:…, or a file
+    pub ztoc: Option<String>,
+    /// The file's name as `soci ztoc info` prints it
+    pub name: Option<String>,
+    /// The layer the ztoc belongs to: docker://HOST/REPOSITORY@sha256:…, or a file
+    #[arg(long, value_name = "PLACE")]
+    pub layer: Option<String>,
+    /// Write to this file and not to standard output
+    #[arg(long, short, value_name = "PATH")]
+    pub output: Option<std::path::PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Convert {
+    /// The image: docker://HOST/REPOSITORY:TAG
+    pub source: Option<String>,
+    /// Where it goes: docker://HOST/REPOSITORY:TAG
+    pub destination: Option<String>,
+    /// Platforms to index, as linux/arm64; all of the image unless given
+    #[arg(long, short, value_name = "PLATFORM", value_delimiter = ',')]
+    pub platform: Vec<String>,
+    /// Index every platform of the image
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    pub all_platforms: bool,
+    /// Uncompressed bytes of a span
+    #[arg(long, value_name = "BYTES", default_value_t = ztoc::DEFAULT_SPAN_SIZE as i64, allow_negative_numbers = true)]
+    pub span_size: i64,
+    /// Layers of fewer compressed bytes get no ztoc
+    #[arg(long, value_name = "BYTES", default_value_t = index::build::MIN_LAYER_SIZE as i64, allow_negative_numbers = true)]
+    pub min_layer_size: i64,
+    /// Optimizations; there is xattr: say which layers have no extended attributes
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub optimizations: Vec<String>,
+    /// Build ztocs anew; they always are
+    #[arg(long, short, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    pub force: bool,
+}
+
+/// Parses a command line, the program's name first.
+pub fn parse(words: impl Iterator<Item = OsString>) -> Asked {
+    match Cli::try_parse_from(two_dashes(words)) {
+        Ok(Cli { command: Some(command), global, .. }) => {
+            Asked::Command(Box::new(command), Box::new(global.into()))
+        }
+        Ok(Cli { command: None, .. }) => Asked::Text(Cli::command().render_help().to_string()),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Asked::Text(error.render().to_string()),
+            _ => nonsense(&error),
+        },
+    }
+}
+
+/// What the Go tool says where the line makes no sense, and the code it ends with.
+fn nonsense(error: &clap::Error) -> Asked {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let hint = "\nsee: soci help";
+    let (message, code) = match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            (format!("No help topic for '{}'", context(ContextKind::InvalidSubcommand)), 3)
+        }
+        ErrorKind::UnknownArgument => {
+            let flag = context(ContextKind::InvalidArg);
+            let flag = flag.strip_prefix('-').filter(|flag| flag.starts_with('-')).unwrap_or(&flag);
+            (format!("soci: flag provided but not defined: {flag}{hint}"), 1)
+        }
+        _ => {
+            let text = error.render().to_string();
+            let first = text.lines().next().unwrap_or_default();
+            (format!("soci: {}{hint}", first.strip_prefix("error: ").unwrap_or(first)), 1)
+        }
+    };
+    Asked::Nonsense { message, code }
+}
+
+/// `-platform` is `--platform`: short flags are never joined here.
+fn two_dashes(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut ended = false;
+    let spell = |word: OsString| {
+        ended |= word == "--";
+        let Some(rest) = word.to_str().and_then(|text| text.strip_prefix('-')).filter(|_| !ended) else {
+            return word;
+        };
+        let name = rest.split('=').next().unwrap_or_default();
+        if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            return format!("--{rest}").into();
+        }
+        word
+    };
+    words.map(spell).collect()
+}
+
+/// `soci --version`: the release this one stands in for, and which of ours it is.
+fn version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let revision = option_env!("SOCI_REVISION").unwrap_or("unknown");
+        format!("version {} {revision}", env!("CARGO_PKG_VERSION"))
+    });
+    &TEXT
+}
+
+/// Durations as Go writes them: `30s`, `1h30m`, `1.5s`, `0`.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let invalid = || format!("invalid duration {text:?}; it is written as 30s, 5m or 1h30m");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+        let (number, after) = rest.split_at(number_end);
+        let unit_end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return Err(invalid()),
+        };
+        let number: f64 = number.parse().map_err(|_| invalid())?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| invalid())?;
+        total = total.checked_add(part).ok_or_else(invalid)?;
+        rest = after;
+    }
+    if text.is_empty() { Err(invalid()) } else { Ok(total) }
+}
+
+impl From<GlobalArgs> for Global {
+    fn from(args: GlobalArgs) -> Global {
+        Global {
+            address: args.address,
+            namespace: args.namespace,
+            timeout: Some(args.timeout).filter(|timeout| !timeout.is_zero()),
+            debug: if args.debug { Debug::On } else { Debug::Off },
+            content_store: args.content_store,
+            root: args.root,
+            plain_http: if args.plain_http { PlainHttp::Everywhere } else { PlainHttp::Loopback },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Asked {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_parser_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn spelled_as_freely_as_in_go() {
+        let check = |line: &str| match parsed(line) {
+            Asked::Command(command, global) => match *command {
+                Command::Convert(convert) => (convert, global),
+                other => panic!("{line}: {other:?}"),
+            },
+            other => panic!("{line}: {other:?}"),
+        };
+        let (convert, global) =
+            check("soci -namespace=moby convert -platform a,b --platform c A -plain-http B");
+        assert_eq!(global.namespace, "moby");
+        assert_eq!(global.plain_http, PlainHttp::Everywhere);
+        assert_eq!(convert.platform, ["a", "b", "c"]);
+        assert_eq!((convert.source.as_deref(), convert.destination.as_deref()), (Some("A"), Some("B")));
+        let (convert, global) =
+            check("soci convert -n moby -span-size -5 --all-platforms=false -f --debug A B");
+        assert_eq!((convert.span_size, convert.all_platforms, convert.force), (-5, false, true));
+        assert_eq!((global.namespace.as_str(), global.debug), ("moby", Debug::On));
+    }
+
+    #[test]
+    fn nonsense_and_its_codes() {
+        let check = |line: &str, expected: &str, expected_code: u8| match parsed(line) {
+            Asked::Nonsense { message, code } => {
+                assert!(message.starts_with(expected), "{message}");
+                assert_eq!(code, expected_code);
+            }
+            other => panic!("{line}: {other:?}"),
+        };
+        check("soci frobnicate", "No help topic for 'frobnicate'", 3);
+        check("soci convert --foo", "soci: flag provided but not defined: -foo", 1);
+        check("soci convert --timeout x A B", "soci: invalid value 'x'", 1);
+        check("soci --content-store x convert A B", "soci: invalid value 'x'", 1);
+        check("soci convert --span-size", "soci: a value is required for", 1);
+        assert!(matches!(parsed("soci"), Asked::Text(text) if text.contains("convert")));
+    }
+
+    #[test]
+    fn durations() {
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(duration(text).ok().map(|d| d.as_millis() as u64), expected, "{text}");
+        };
+        check("0", Some(0));
+        check("30s", Some(30_000));
+        check("1h30m", Some(5_400_000));
+        check("1.5s", Some(1_500));
+        check("250ms", Some(250));
+        for bad in ["", "5", "s", "1x", "-1s", "1e400h"] {
+            check(bad, None);
+        }
+    }
+}

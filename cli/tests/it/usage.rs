@@ -1,0 +1,62 @@
+//! Help, version, and what cannot be done.
+
+use crate::soci;
+
+#[test]
+fn version() {
+    for flag in ["--version", "-v", "-version"] {
+        let told = soci(&[flag]);
+        assert_eq!(told.code, 0);
+        let words: Vec<&str> = told.stdout.split_whitespace().collect();
+        assert_eq!(words[..3], ["soci", "version", "0.15.0"], "{}", told.stdout);
+        assert_eq!(words.len(), 4);
+        assert_eq!(told.stdout.lines().count(), 1);
+    }
+}
+
+#[test]
+fn help() {
+    for args in [&["--help"][..], &["-h"], &["help"], &[], &["index"], &["ztoc"]] {
+        let told = soci(args);
+        assert_eq!(told.code, 0, "{args:?}");
+        assert!(told.stdout.contains("Usage:"), "{args:?}: {}", told.stdout);
+        assert!(told.stderr.is_empty(), "{args:?}");
+    }
+    let told = soci(&["convert", "--help"]);
+    for flag in ["--platform", "--span-size", "--min-layer-size", "--optimizations", "--namespace"] {
+        assert!(told.stdout.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn refuses() {
+    let check = |args: &[&str], code: i32, expected: &str| {
+        let told = soci(args);
+        assert_eq!(told.code, code, "{args:?}");
+        assert!(told.stderr.contains(expected), "{args:?}: {}", told.stderr);
+        assert!(told.stdout.is_empty(), "{args:?}");
+    };
+    let (a, b) = ("docker://h.invalid/a:t", "docker://h.invalid/b:t");
+    check(&["frobnicate"], 3, "No help topic for 'frobnicate'");
+    check(&["convert", "--frobnicate"], 1, "soci: flag provided but not defined: -frobnicate");
+    check(&["convert"], 1, "soci: source image needs to be specified");
+    check(&["convert", a], 1, "soci: destination needs to be specified");
+    check(&["convert", a, "docker://h.invalid/b"], 1, "must be a tagged ref of the form");
+    let digest = format!("docker://h.invalid/b:t@sha256:{}", "a".repeat(64));
+    check(&["convert", a, &digest], 1, "has a digest");
+    check(&["convert", "alpine", b], 1, "supported is docker://");
+    check(&["convert", a, "oci:folder"], 1, "supported is docker://");
+    check(&["convert", "docker://Bad/B", b], 1, "parse image name");
+    check(&["convert", "--span-size", "-1", a, b], 1, "soci: span size must be >= 0");
+    check(&["convert", "--min-layer-size=-1", a, b], 1, "soci: min layer size must be >= 0");
+    check(
+        &["convert", "--optimizations", "speed", a, b],
+        1,
+        "optimization speed is not a valid optimization [xattr]",
+    );
+    check(&["convert", "--platform", "a/b/c/d", a, b], 1, "parse platform");
+    check(&["index", "info", "docker://h.invalid/a:t"], 1, "it needs a digest");
+    check(&["ztoc", "info", "/nonexistent/file"], 1, "soci: read /nonexistent/file: not found");
+    check(&["ztoc", "info", &format!("sha256:{}", "a".repeat(64))], 1, "local content store");
+    check(&["ztoc", "get-file", "x"], 1, "please provide both a ztoc digest and a filename to extract");
+}
