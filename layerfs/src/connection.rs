@@ -7,6 +7,9 @@
 //! Nobody of ours opens, stats or walks below the mount, the mount itself included: it would wait for itself.
 //! What is mounted where is read from `/proc/self/mountinfo`.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::{self, File, OpenOptions},
     io,
