@@ -104,6 +104,31 @@ pub enum Command {
     Ztoc(ZtocCommand),
     /// Write an image with SOCI indexes to another place
     Convert(Convert),
+    /// Images in containerd
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ImageCommand {
+    /// Pull an image into containerd, lazily where it has a SOCI index
+    #[command(alias = "rpull")]
+    Pull(Pull),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Pull {
+    /// The image, as containerd will name it: HOST/REPOSITORY:TAG
+    pub image: String,
+    /// containerd's snapshotter that gets the layers
+    #[arg(long, env = "CONTAINERD_SNAPSHOTTER", value_name = "NAME", default_value = "soci")]
+    pub snapshotter: String,
+    /// The platform to pull, as linux/arm64; this machine's unless given
+    #[arg(long, short, value_name = "PLATFORM")]
+    pub platform: Option<String>,
+    /// Use this SOCI index, whatever the image says of itself
+    #[arg(long, value_name = "DIGEST")]
+    pub soci_index_digest: Option<String>,
 }
 
 #[derive(Debug, Clone, Subcommand)]

@@ -2,10 +2,11 @@
 //! put around it.
 
 mod convert;
+mod image;
 mod index;
 mod ztoc;
 
-use crate::args::{Command, Global, IndexCommand, ZtocCommand};
+use crate::args::{Command, Global, ImageCommand, IndexCommand, ZtocCommand};
 use crate::error::{Error, ErrorKind};
 use crate::output::Output;
 use crate::place::Registries;
@@ -24,6 +25,7 @@ async fn dispatch(command: &Command, global: &Global, output: &Output) -> Result
     let registries = || Registries::new(global.plain_http);
     match command {
         Command::Convert(args) => convert::run(args, &registries()?, output).await,
+        Command::Image(ImageCommand::Pull(args)) => image::pull(args, global, &registries()?, output).await,
         Command::Index(IndexCommand::Info { place }) => index::info(place, &registries()?, output).await,
         Command::Ztoc(ZtocCommand::Info { place }) => ztoc::info(place, &registries()?, output).await,
         Command::Ztoc(ZtocCommand::GetFile(args)) => ztoc::get_file(args, &registries()?, output).await,

@@ -10,6 +10,8 @@ pub mod args;
 
 mod place;
 
+mod store;
+
 pub mod output;
 
 pub mod error;

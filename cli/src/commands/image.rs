@@ -1,0 +1,252 @@
+//! `soci image pull`: what a client with the right labels does, against any containerd.
+//!
+//! containerd 1.6's own `ctr` sends no labels, so a remote snapshotter never learns which layer it is asked
+//! for. This command drives the same API as `ctr image pull`: manifest and config go into the content store,
+//! every layer is prepared with the labels of containerd's CRI plugin; what the snapshotter does not have
+//! afterwards is downloaded and unpacked as usual. The image record comes last.
+
+use futures::stream;
+use oci::{
+    ByteStream, Config, Descriptor, Digest, Index, Manifest, Platform, Reference, Registry, image::media_type,
+};
+
+use crate::{
+    args::{Global, Pull},
+    error::{Error, ErrorKind},
+    output::Output,
+    place::Registries,
+    store::{Containerd, Labels, Prepared},
+};
+
+/// A config is JSON of some kilobytes; what registries allow for a manifest is plenty.
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
+
+/// What to pull, and into what.
+struct Options {
+    image: Reference,
+    snapshotter: String,
+    platform: Platform,
+    /// A SOCI index to be used instead of the one that the image names.
+    index: Option<Digest>,
+}
+
+/// An image of one platform, as the registry has it.
+struct Resolved {
+    /// What the name points at: an image index or a manifest.
+    target: Descriptor,
+    documents: Vec<(Descriptor, bytes::Bytes, Labels)>,
+    manifest: Descriptor,
+    layers: Vec<Descriptor>,
+    diff_ids: Vec<Digest>,
+}
+
+pub(crate) async fn pull(
+    args: &Pull,
+    global: &Global,
+    registries: &Registries,
+    output: &Output,
+) -> Result<(), Error> {
+    let options = Options {
+        image: args.image.strip_prefix("docker://").unwrap_or(&args.image).parse()?,
+        snapshotter: args.snapshotter.clone(),
+        platform: args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?,
+        index: args.soci_index_digest.as_deref().map(str::parse).transpose()?,
+    };
+    let registry = registries.open(&options.image)?;
+    let containerd = Containerd::connect(&global.address, &global.namespace).await?;
+    leased(&options, &registry, &containerd, output).await
+}
+
+/// Under a lease of its own, so that nothing is collected before the image record stands.
+async fn leased(
+    options: &Options,
+    registry: &Registry,
+    containerd: &Containerd,
+    output: &Output,
+) -> Result<(), Error> {
+    let resolved = resolve(options, registry).await?;
+    let lease = format!("soci-pull-{}-{}", std::process::id(), resolved.manifest.digest.hex());
+    let leased = containerd.lease(&lease).await?;
+    let pulled = fill(options, registry, &leased, &resolved, output).await;
+    // An expired or lost lease harms nobody; the error of the pull is the one to tell.
+    let ended = leased.end_lease().await;
+    pulled.and(ended)
+}
+
+async fn fill(
+    options: &Options,
+    registry: &Registry,
+    containerd: &Containerd,
+    resolved: &Resolved,
+    output: &Output,
+) -> Result<(), Error> {
+    for (descriptor, bytes, labels) in &resolved.documents {
+        let bytes = bytes.clone();
+        let whole: ByteStream = Box::pin(stream::iter([Ok(bytes)]));
+        containerd.write(descriptor, whole, labels.clone()).await?;
+    }
+    let mut parent = String::new();
+    for (number, layer) in resolved.layers.iter().enumerate() {
+        let chain = chain_id(&parent, &resolved.diff_ids[number]);
+        let how = unpack(options, registry, containerd, resolved, number, (&parent, &chain)).await?;
+        output.line(&format!("layer {} {how}", layer.digest));
+        parent = chain;
+    }
+    let name = options.image.to_string();
+    containerd.tag(&name, &resolved.target).await?;
+    output.line(&format!("pulled {name} {}", resolved.target.digest));
+    Ok(())
+}
+
+/// One layer; the answer says how it got there.
+async fn unpack(
+    options: &Options,
+    registry: &Registry,
+    containerd: &Containerd,
+    resolved: &Resolved,
+    number: usize,
+    (parent, chain): (&str, &str),
+) -> Result<&'static str, Error> {
+    let snapshotter = options.snapshotter.as_str();
+    if containerd.has_snapshot(snapshotter, chain).await? {
+        return Ok("exists");
+    }
+    let key = format!("extract-{}-{number} {chain}", std::process::id());
+    let labels = layer_labels(options, resolved, number, chain);
+    let mounts = match containerd.prepare(snapshotter, &key, parent, labels.clone()).await? {
+        Prepared::Exists if containerd.has_snapshot(snapshotter, chain).await? => return Ok("lazy"),
+        Prepared::Exists => {
+            let doing = format!("prepare layer: snapshot key {key:?} is taken; remove it, or pull again");
+            return Err(Error::new(ErrorKind::Io, doing));
+        }
+        Prepared::Mounts(mounts) => mounts,
+    };
+    let layer = &resolved.layers[number];
+    let unpacked = async {
+        let blob = registry.blob(&layer.digest, Some(layer.size));
+        let bytes = blob.read_all().await.map_err(|e| Error::from_oci("fetch layer", e))?;
+        containerd.write(layer, bytes, Labels::new()).await?;
+        let found = containerd.apply(layer, mounts).await?;
+        if found != resolved.diff_ids[number].to_string() {
+            let doing = format!("unpack layer {}: its diff ID is {found}, not the config's", layer.digest);
+            return Err(Error::new(ErrorKind::Corrupt, doing));
+        }
+        containerd.commit(snapshotter, &key, chain, labels).await
+    };
+    if let Err(error) = unpacked.await {
+        containerd.discard(snapshotter, &key).await;
+        return Err(error);
+    }
+    Ok("unpacked")
+}
+
+fn layer_labels(options: &Options, resolved: &Resolved, number: usize, chain: &str) -> Labels {
+    let mut above = String::new();
+    for layer in &resolved.layers[number..] {
+        let digest = layer.digest.to_string();
+        // containerd refuses labels of more than 4 096 bytes, name and value together.
+        if above.len() + digest.len() + 1 > 4_000 {
+            break;
+        }
+        if !above.is_empty() {
+            above.push(',');
+        }
+        above.push_str(&digest);
+    }
+    let mut labels = Labels::from([
+        ("containerd.io/snapshot.ref".to_owned(), chain.to_owned()),
+        ("containerd.io/snapshot/cri.image-ref".to_owned(), options.image.to_string()),
+        ("containerd.io/snapshot/cri.manifest-digest".to_owned(), resolved.manifest.digest.to_string()),
+        ("containerd.io/snapshot/cri.layer-digest".to_owned(), resolved.layers[number].digest.to_string()),
+        ("containerd.io/snapshot/cri.image-layers".to_owned(), above),
+        ("containerd.io/snapshot/remote/soci.size".to_owned(), resolved.layers[number].size.to_string()),
+    ]);
+    if let Some(index) = &options.index {
+        labels.insert("containerd.io/snapshot/remote/soci.index.digest".to_owned(), index.to_string());
+    }
+    labels
+}
+
+async fn resolve(options: &Options, registry: &Registry) -> Result<Resolved, Error> {
+    let doing = || format!("pull {}", options.image);
+    let from_oci = |e| Error::from_oci(doing(), e);
+    let mut documents = Vec::new();
+    let (target, bytes) = registry.manifest(&options.image.target()).await.map_err(from_oci)?;
+    let (manifest, bytes) = if media_type::is_index(&target.media_type) {
+        let index = Index::parse(&bytes, &doing()).map_err(from_oci)?;
+        let chosen = index.manifests().iter().find(|entry| is_for(entry, &options.platform)).cloned();
+        let Some(chosen) = chosen else {
+            let why = format!("{}: it has no image for {}; see --platform", doing(), options.platform);
+            return Err(Error::new(ErrorKind::NotFound, why));
+        };
+        let children = index.manifests().iter().enumerate();
+        let labels = children
+            .map(|(n, entry)| (format!("containerd.io/gc.ref.content.m.{n}"), entry.digest.to_string()));
+        let labels = labels.collect();
+        documents.push((target.clone(), bytes, labels));
+        registry.manifest(&chosen.digest.to_string()).await.map_err(from_oci)?
+    } else {
+        (target.clone(), bytes)
+    };
+    let parsed = Manifest::parse(&bytes, &doing()).map_err(from_oci)?;
+    let layers = parsed.layers().to_vec();
+    let config = registry.blob_bytes(&parsed.config, MAX_CONFIG_BYTES).await.map_err(from_oci)?;
+    let diff_ids = Config::parse(&config, &doing()).map_err(from_oci)?.rootfs.diff_ids;
+    if diff_ids.len() != layers.len() {
+        let why =
+            format!("{}: its config has {} layers, its manifest {}", doing(), diff_ids.len(), layers.len());
+        return Err(Error::new(ErrorKind::Corrupt, why));
+    }
+    let mut labels =
+        Labels::from([("containerd.io/gc.ref.content.config".to_owned(), parsed.config.digest.to_string())]);
+    for (number, layer) in layers.iter().enumerate() {
+        labels.insert(format!("containerd.io/gc.ref.content.l.{number}"), layer.digest.to_string());
+    }
+    documents.push((manifest.clone(), bytes, labels));
+    // The top snapshot hangs on the config: it lives as long as the image does.
+    let top = diff_ids.iter().fold(String::new(), |parent, diff_id| chain_id(&parent, diff_id));
+    let snapshot = format!("containerd.io/gc.ref.snapshot.{}", options.snapshotter);
+    documents.push((parsed.config.clone(), config, Labels::from([(snapshot, top)])));
+    // Children before parents: containerd finds every reference in place.
+    documents.reverse();
+    Ok(Resolved { target, documents, manifest, layers, diff_ids })
+}
+
+/// The image of a platform; a SOCI index in the same image index carries the same platform.
+fn is_for(entry: &Descriptor, platform: &Platform) -> bool {
+    entry.artifact_type.is_empty()
+        && media_type::is_manifest(&entry.media_type)
+        && entry.platform.as_ref().is_some_and(|found| found.matches(platform))
+}
+
+/// OCI image specification, layer chain IDs.
+fn chain_id(parent: &str, diff_id: &Digest) -> String {
+    if parent.is_empty() {
+        return diff_id.to_string();
+    }
+    Digest::sha256(format!("{parent} {diff_id}").as_bytes()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        let digest = |text: &str| Digest::sha256(text.as_bytes());
+        let first = chain_id("", &digest("a"));
+        assert_eq!(first, digest("a").to_string());
+        let expected = Digest::sha256(format!("{} {}", digest("a"), digest("b")).as_bytes());
+        assert_eq!(chain_id(&first, &digest("b")), expected.to_string());
+    }
+
+    #[test]
+    fn a_soci_index_is_not_taken_for_the_image() {
+        let platform = Platform::new("linux", "amd64", "");
+        let mut image = Descriptor::new(media_type::OCI_MANIFEST, Digest::sha256(b"image"), 1);
+        image.platform = Some(platform.clone());
+        assert!(is_for(&image, &platform));
+        image.artifact_type = "application/vnd.amazon.soci.index.v2+json".into();
+        assert!(!is_for(&image, &platform));
+    }
+}
