@@ -68,6 +68,12 @@ pub async fn convert(
 ) -> Result<Report, Error> {
     let source = read_source(route.from, route.source).await?;
     let targets = choose(&source, &options.platforms)?;
+    if has_candidate(&source, &targets, options.build.min_layer_size) {
+        // First of all the smallest thing that has to be written: who may not write learns it now and not after
+        // the layers were read.
+        let empty = Descriptor::of(Version::V2.artifact_type(), EMPTY_CONFIG);
+        route.to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;
+    }
 
     let mut layers = Layers::new(route.from, route.to, &options.build);
     let mut built = Vec::new();
@@ -180,6 +186,12 @@ fn choose(source: &Source, wanted: &Platforms) -> Result<Vec<(Platform, Digest)>
     Ok(chosen)
 }
 
+/// Whether any layer is big enough for a ztoc.
+fn has_candidate(source: &Source, targets: &[(Platform, Digest)], min: u64) -> bool {
+    let images = targets.iter().filter_map(|(_, digest)| source.manifests.get(digest));
+    images.flat_map(Manifest::layers).any(|layer| layer.size >= min)
+}
+
 fn absent(platform: &Platform) -> Error {
     Error::new(ErrorKind::NotFound, format!("image manifest for {platform}"))
 }
@@ -204,8 +216,6 @@ async fn write(
     for entry in index.manifests().iter().filter(kept) {
         copy_tree(route, entry, NESTING_MAX).await?;
     }
-    let empty = Descriptor::of(Version::V2.artifact_type(), EMPTY_CONFIG);
-    to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;
     for soci in built {
         let descriptor = Descriptor::of(OCI_MANIFEST, &soci.bytes);
         to.write_manifest(&descriptor, soci.bytes.clone().into()).await?;

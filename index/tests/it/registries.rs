@@ -65,6 +65,16 @@ async fn registry_that_dies() {
 }
 
 #[tokio::test]
+async fn target_that_refuses_is_found_out_first() {
+    let source = serving(Rules::default()).await;
+    let target = TestRegistry::start(Rules::default()).await.unwrap();
+    target.fail_next("POST", "/blobs/uploads/", Fault::Status(403, Vec::new(), String::new()));
+    let error = run(&open(&source, "src"), "example", &open(&target, "dst"), &options()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    assert_eq!(source.count("GET", "/blobs/sha256:57907f95"), 0, "no layer was read");
+}
+
+#[tokio::test]
 async fn source_that_breaks_and_lies() {
     let source = serving(Rules::default()).await;
     let target = TestRegistry::start(Rules::default()).await.unwrap();

@@ -29,7 +29,9 @@ const SETTLE: Duration = Duration::from_secs(300);
 
 pub(super) async fn has_blob(session: &Session, digest: &Digest) -> Result<bool, Error> {
     let doing = format!("look for blob {}@{digest}", session.name());
-    let request = session.request(Method::HEAD, &format!("blobs/{digest}"), doing)?;
+    let mut request = session.request(Method::HEAD, &format!("blobs/{digest}"), doing)?;
+    // Who pushes asks as who pushes: a repository that is yet to be made may not be read.
+    request.scope = session.scope(Access::Push);
     let answer = session.send(&request).await?;
     match answer.response.status() {
         StatusCode::OK => Ok(true),
