@@ -14,6 +14,7 @@ mod plan;
 mod images;
 mod layers;
 mod overlay;
+mod filter;
 mod store;
 mod labels;
 mod containerd;

@@ -111,7 +111,11 @@ mod tests {
             (Asked::Plain, none, First::Writable),
             (Asked::Unclear(Reason::NoLabels), both, First::Leave(Reason::NoLabels)),
             (Asked::Layer(request("a").into()), both, First::Try(request("a").into())),
-            (Asked::Layer(request("a").into()), Modes { v1: true, v2: false }, First::Try(request("a").into())),
+            (
+                Asked::Layer(request("a").into()),
+                Modes { v1: true, v2: false },
+                First::Try(request("a").into()),
+            ),
             (Asked::Layer(request("a").into()), none, First::Leave(Reason::Disabled)),
             (Asked::Layer(chosen.clone().into()), none, First::Try(chosen.into())),
         ];

@@ -103,12 +103,8 @@ impl Snapshots for Door {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        if request.into_inner().filters.iter().any(|filter| !filter.is_empty()) {
-            return Err(Status::unimplemented(
-                "list snapshots: filters are not implemented; list all of them",
-            ));
-        }
-        let records = self.blocking(Snapshotter::list).await?;
+        let filters = request.into_inner().filters;
+        let records = self.blocking(move |it| it.list(&filters)).await?;
         let infos: Vec<_> = records.into_iter().map(info).collect();
         let blocks: Vec<_> =
             infos.chunks(BLOCK).map(|block| Ok(ListSnapshotsResponse { info: block.to_vec() })).collect();

@@ -16,6 +16,7 @@ use oci::Registry;
 
 use crate::{
     error::{Error, ErrorKind},
+    filter,
     images::{Image, Images},
     labels::{self, LayerRequest},
     layers::{Layers, Refusal},
@@ -178,8 +179,11 @@ impl Snapshotter {
             .map_err(|e| Error::internal(format!("measure snapshot {key:?}"), e))
     }
 
-    pub(crate) fn list(&self) -> Result<Vec<Record>, Error> {
-        self.store.all()
+    pub(crate) fn list(&self, filters: &[String]) -> Result<Vec<Record>, Error> {
+        let filters = filter::parse(filters)?;
+        let mut records = self.store.all()?;
+        records.retain(|record| filter::matches(&filters, record));
+        Ok(records)
     }
 
     /// Removes the folders of snapshots that are gone.
