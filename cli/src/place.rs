@@ -10,12 +10,14 @@ use oci::{Client, ClientOptions, Digest, DockerConfig, Reference, Registry};
 use crate::error::{Error, ErrorKind};
 
 /// The transports that can be named today.
-const SUPPORTED: &str = "supported is docker://HOST/REPOSITORY:TAG";
+const SUPPORTED: &str = "supported are docker://HOST/REPOSITORY:TAG and oci:FOLDER:NAME";
 
 /// The place of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ImagePlace {
     Registry(Reference),
+    /// an OCI layout; the empty name is its only image
+    Layout(PathBuf, String),
 }
 
 impl ImagePlace {
@@ -23,9 +25,16 @@ impl ImagePlace {
         if let Some(name) = text.strip_prefix("docker://") {
             return Ok(ImagePlace::Registry(name.parse()?));
         }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (folder, name) = rest.split_once(':').unwrap_or((rest, ""));
+            if folder.is_empty() {
+                return Err(Error::new(ErrorKind::Invalid, format!("{text}: it names no folder")));
+            }
+            return Ok(ImagePlace::Layout(folder.into(), name.to_owned()));
+        }
         let refuse = |why: &str| Error::new(ErrorKind::Unsupported, format!("{text}: {why}; {SUPPORTED}"));
         match text.split_once(':') {
-            Some((transport @ ("oci" | "oci-archive" | "docker-archive"), _)) => {
+            Some((transport @ ("oci-archive" | "docker-archive"), _)) => {
                 Err(refuse(&format!("the transport {transport}: is not supported yet")))
             }
             _ if text.contains("://") => Err(refuse("unknown transport")),
@@ -85,9 +94,14 @@ mod tests {
     fn images() {
         let place = ImagePlace::parse("docker://localhost:5000/a:b").unwrap();
         assert_eq!(place, ImagePlace::Registry("localhost:5000/a:b".parse().unwrap()));
+        for (text, folder, name) in [("oci:a/b:c", "a/b", "c"), ("oci:a", "a", ""), ("oci:a:b:c", "a", "b:c")]
+        {
+            let expected = ImagePlace::Layout(folder.into(), name.to_owned());
+            assert_eq!(ImagePlace::parse(text).unwrap(), expected);
+        }
         for (text, why) in [
-            ("oci:folder:tag", "oci: is not supported yet; supported is docker://"),
-            ("oci-archive:file", "oci-archive: is not supported yet"),
+            ("oci:", "names no folder"),
+            ("oci-archive:file", "oci-archive: is not supported yet; supported are docker://"),
             ("containers-storage://x", "unknown transport"),
             ("docker.io/library/alpine:3", "a plain name means containerd's image store"),
             ("alpine", "a plain name"),

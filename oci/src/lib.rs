@@ -16,6 +16,8 @@ pub mod testing;
 
 pub mod registry;
 
+pub mod layout;
+
 pub mod store;
 
 pub mod blob;
@@ -32,6 +34,7 @@ pub use blob::{Blob, BoxFuture, ByteStream};
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
 pub use image::{Config, Descriptor, Index, Manifest, Platform, canonical_json};
+pub use layout::Layout;
 pub use reference::Reference;
 pub use registry::{Anonymous, Client, ClientOptions, Credential, Credentials, DockerConfig, Registry};
 pub use store::Store;

@@ -269,30 +269,10 @@ fn document_type(said: &str, bytes: &[u8], doing: &str) -> Result<String, Error>
     if media_type::is_index(said) || media_type::is_manifest(said) {
         return Ok(said.to_owned());
     }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Probe {
-        media_type: Option<String>,
-        manifests: Option<serde::de::IgnoredAny>,
-        config: Option<serde::de::IgnoredAny>,
-    }
-    let unsupported = || {
+    media_type::of_document(bytes).ok_or_else(|| {
         let why = format!("its media type {said:?} is neither a manifest's nor an image index's");
         Error::new(ErrorKind::Unsupported, doing).because(why)
-    };
-    let probe: Probe = serde_json::from_slice(bytes).map_err(|_| unsupported())?;
-    match probe {
-        Probe { media_type: Some(own), .. }
-            if media_type::is_index(&own) || media_type::is_manifest(&own) =>
-        {
-            Ok(own)
-        }
-        Probe { media_type: None, manifests: Some(_), config: None } => Ok(media_type::OCI_INDEX.to_owned()),
-        Probe { media_type: None, config: Some(_), manifests: None } => {
-            Ok(media_type::OCI_MANIFEST.to_owned())
-        }
-        _ => Err(unsupported()),
-    }
+    })
 }
 
 /// The next page a `Link` header names.

@@ -1,7 +1,7 @@
 //! `soci convert`: flags become options, places become stores, and `index` does the work.
 
 use index::{BuildOptions, ConvertOptions, LayerReport, Outcome, Platforms, Route, Skip, XattrOptimization};
-use oci::{Platform, Reference};
+use oci::{Layout, Platform, Store};
 
 use crate::args::Convert;
 use crate::error::{Error, ErrorKind};
@@ -13,14 +13,18 @@ pub(super) async fn run(args: &Convert, registries: &Registries, output: &Output
     let source = args.source.as_deref().ok_or_else(|| missing("source image"))?;
     let destination = args.destination.as_deref().ok_or_else(|| missing("destination"))?;
     let options = options(args)?;
-    let ImagePlace::Registry(source) = ImagePlace::parse(source)?;
-    let ImagePlace::Registry(destination) = ImagePlace::parse(destination)?;
-    let tag = tag_of(&destination)?;
+    let (source, destination) = (ImagePlace::parse(source)?, ImagePlace::parse(destination)?);
+    let (tag, named) = target_of(&destination)?;
 
-    let from = registries.open(&source)?;
-    let to = registries.open(&destination)?;
-    let target = source.target();
-    let route = Route { from: &from, source: &target, to: &to, tag: &tag };
+    let (from, source): (Box<dyn Store>, String) = match source {
+        ImagePlace::Registry(reference) => (Box::new(registries.open(&reference)?), reference.target()),
+        ImagePlace::Layout(folder, name) => (Box::new(Layout::open(folder).await?), name),
+    };
+    let to: Box<dyn Store> = match destination {
+        ImagePlace::Registry(reference) => Box::new(registries.open(&reference)?),
+        ImagePlace::Layout(folder, _) => Box::new(Layout::create(folder).await?),
+    };
+    let route = Route { from: &*from, source: &source, to: &*to, tag: &tag };
     let report = index::convert(route, &options, &|layer| output.line(&told(layer))).await?;
     for (platform, soci) in &report.platforms {
         match soci {
@@ -28,7 +32,7 @@ pub(super) async fn run(args: &Convert, registries: &Registries, output: &Output
             None => output.line(&format!("platform {platform} has no layer to index")),
         }
     }
-    output.line(&format!("created image {destination}@{}", report.image.digest));
+    output.line(&format!("created image {named}@{}", report.image.digest));
     Ok(())
 }
 
@@ -57,16 +61,25 @@ fn options(args: &Convert) -> Result<ConvertOptions, Error> {
     Ok(ConvertOptions { platforms, build })
 }
 
-/// The tag to write; nothing is guessed, since it replaces what is there.
-fn tag_of(destination: &Reference) -> Result<String, Error> {
+/// The tag to write, and the destination as the user is told of it. No tag is guessed, since it replaces what is
+/// there.
+fn target_of(destination: &ImagePlace) -> Result<(String, String), Error> {
+    let reference = match destination {
+        ImagePlace::Layout(folder, name) => {
+            let separator = if name.is_empty() { "" } else { ":" };
+            return Ok((name.clone(), format!("oci:{}{separator}{name}", folder.display())));
+        }
+        ImagePlace::Registry(reference) => reference,
+    };
     let refuse = |why: &str| {
         let form = "the destination image must be a tagged ref of the form \"registry/repository:tag\"";
-        Error::new(ErrorKind::Invalid, format!("{form}: {destination} {why}"))
+        Error::new(ErrorKind::Invalid, format!("{form}: {reference} {why}"))
     };
-    if destination.digest().is_some() {
+    if reference.digest().is_some() {
         return Err(refuse("has a digest"));
     }
-    destination.tag().map(str::to_owned).ok_or_else(|| refuse("has no tag"))
+    let tag = reference.tag().ok_or_else(|| refuse("has no tag"))?;
+    Ok((tag.to_owned(), reference.to_string()))
 }
 
 /// A layer's line, as the Go tool writes it.

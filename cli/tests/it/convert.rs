@@ -123,6 +123,26 @@ async fn converts_and_shows() {
 }
 
 #[tokio::test]
+async fn by_way_of_a_folder() {
+    let (server, _) = serving(Rules::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let layout = format!("oci:{}/layout:name", folder.path().display());
+    let place = |name: &str| format!("docker://{}", server.reference(name));
+    let convert = async |from: &str, to: &str| {
+        let args = ["convert", "--min-layer-size", "0", from, to].map(str::to_owned);
+        let told = run(args.to_vec()).await;
+        assert_eq!(told.code, 0, "{}", told.stderr);
+        let last = told.stdout.lines().last().unwrap().to_owned();
+        assert!(last.starts_with("created image "), "{last}");
+        last.rsplit_once('@').unwrap().1.to_owned()
+    };
+    let there = convert(&place("src:t"), &layout).await;
+    assert_eq!(convert(&layout, &layout).await, there);
+    assert_eq!(convert(&layout, &place("dst:t")).await, there);
+    assert_eq!(server.manifest("dst", "t"), server.manifest("dst", &there));
+}
+
+#[tokio::test]
 async fn nothing_big_enough() {
     let (server, layer) = serving(Rules::default()).await;
     let told = convert(&server, &[]).await;

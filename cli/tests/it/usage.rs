@@ -44,8 +44,13 @@ fn refuses() {
     check(&["convert", a, "docker://h.invalid/b"], 1, "must be a tagged ref of the form");
     let digest = format!("docker://h.invalid/b:t@sha256:{}", "a".repeat(64));
     check(&["convert", a, &digest], 1, "has a digest");
-    check(&["convert", "alpine", b], 1, "supported is docker://");
-    check(&["convert", a, "oci:folder"], 1, "supported is docker://");
+    check(&["convert", "alpine", b], 1, "supported are docker://");
+    check(&["convert", a, "oci-archive:file"], 1, "supported are docker://");
+    check(
+        &["convert", "oci:/nonexistent/folder", b],
+        1,
+        "soci: open OCI layout /nonexistent/folder: not found",
+    );
     check(&["convert", "docker://Bad/B", b], 1, "parse image name");
     check(&["convert", "--span-size", "-1", a, b], 1, "soci: span size must be >= 0");
     check(&["convert", "--min-layer-size=-1", a, b], 1, "soci: min layer size must be >= 0");

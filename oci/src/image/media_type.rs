@@ -25,3 +25,21 @@ pub fn is_index(media_type: &str) -> bool {
 pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
+
+/// The media type a manifest or image index gives itself, or is recognised by: with `manifests` it is
+/// an image index, with `config` a manifest. None for anything else.
+pub fn of_document(bytes: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Probe {
+        media_type: Option<String>,
+        manifests: Option<serde::de::IgnoredAny>,
+        config: Option<serde::de::IgnoredAny>,
+    }
+    match serde_json::from_slice(bytes).ok()? {
+        Probe { media_type: Some(own), .. } if is_index(&own) || is_manifest(&own) => Some(own),
+        Probe { media_type: None, manifests: Some(_), config: None } => Some(OCI_INDEX.to_owned()),
+        Probe { media_type: None, config: Some(_), manifests: None } => Some(OCI_MANIFEST.to_owned()),
+        _ => None,
+    }
+}

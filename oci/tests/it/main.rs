@@ -6,6 +6,7 @@
 mod blobs;
 mod credentials;
 mod documents;
+mod layout;
 mod login;
 mod manifests;
 mod push;
