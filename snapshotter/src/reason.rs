@@ -27,8 +27,6 @@ pub enum Reason {
     Disabled,
     /// No room for a layer that has to be stored whole.
     DiskFull,
-    /// A span is too long to be held in memory.
-    TooLarge,
     /// Our own trouble; the log says which.
     Internal,
 }
@@ -48,7 +46,6 @@ impl Reason {
             Self::NoLabels => "no_labels",
             Self::Disabled => "disabled",
             Self::DiskFull => "disk_full",
-            Self::TooLarge => "too_large",
             Self::Internal => "internal",
         }
     }

@@ -17,7 +17,7 @@ use crate::place::{BlobPlace, Registries};
 
 /// A ztoc takes a third of a percent of its layer and more; none of a layer that exists comes near this.
 const ZTOC_BYTES_MAX: u64 = 1 << 30;
-/// Symbolic links are not followed; hard links are, and one that leads on this often leads nowhere.
+/// Links are followed by the very name they hold; one that leads on this often leads nowhere.
 const LINKS_MAX: usize = 16;
 
 /// What `info` prints, member for member as the Go tool does.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{Response, Url};
+use reqwest::{Method, Response, Url};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 use tracing::debug;
@@ -171,7 +171,6 @@ impl Auth {
         who: Option<&Credential>,
         doing: &str,
     ) -> Result<Response, Error> {
-        let http = &self.client.http;
         let request = match who {
             // An identity token is traded by OAuth's refresh.
             Some(Credential { username, secret }) if username.is_empty() => {
@@ -181,7 +180,8 @@ impl Auth {
                 if let Some(service) = question.service {
                     form.append_pair("service", service);
                 }
-                http.post(realm)
+                self.client
+                    .request(Method::POST, realm)
                     .header("content-type", "application/x-www-form-urlencoded")
                     .body(form.finish())
             }
@@ -195,7 +195,7 @@ impl Auth {
                         query.append_pair("scope", scope);
                     }
                 }
-                let request = http.get(realm);
+                let request = self.client.request(Method::GET, realm);
                 match who {
                     Some(credential) => {
                         request.header("authorization", secret_header(&basic(credential), doing)?)

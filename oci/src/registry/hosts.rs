@@ -26,10 +26,15 @@ pub(super) struct Endpoint {
 impl Endpoint {
     pub(super) fn new(registry: &str, plain: PlainHttp) -> Result<Endpoint, Error> {
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
-        let scheme = if plain == PlainHttp::Everywhere || is_loopback(host) { "http" } else { "https" };
-        let base = Url::parse(&format!("{scheme}://{host}/v2/")).map_err(|cause| {
-            Error::new(ErrorKind::Invalid, format!("find registry {registry}")).because(cause)
-        })?;
+        let parse = |scheme: &str| {
+            Url::parse(&format!("{scheme}://{host}/v2/")).map_err(|cause| {
+                Error::new(ErrorKind::Invalid, format!("find registry {registry}")).because(cause)
+            })
+        };
+        let mut base = parse("https")?;
+        if plain == PlainHttp::Everywhere || is_loopback(&base) {
+            base = parse("http")?;
+        }
         Ok(Endpoint { registry: registry.to_owned(), base })
     }
 
@@ -51,12 +56,11 @@ impl Endpoint {
     }
 }
 
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => registry.split(':').next().unwrap_or_default(),
-    };
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Whether a URL leads to this machine itself.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// A URL as it may stand in a log or an error: signatures live in query strings.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::{sleep, timeout};
 
-use super::hosts::PlainHttp;
+use super::hosts::{PlainHttp, is_loopback};
 use crate::blob::{ByteStream, collect};
 use crate::error::{Error, ErrorKind};
 
@@ -59,7 +59,10 @@ impl Default for ClientOptions {
 /// The pool. Cheap to clone; all clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub(super) http: reqwest::Client,
+    /// through the proxy the environment names, if it names one
+    far: reqwest::Client,
+    /// to this machine itself, where no proxy has a part: Go's tools see it so, and this library does not
+    near: reqwest::Client,
     pub(super) options: Arc<ClientOptions>,
 }
 
@@ -68,16 +71,26 @@ impl Client {
     pub fn new(options: ClientOptions) -> Result<Client, Error> {
         // An error means that a provider is installed already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .user_agent(&options.user_agent)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(options.connect_timeout)
-            .tcp_user_timeout(options.idle_timeout)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build()
-            .map_err(|cause| Error::new(ErrorKind::Io, "set up the HTTP client").because(cause))?;
-        Ok(Client { http, options: Arc::new(options) })
+        let pool = || {
+            reqwest::Client::builder()
+                .user_agent(&options.user_agent)
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(options.connect_timeout)
+                .tcp_user_timeout(options.idle_timeout)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        };
+        let failed =
+            |cause: reqwest::Error| Error::new(ErrorKind::Io, "set up the HTTP client").because(cause);
+        let far = pool().build().map_err(failed)?;
+        let near = pool().no_proxy().build().map_err(failed)?;
+        Ok(Client { far, near, options: Arc::new(options) })
+    }
+
+    /// A request to this URL, not sent yet.
+    pub(super) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        let pool = if is_loopback(&url) { &self.near } else { &self.far };
+        pool.request(method, url)
     }
 
     /// Sends once; `patience` until the headers are there.

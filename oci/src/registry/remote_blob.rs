@@ -98,12 +98,6 @@ struct Wanted {
     end: Option<u64>,
 }
 
-impl Wanted {
-    fn is_whole(&self) -> bool {
-        self.next == 0 && self.end.is_none()
-    }
-}
-
 /// A body under way.
 struct Reading {
     blob: Arc<Inner>,
@@ -204,7 +198,7 @@ impl Inner {
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Opened, Error> {
-        let headers = range_header(wanted);
+        let headers = range_header(wanted, self.size);
         if let Some(url) = self.known_location() {
             match self.ask_directly(url, headers.clone()).await {
                 Some(response) => return self.check(response, wanted),
@@ -228,7 +222,7 @@ impl Inner {
     async fn ask_directly(&self, url: Url, headers: HeaderMap) -> Option<Response> {
         // The same origin wants our credentials: that way is `Session`'s.
         let client = &self.session.client;
-        let request = client.http.get(url).headers(headers);
+        let request = client.request(Method::GET, url).headers(headers);
         match client.send(request, client.options.header_timeout, &self.doing()).await {
             Ok(response) if response.status().is_success() => Some(response),
             Ok(response) => {
@@ -309,9 +303,10 @@ impl Inner {
     }
 }
 
-fn range_header(wanted: Wanted) -> HeaderMap {
+/// Nothing where the whole is wanted: plain requests are what caches on the way know best.
+fn range_header(wanted: Wanted, size: Option<u64>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if wanted.is_whole() {
+    if wanted.next == 0 && (wanted.end.is_none() || wanted.end == size) {
         return headers;
     }
     let range = match wanted.end {

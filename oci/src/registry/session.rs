@@ -196,7 +196,7 @@ impl Session {
                 let error = Error::new(ErrorKind::Unreachable, &request.doing);
                 return Err(error.because("its body was a stream and cannot be sent again"));
             };
-            let mut sent = self.client.http.request(request.method.clone(), url.clone());
+            let mut sent = self.client.request(request.method.clone(), url.clone());
             sent = sent.headers(request.headers.clone());
             if !matches!(request.payload, Payload::Empty) {
                 sent = sent.body(body);
