@@ -265,7 +265,7 @@ fn write_requests(
     };
     let mut offset = 0;
     let data = template.clone();
-    let ok = bytes.map(Some).chain(futures::stream::iter([None])).scan(false, move |ended, item| {
+    bytes.map(Some).chain(futures::stream::iter([None])).scan(false, move |ended, item| {
         let message = match item {
             _ if *ended => None,
             Some(Ok(chunk)) => {
@@ -293,8 +293,7 @@ fn write_requests(
             }),
         };
         futures::future::ready(message)
-    });
-    ok
+    })
 }
 
 /// RFC 3339, a day from now.
@@ -319,6 +318,7 @@ fn rfc3339(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+#[allow(clippy::needless_pass_by_value)] // the form in which `map_err` hands it over
 fn status(doing: &str, status: Status) -> Error {
     let kind = match status.code() {
         Code::NotFound => ErrorKind::NotFound,
