@@ -1,0 +1,56 @@
+//! What a container leaves outside its lab when nobody was there to remove it: runc's record, its cgroups, its
+//! shim's socket. containerd and runc put these in the same places whoever calls them; ours are told by the lab's
+//! word, with which its namespaces begin.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci::Digest;
+
+/// Where runc, as containerd calls it, keeps its records: NAMESPACE/ID.
+const RECORDS: &str = "/run/containerd/runc";
+/// Where shims listen, under the hash of containerd's address, namespace and ID.
+const SOCKETS: &str = "/run/containerd/s";
+/// Either one hierarchy, or one for each folder in it.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Removes them; `address` is the socket of the lab's containerd. To be called when no process is left.
+pub(super) fn remove(word: &str, address: &Path) {
+    for namespace in named(Path::new(RECORDS), word) {
+        for container in subfolders(&namespace) {
+            let (Some(id), Some(name)) = (container.file_name(), namespace.file_name()) else { continue };
+            let key = address.join(name).join(id);
+            let socket = Digest::sha256(key.as_os_str().as_encoded_bytes()).hex();
+            let _ = fs::remove_file(Path::new(SOCKETS).join(socket));
+        }
+        let _ = fs::remove_dir_all(namespace);
+    }
+    let roots = subfolders(Path::new(CGROUPS)).into_iter().chain([CGROUPS.into()]);
+    for group in roots.flat_map(|root| named(&root, word)) {
+        remove_groups(&group);
+    }
+}
+
+/// A cgroup is removed by removing its folder, from the inside out; its files go with it.
+fn remove_groups(group: &Path) {
+    for inner in subfolders(group) {
+        remove_groups(&inner);
+    }
+    let _ = fs::remove_dir(group);
+}
+
+/// Folders in `folder` whose name is `word`, or begins with it and goes on with what is no digit.
+fn named(folder: &Path, word: &str) -> Vec<PathBuf> {
+    let mut found = subfolders(folder);
+    found.retain(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix(word).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+    });
+    found
+}
+
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path()).collect()
+}

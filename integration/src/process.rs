@@ -1,0 +1,225 @@
+//! Foreign programs, each with a guard and a log file. A program started here dies with us, also when we are
+//! killed: the kernel sends it SIGKILL when the thread that started it ends, so all of them are started by one
+//! thread that lives as long as the process. Each has its own process group, so that Ctrl-C reaches us alone
+//! and the order of stopping is ours. Waiting is always for a condition and always bounded.
+#![allow(unsafe_code)] // `pre_exec`: the one way to ask for a signal at the parent's death
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal};
+
+/// How often a foreign thing is asked whether it is ready.
+const POLL: Duration = Duration::from_millis(10);
+/// Between SIGTERM and SIGKILL.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Lines of a log shown with an error.
+const LOG_LINES: usize = 30;
+
+/// A running program. Stopped when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    pid: Pid,
+    log: PathBuf,
+    child: Mutex<Child>,
+}
+
+impl Process {
+    /// Starts `command` with both its outputs appended to the file `log`.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
+        let file = File::options().create(true).append(true).open(log).context("open log")?;
+        command.stdin(Stdio::null()).stderr(file.try_clone()?).stdout(file);
+        let child = spawn(command).with_context(|| format!("start {name}"))?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?).context("read pid")?;
+        Ok(Process { name: name.to_owned(), pid, log: log.to_owned(), child: Mutex::new(child) })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.lock().try_wait().ok().flatten()
+    }
+
+    /// Everything it has said so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for `ready` to have an answer. Fails when the program ends first, or after `limit`; then the end of
+    /// its log is in the error.
+    pub fn wait_until<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut ready: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let checked = || match ready()? {
+            Some(value) => Ok(Some(value)),
+            None => match self.exited() {
+                Some(status) => bail!("it ended: {status}"),
+                None => Ok(None),
+            },
+        };
+        wait_until(what, limit, checked)
+            .with_context(|| format!("wait for {}; its log ends:\n{}", self.name, tail(&self.log())))
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait_exit(&self, limit: Duration) -> Result<ExitStatus> {
+        wait_until("the end of the program", limit, || Ok(self.exited()))
+            .with_context(|| format!("wait for {}", self.name))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let child = self.lock();
+        // Locked and not yet reaped: the pid is still its own.
+        if self.is_running(child) {
+            let _ = rustix::process::kill_process(self.pid, signal);
+        }
+    }
+
+    /// SIGTERM, and SIGKILL when that is not enough. Nothing to do where it has ended.
+    pub fn stop(&self) {
+        self.signal(Signal::TERM);
+        if self.wait_exit(STOP_LIMIT).is_err() {
+            self.kill();
+        }
+    }
+
+    /// SIGKILL, and its end awaited.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+        let _ = self.wait_exit(STOP_LIMIT);
+    }
+
+    fn is_running(&self, mut child: std::sync::MutexGuard<'_, Child>) -> bool {
+        matches!(child.try_wait(), Ok(None))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The last lines of a text.
+pub fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+/// Asks `ready` until it has an answer, at most for `limit`.
+pub fn wait_until<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready()? {
+            return Ok(value);
+        }
+        if start.elapsed() > limit {
+            bail!("{what} did not come within {limit:?}");
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Runs a program to its end and returns what it printed. Fails, with what it said on stderr, when it does;
+/// kills it after `limit`.
+pub fn run(command: Command, limit: Duration) -> Result<String> {
+    let shown = shown(&command);
+    let output = output(command, limit)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        bail!("run {shown}: {}\n{}", output.status, tail(&said));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The same, with its failure as a value.
+pub fn output(mut command: Command, limit: Duration) -> Result<Output> {
+    let shown = shown(&command);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(command).with_context(|| format!("run {shown}"))?;
+    let out = drain(child.stdout.take());
+    let err = drain(child.stderr.take());
+    let ended = wait_until("its end", limit, || Ok(child.try_wait()?));
+    if ended.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let status = ended.with_context(|| format!("run {shown}"))?;
+    // A program that it left behind may hold the pipes open: what has come until now is what counts.
+    let (stdout, stderr) = (collected(&out, &shown)?, collected(&err, &shown)?);
+    Ok(Output { status, stdout, stderr })
+}
+
+/// Starts a program that dies with this process, in a process group of its own.
+pub fn spawn(mut command: Command) -> io::Result<Child> {
+    type Order = (Command, mpsc::Sender<io::Result<Child>>);
+    static STARTER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, answer) in orders {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    command.process_group(0);
+    let parent = rustix::process::getpid();
+    let dies_with_us = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        match rustix::process::getppid() == Some(parent) {
+            true => Ok(()),
+            // We died before the line above.
+            false => Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+        }
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are two system calls, and no
+    // allocation (an `io::Error` of a kind or an errno has none).
+    unsafe { command.pre_exec(dies_with_us) };
+    let (answer, started) = mpsc::channel();
+    let gone = || io::Error::other("the thread that starts programs is gone");
+    let starter = starter.lock().map_err(|_| gone())?;
+    starter.send((command, answer)).map_err(|_| gone())?;
+    drop(starter);
+    started.recv().map_err(|_| gone())?
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes));
+        let _ = sender.send(read.map(|_| bytes));
+    });
+    receiver
+}
+
+fn collected(pipe: &mpsc::Receiver<io::Result<Vec<u8>>>, shown: &str) -> Result<Vec<u8>> {
+    match pipe.recv_timeout(STOP_LIMIT) {
+        Ok(read) => read.with_context(|| format!("read what {shown} says")),
+        Err(_) => Err(anyhow!("run {shown}: something it left behind holds its output open")),
+    }
+}
