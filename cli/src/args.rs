@@ -167,9 +167,9 @@ pub struct GetFile {
 
 #[derive(Debug, Clone, Args)]
 pub struct Convert {
-    /// The image: docker://HOST/REPOSITORY:TAG or oci:FOLDER[:NAME]
+    /// The image: docker://HOST/REPOSITORY:TAG or oci:FOLDER:NAME
     pub source: Option<String>,
-    /// Where it goes: docker://HOST/REPOSITORY:TAG or oci:FOLDER[:NAME]
+    /// Where it goes: docker://HOST/REPOSITORY:TAG or oci:FOLDER:NAME
     pub destination: Option<String>,
     /// Platforms to index, as linux/arm64; all of the image unless given
     #[arg(long, short, value_name = "PLATFORM", value_delimiter = ',')]

@@ -1,7 +1,7 @@
 //! An image's SOCI index: find it, build it, convert an image with it.
 //!
-//! [`convert`] reads an image from one store and writes it, with an index for each platform, to another;
-//! [`locate`] finds the index of an image that has one. What an index *is* stands in [`manifest`]: a small
+//! [`convert()`] reads an image from one store and writes it, with an index for each platform, to another;
+//! [`locate()`] finds the index of an image that has one. What an index *is* stands in [`manifest`]: a small
 //! manifest that names, for each layer, its ztoc. The formats are those of the Go tools, digest for digest; the
 //! one place where we differ on purpose is told in [`rewrite`].
 //!
