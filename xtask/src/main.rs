@@ -1,1 +1,60 @@
-fn main() {}
+//! The chores of this repository: `cargo xtask CHORE`. Each is one file here; what they start lives in the
+//! harness's labs, and goes with them.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // the one program here that only talks to a person
+
+mod test;
+mod demo;
+mod steps;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+/// Name, arguments, what it does.
+const CHORES: &[(&str, &str, &str)] = &[
+    (
+        "test",
+        "[--long] [FILTER]",
+        "what CI runs: format, clippy, docs, all tests; with a filter, those tests only",
+    ),
+    (
+        "demo",
+        "[--fast]",
+        "pull and run a real image, lazily and in full, on a line like a registry's (--fast: on any)",
+    ),
+    ("tidy", "", "the shape of the tree alone"),
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<ExitCode> {
+    match words {
+        ["test", rest @ ..] => test::run(&test::Asked::parse(rest)?),
+        ["demo"] => demo::run(demo::Line::Registry),
+        ["demo", "--fast"] => demo::run(demo::Line::Fast),
+        ["tidy"] => test::tidy(),
+        [] | ["help" | "--help" | "-h", ..] => {
+            println!("{}", usage());
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("no such chore: {}\n{}", words.join(" "), usage()),
+    }
+}
+
+fn usage() -> String {
+    let rows = CHORES.iter().map(|(name, arguments, what)| {
+        let call = format!("{name} {arguments}");
+        format!("  cargo xtask {call:24} {what}")
+    });
+    ["usage:".to_owned()].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
