@@ -101,6 +101,9 @@ const IMPLIED: u32 = u32::MAX;
 struct Node {
     /// Index of the entry in the ztoc, or [`IMPLIED`].
     entry: u32,
+    /// The entry whose attributes it has: its own, or that of the last hard link to it, as an extraction sets
+    /// them anew with every name.
+    attributes: u32,
     parent: u32,
     kind: NodeKind,
     whiteout: bool,
@@ -193,6 +196,12 @@ impl Tree {
         (entry != IMPLIED).then(|| self.ztoc.entry(entry as usize))
     }
 
+    /// The tar entry that a node's attributes are taken from.
+    fn attribute_entry(&self, node: NodeId) -> Option<Entry<'_>> {
+        let entry = self.nodes[node.index()].attributes;
+        (entry != IMPLIED).then(|| self.ztoc.entry(entry as usize))
+    }
+
     pub(crate) fn parent(&self, node: NodeId) -> NodeId {
         NodeId(self.nodes[node.index()].parent)
     }
@@ -259,11 +268,15 @@ impl Tree {
             attributes.mode = inherited.mode;
             (attributes.uid, attributes.gid) = (inherited.uid, inherited.gid);
             attributes.mtime = inherited.mtime;
-        } else if let Some(entry) = self.entry(id) {
-            (attributes.uid, attributes.gid) = (entry.uid(), entry.gid());
-            attributes.mtime = entry.mtime().map_or((0, 0), |time| (time.seconds, time.nanoseconds));
+        } else if node.entry == IMPLIED && id != NodeId::ROOT {
+            // mkdir in a directory with the set-group-ID bit takes that directory's group.
+            let parent = self.attributes(NodeId(node.parent));
+            attributes.gid = if parent.mode & 0o2000 == 0 { 0 } else { parent.gid };
+        } else if let (Some(entry), Some(last)) = (self.entry(id), self.attribute_entry(id)) {
+            (attributes.uid, attributes.gid) = (last.uid(), last.gid());
+            attributes.mtime = last.mtime().map_or((0, 0), |time| (time.seconds, time.nanoseconds));
             // A whiteout is made with mknod(S_IFCHR): no permission bits.
-            attributes.mode = if node.whiteout { 0 } else { (entry.mode() & 0o7777) as u16 };
+            attributes.mode = if node.whiteout { 0 } else { (last.mode() & 0o7777) as u16 };
             if matches!(entry.kind(), EntryKind::CharDevice | EntryKind::BlockDevice) {
                 let (major, minor) = entry.device();
                 attributes.device = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
@@ -299,8 +312,16 @@ impl Tree {
         if let Some(inherited) = self.inherited.get(&node.0) {
             return inherited.xattrs.iter().map(|(name, value)| (&name[..], &value[..])).collect();
         }
-        let Some(entry) = self.entry(node).filter(Entry::has_xattrs) else { return Vec::new() };
-        entry.xattrs().filter(|(name, _)| !name.starts_with(b"trusted.overlay.")).collect()
+        let mut found: Vec<(&[u8], &[u8])> = Vec::new();
+        // A hard link adds the attributes of its own header to those of the file.
+        let linked = self.nodes[node.index()].entry != self.nodes[node.index()].attributes;
+        for entry in [self.entry(node), self.attribute_entry(node).filter(|_| linked)].into_iter().flatten() {
+            for (name, value) in entry.xattrs().filter(|(name, _)| !name.starts_with(b"trusted.overlay.")) {
+                found.retain(|(known, _)| *known != name);
+                found.push((name, value));
+            }
+        }
+        found
     }
 }
 

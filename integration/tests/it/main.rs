@@ -4,3 +4,9 @@
 mod tidy;
 
 mod harness;
+
+mod image;
+
+mod read_path;
+
+mod faults;

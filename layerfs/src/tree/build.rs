@@ -43,6 +43,7 @@ impl<'a> Builder<'a> {
         let number = u32::try_from(self.nodes.len()).expect("not more nodes than bytes in the ztoc");
         self.nodes.push(Node {
             entry,
+            attributes: entry,
             parent,
             kind,
             whiteout: false,
@@ -54,11 +55,11 @@ impl<'a> Builder<'a> {
     }
 
     fn add(&mut self, entry: &Entry<'a>) -> Result<(), Error> {
-        let index = u32::try_from(entry.index()).expect("not more entries than bytes in the ztoc");
+        let index = entry_index(entry);
         let components = clean(entry.name());
         let Some((base, folders)) = components.split_last() else {
             if entry.kind() == EntryKind::Directory {
-                self.nodes[0].entry = index;
+                (self.nodes[0].entry, self.nodes[0].attributes) = (index, index);
             }
             return Ok(());
         };
@@ -92,7 +93,8 @@ impl<'a> Builder<'a> {
             && kind == NodeKind::Directory
             && self.nodes[old as usize].kind == NodeKind::Directory
         {
-            self.nodes[old as usize].entry = index;
+            let old = &mut self.nodes[old as usize];
+            (old.entry, old.attributes) = (index, index);
             return Ok(());
         }
         let node = self.node(index, parent, kind);
@@ -118,6 +120,7 @@ impl<'a> Builder<'a> {
             let doing = format!("link {} to {}", text(entry.name()), text(entry.link_target()));
             return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: the layer has no such file")));
         };
+        self.nodes[target as usize].attributes = entry_index(entry);
         self.names.insert((parent, base), target);
         Ok(())
     }
@@ -235,6 +238,10 @@ impl<'a> Builder<'a> {
         }
         Built { nodes: self.nodes, dirents }
     }
+}
+
+fn entry_index(entry: &Entry<'_>) -> u32 {
+    u32::try_from(entry.index()).expect("not more entries than bytes in the ztoc")
 }
 
 /// The components of a path made absolute and cleaned, as an extraction below a root would take them.

@@ -1,0 +1,161 @@
+//! A converted image through the daemon against the plain unpacking of the same layers by containerd itself.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use integration::{
+    containerd::Containerd,
+    daemon::{Daemon, soci, with_containerd},
+    images::{debian_python_image, push_image},
+    lab::Lab,
+    link::Link,
+    machine::{binaries, fixtures},
+    reference::{Unpacked, mount},
+    registry::Registry,
+    tree::{Skip, Tree, assert_same, walk},
+};
+use serde_json::Value;
+
+use crate::image::{stage, zoo};
+
+pub(crate) const NO_FILL: &str = "[fill]\nenable = false\n";
+
+/// Pulls with our own client, through our daemon; what it said of each layer.
+pub(crate) fn pull(lab: &Lab, containerd: &Containerd, image: &str) -> Result<Vec<String>> {
+    let address = containerd.address().to_string_lossy().into_owned();
+    let words = [
+        "--address",
+        &address,
+        "--namespace",
+        containerd.namespace(),
+        "image",
+        "pull",
+        "--snapshotter",
+        "soci",
+        image,
+    ];
+    let said = soci(lab, &binaries()?, &words)?;
+    Ok(said.lines().filter(|line| line.starts_with("layer ")).map(str::to_owned).collect())
+}
+
+/// The reason of each layer that was not lazy, in the order of the layers.
+pub(crate) fn reasons(daemon: &Daemon) -> Vec<String> {
+    let logs = daemon.logs();
+    let shown = logs.iter().filter(|line| line.get("remote-snapshot-prepared").is_some());
+    shown.filter_map(|line| line.get("reason").and_then(Value::as_str)).map(str::to_owned).collect()
+}
+
+/// Directories that a layer implies and whose times are therefore the time of the unpacking.
+fn implied(paths: &[&str]) -> Skip {
+    let mtimes: BTreeSet<Vec<u8>> = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+    Skip { top: true, mtimes, directory_mtimes: false }
+}
+
+fn lazy_tree(lab: &Lab, containerd: &Containerd) -> Result<Tree> {
+    let mounted = mount(lab, containerd, "soci")?;
+    walk(mounted.path())
+}
+
+#[test]
+fn containerd_every_entry_of_a_converted_image_is_as_unpacked() -> Result<()> {
+    let lab = Lab::new("entries")?;
+    let stage = stage(&lab, zoo(), &["--min-layer-size", "0"])?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    let layers = pull(&lab, &containerd, &stage.lazy)?;
+    ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
+    ensure!(reasons(&daemon).is_empty(), "{:?}", reasons(&daemon));
+    let truth = Unpacked::image(&lab, &containerd, &stage.plain)?.tree()?;
+    let found = lazy_tree(&lab, &containerd)?;
+    let times = ["usr", "usr/bin", "gone", "data", "srv", "srv/deep", "srv/deep/er", "dev", "run", "dark"];
+    let long = format!("usr/{}", "n".repeat(180));
+    let mut skip = implied(&times);
+    skip.mtimes.insert(b"usr/old".to_vec()); // containerd makes times before 1970 the epoch; we show them
+    skip.mtimes.insert(long.into_bytes());
+    assert_same(&truth, &found, &skip);
+    let tool = found.get("usr/bin/tool").expect("it is there");
+    ensure!(tool.links.len() == 2 && tool.mode == 0o4755, "{tool:?}");
+    ensure!(found.get("gone/file").is_none() && found.get("dark/file").is_none());
+    Ok(())
+}
+
+#[test]
+fn containerd_layers_without_a_ztoc_are_streamed_and_as_unpacked() -> Result<()> {
+    let lab = Lab::new("sparse")?;
+    // Only the first layer is as large as that; the plain one and the small one are not.
+    let stage = stage(&lab, zoo(), &["--min-layer-size", "600000"])?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    pull(&lab, &containerd, &stage.lazy)?;
+    let expected = if stage.pushed.layers[1].size < 600_000 { 2 } else { 1 };
+    ensure!(reasons(&daemon) == vec!["no_ztoc"; expected], "{:?}", reasons(&daemon));
+    let truth = Unpacked::image(&lab, &containerd, &stage.plain)?.tree()?;
+    let mut skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
+    skip.mtimes.insert(b"usr/old".to_vec());
+    assert_same(&truth, &lazy_tree(&lab, &containerd)?, &skip);
+    Ok(())
+}
+
+#[test]
+fn containerd_what_was_shown_is_shown_again_without_the_registry() -> Result<()> {
+    let lab = Lab::new("again")?;
+    let stage = stage(&lab, zoo(), &["--min-layer-size", "0"])?;
+    let (daemon, containerd) = with_containerd(&lab, "")?;
+    pull(&lab, &containerd, &stage.lazy)?;
+    let before = lazy_tree(&lab, &containerd)?;
+    stage.link.cut();
+    daemon.restart()?;
+    containerd.restart()?; // it waits ever longer for a socket that was gone; a new one asks at once
+    let after = lazy_tree(&lab, &containerd)?;
+    assert_same(&before, &after, &Skip { top: true, ..Skip::default() });
+    Ok(())
+}
+
+#[test]
+fn containerd_an_image_that_is_removed_leaves_nothing() -> Result<()> {
+    let lab = Lab::new("removed")?;
+    let stage = stage(&lab, zoo(), &["--min-layer-size", "0"])?;
+    let (daemon, containerd) = with_containerd(&lab, "")?;
+    pull(&lab, &containerd, &stage.lazy)?;
+    let layers = daemon.root().join("layers/sha256");
+    ensure!(std::fs::read_dir(&layers)?.count() == 3);
+    containerd.ctr(&["image", "rm", "--sync", &stage.lazy])?;
+    let gone = |folder: &std::path::Path| {
+        integration::process::wait_until("everything is gone", integration::daemon::LOG_LIMIT, || {
+            Ok((std::fs::read_dir(folder)?.count() == 0).then_some(()))
+        })
+    };
+    gone(&layers)?;
+    gone(&daemon.root().join("snapshotter/snapshots"))?;
+    // And it can be had again.
+    let layers = pull(&lab, &containerd, &stage.lazy)?;
+    ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
+    Ok(())
+}
+
+#[test]
+fn containerd_debian_with_python_runs_lazily_and_is_as_unpacked() -> Result<()> {
+    let lab = Lab::new("debian")?;
+    let registry = Registry::start(&lab)?;
+    let link = Link::new(&lab, registry.host())?;
+    push_image(registry.host(), "python:plain", &debian_python_image(&fixtures()?)?)?;
+    let (from, to) = (
+        format!("docker://{}/python:plain", registry.host()),
+        format!("docker://{}/python:soci", registry.host()),
+    );
+    soci(&lab, &binaries()?, &["convert", &from, &to])?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    let (plain, lazy) = (format!("{}/python:plain", link.host()), format!("{}/python:soci", link.host()));
+    link.reset();
+    pull(&lab, &containerd, &lazy)?;
+    let words = ["python3", "-c", "import json, sys; print(json.dumps([sys.version_info[0], 6 * 7]))"];
+    let said = containerd.run(&lazy, "soci", "lazy", &words)?;
+    ensure!(said.trim() == "[3, 42]", "{said}");
+    let lazily = link.traffic().down;
+    link.reset();
+    let truth = Unpacked::image(&lab, &containerd, &plain)?.tree()?;
+    let full = link.traffic().down;
+    ensure!(lazily * 2 < full, "{lazily} of {full} bytes were fetched");
+    let skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
+    assert_same(&truth, &lazy_tree(&lab, &containerd)?, &skip);
+    ensure!(daemon.prepared().iter().any(|lazy| *lazy));
+    Ok(())
+}
