@@ -23,6 +23,8 @@ pub mod containerd;
 
 pub mod lab;
 
+pub mod parts;
+
 pub mod machine;
 
 pub mod process;

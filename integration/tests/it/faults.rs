@@ -16,7 +16,7 @@ use integration::{
 use serde_json::Value;
 
 use crate::{
-    image::{Stage, noise, stage},
+    image::{SMALL, Stage, noise, stage},
     read_path::{NO_FILL, pull, reasons},
 };
 
@@ -60,7 +60,7 @@ fn read_file(lab: &Lab, containerd: &Containerd) -> Result<std::io::Result<Vec<u
 #[test]
 fn containerd_an_image_without_an_index_is_left_to_containerd() -> Result<()> {
     let lab = Lab::new("noindex")?;
-    let stage = stage(&lab, one_file(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, one_file(), SMALL)?;
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     let layers = pull(&lab, &containerd, &stage.plain)?;
     ensure!(layers.iter().all(|line| line.ends_with(" unpacked")), "{layers:?}");
@@ -75,7 +75,7 @@ fn containerd_an_image_without_an_index_is_left_to_containerd() -> Result<()> {
 #[test]
 fn containerd_a_missing_ztoc_is_a_layer_fetched_whole() -> Result<()> {
     let lab = Lab::new("noztoc")?;
-    let stage = stage(&lab, one_file(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, one_file(), SMALL)?;
     for ztoc in ztocs(&lab, &stage)? {
         let hex = ztoc.strip_prefix("sha256:").context("a digest")?;
         fs::remove_dir_all(blobs(&stage).join(&hex[..2]).join(hex))?;
@@ -91,7 +91,7 @@ fn containerd_a_missing_ztoc_is_a_layer_fetched_whole() -> Result<()> {
 #[test]
 fn containerd_a_ztoc_with_other_bytes_is_a_layer_fetched_whole() -> Result<()> {
     let lab = Lab::new("badztoc")?;
-    let stage = stage(&lab, one_file(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, one_file(), SMALL)?;
     for ztoc in ztocs(&lab, &stage)? {
         stage.link.flip_byte(&ztoc, 50);
     }
@@ -105,7 +105,7 @@ fn containerd_a_ztoc_with_other_bytes_is_a_layer_fetched_whole() -> Result<()> {
 #[test]
 fn containerd_a_span_with_a_flipped_byte_is_an_io_error_and_never_a_wrong_byte() -> Result<()> {
     let lab = Lab::new("badspan")?;
-    let stage = stage(&lab, one_file(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, one_file(), SMALL)?;
     let layer = stage.pushed.layers[0].clone();
     stage.link.flip_byte(&layer.digest.to_string(), layer.size / 2);
     let (_daemon, containerd) = with_containerd(&lab, NO_FILL)?;
@@ -120,7 +120,7 @@ fn containerd_a_span_with_a_flipped_byte_is_an_io_error_and_never_a_wrong_byte()
 #[test]
 fn containerd_a_reader_waits_while_the_registry_is_away() -> Result<()> {
     let lab = Lab::new("away")?;
-    let stage = stage(&lab, one_file(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, one_file(), SMALL)?;
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     pull(&lab, &containerd, &stage.lazy)?;
     let mounted = mount(&lab, &containerd, "soci")?;

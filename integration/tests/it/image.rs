@@ -84,13 +84,16 @@ pub(crate) struct Stage {
     pub(crate) lazy: String,
 }
 
-/// Pushes the layers and converts them with small spans; `flags` go to `soci convert`.
+/// Flags of `soci convert` for small layers: a ztoc for each, with several spans.
+pub(crate) const SMALL: &[&str] = &["--span-size", "65536", "--min-layer-size", "0"];
+
+/// Pushes the layers and converts them; `flags` go to `soci convert`.
 pub(crate) fn stage(lab: &Lab, layers: Vec<Layer>, flags: &[&str]) -> Result<Stage> {
     let registry = Registry::start(lab)?;
     let link = Link::new(lab, registry.host())?;
     let pushed = push_image(registry.host(), "app:plain", &Image::new(layers))?;
     let (plain, lazy) = (format!("{}/app:plain", link.host()), format!("{}/app:soci", link.host()));
-    let mut words = vec!["convert", "--span-size", "65536"];
+    let mut words = vec!["convert"];
     words.extend_from_slice(flags);
     let (from, to) =
         (format!("docker://{}/app:plain", registry.host()), format!("docker://{}/app:soci", registry.host()));

@@ -10,3 +10,5 @@ mod image;
 mod read_path;
 
 mod faults;
+
+mod clients;

@@ -16,7 +16,7 @@ use integration::{
 };
 use serde_json::Value;
 
-use crate::image::{stage, zoo};
+use crate::image::{SMALL, stage, zoo};
 
 pub(crate) const NO_FILL: &str = "[fill]\nenable = false\n";
 
@@ -59,7 +59,7 @@ fn lazy_tree(lab: &Lab, containerd: &Containerd) -> Result<Tree> {
 #[test]
 fn containerd_every_entry_of_a_converted_image_is_as_unpacked() -> Result<()> {
     let lab = Lab::new("entries")?;
-    let stage = stage(&lab, zoo(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, zoo(), SMALL)?;
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     let layers = pull(&lab, &containerd, &stage.lazy)?;
     ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
@@ -82,7 +82,7 @@ fn containerd_every_entry_of_a_converted_image_is_as_unpacked() -> Result<()> {
 fn containerd_layers_without_a_ztoc_are_streamed_and_as_unpacked() -> Result<()> {
     let lab = Lab::new("sparse")?;
     // Only the first layer is as large as that; the plain one and the small one are not.
-    let stage = stage(&lab, zoo(), &["--min-layer-size", "600000"])?;
+    let stage = stage(&lab, zoo(), &["--span-size", "65536", "--min-layer-size", "600000"])?;
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     pull(&lab, &containerd, &stage.lazy)?;
     let expected = if stage.pushed.layers[1].size < 600_000 { 2 } else { 1 };
@@ -97,7 +97,7 @@ fn containerd_layers_without_a_ztoc_are_streamed_and_as_unpacked() -> Result<()>
 #[test]
 fn containerd_what_was_shown_is_shown_again_without_the_registry() -> Result<()> {
     let lab = Lab::new("again")?;
-    let stage = stage(&lab, zoo(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, zoo(), SMALL)?;
     let (daemon, containerd) = with_containerd(&lab, "")?;
     pull(&lab, &containerd, &stage.lazy)?;
     let before = lazy_tree(&lab, &containerd)?;
@@ -112,7 +112,7 @@ fn containerd_what_was_shown_is_shown_again_without_the_registry() -> Result<()>
 #[test]
 fn containerd_an_image_that_is_removed_leaves_nothing() -> Result<()> {
     let lab = Lab::new("removed")?;
-    let stage = stage(&lab, zoo(), &["--min-layer-size", "0"])?;
+    let stage = stage(&lab, zoo(), SMALL)?;
     let (daemon, containerd) = with_containerd(&lab, "")?;
     pull(&lab, &containerd, &stage.lazy)?;
     let layers = daemon.root().join("layers/sha256");

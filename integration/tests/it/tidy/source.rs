@@ -187,12 +187,12 @@ pub(super) fn rust_sources() -> &'static [Source] {
     })
 }
 
-/// The table of chores in xtask: `("name", …` one a line.
+/// The table of chores in xtask: tuples that begin with a name.
 pub(super) fn chores() -> BTreeSet<String> {
     let text = super::read("xtask/src/main.rs");
-    let table = text.lines().skip_while(|line| !line.starts_with("const CHORES")).skip(1);
-    let rows = table.take_while(|line| !line.starts_with("];"));
-    rows.filter_map(|line| line.split('"').nth(1).map(str::to_owned)).collect()
+    let table = text.split("const CHORES").nth(1).and_then(|rest| rest.split("];").next());
+    let tuples = table.unwrap_or_default().split('(').filter(|tuple| tuple.trim_start().starts_with('"'));
+    tuples.filter_map(|tuple| tuple.split('"').nth(1).map(str::to_owned)).collect()
 }
 
 /// Whether `folder` stands in `line` where a path begins.
