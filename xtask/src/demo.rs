@@ -23,6 +23,9 @@ const PROGRAM: &[&str] =
 const REGISTRY_LINE: Speed =
     Speed { bytes_per_second: Some(50_000_000), round_trip: Duration::from_millis(10) };
 
+/// Nothing is brought that nobody asked for: what goes over the wire is what the program needed.
+const NO_FILL: &str = "[fill]\nenable = false\n";
+
 /// What lies between containerd and the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
@@ -82,7 +85,8 @@ fn full(host: &str, line: Line) -> Result<Run> {
 fn lazy(binaries: &Binaries, host: &str, line: Line) -> Result<(Run, Vec<bool>)> {
     let lab = Lab::new("lazy")?;
     let link = link(&lab, host, line)?;
-    let daemon = Daemon::start_from(&lab, &Daemon::configuration(&lab), binaries.clone())?;
+    let configuration = format!("{}{NO_FILL}", Daemon::configuration(&lab));
+    let daemon = Daemon::start_from(&lab, &configuration, binaries.clone())?;
     let containerd = Containerd::start_with_soci(&lab, &daemon.address())?;
     let reference = format!("{}/python:soci", link.host());
     let address = containerd.address().to_string_lossy();
