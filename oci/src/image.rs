@@ -140,21 +140,11 @@ impl Index {
     }
 }
 
-/// Of an image's configuration, what we need.
+/// Of an image's configuration, what a conversion needs: the platform stands in the image index it writes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Config {
     #[serde(flatten)]
     pub platform: Platform,
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub rootfs: RootFs,
-}
-
-/// The layers as they are when uncompressed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct RootFs {
-    /// digests of the uncompressed layers, lowest layer first
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub diff_ids: Vec<Digest>,
 }
 
 impl Config {

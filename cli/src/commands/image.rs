@@ -7,8 +7,10 @@
 
 use futures::stream;
 use oci::{
-    ByteStream, Config, Descriptor, Digest, Index, Manifest, Platform, Reference, Registry, image::media_type,
+    ByteStream, Descriptor, Digest, Index, Manifest, Platform, Reference, Registry, image::media_type,
 };
+
+use oci_spec::image::ImageConfiguration;
 
 use crate::{
     args::{Global, Pull},
@@ -191,7 +193,15 @@ async fn resolve(options: &Options, registry: &Registry) -> Result<Resolved, Err
     let parsed = Manifest::parse(&bytes, &doing()).map_err(from_oci)?;
     let layers = parsed.layers().to_vec();
     let config = registry.blob_bytes(&parsed.config, MAX_CONFIG_BYTES).await.map_err(from_oci)?;
-    let diff_ids = Config::parse(&config, &doing()).map_err(from_oci)?.rootfs.diff_ids;
+    let parsed_config = ImageConfiguration::from_reader(&config[..]);
+    let parsed_config = parsed_config.map_err(|e| Error::new(ErrorKind::Corrupt, doing()).because(e))?;
+    let diff_ids: Vec<Digest> = parsed_config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|id| id.parse())
+        .collect::<Result<_, _>>()
+        .map_err(from_oci)?;
     if diff_ids.len() != layers.len() {
         let why =
             format!("{}: its config has {} layers, its manifest {}", doing(), diff_ids.len(), layers.len());

@@ -71,7 +71,6 @@ fn configurations() {
     let text = r#"{"architecture":"amd64","os":"linux","config":{"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":["sha256:fa01e42d19005c93c2a6fc09347768cc08a524c9a3d7cc27b5b992321e01474a"]}}"#;
     let config = Config::parse(text.as_bytes(), "test").unwrap();
     assert_eq!(config.platform, Platform::new("linux", "amd64", ""));
-    assert_eq!(config.rootfs.diff_ids.len(), 1);
     assert!(Config::parse(b"{}", "test").is_ok());
     assert!(Config::parse(b"[]", "test").is_err());
 }
