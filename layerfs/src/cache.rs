@@ -101,7 +101,7 @@ impl Store {
         make_folder(&folder).map_err(|e| Error::io(format!("make folder of layer {digest}"), e))?;
         let data = open_file(&folder.join("data"))?;
         let spans = open_file(&folder.join("spans"))?;
-        Ok(LayerFiles { store: self.clone(), digest: digest.clone(), folder, data, spans })
+        Ok(LayerFiles { store: self.clone(), digest: *digest, folder, data, spans })
     }
 
     /// Removes a layer's folder; spans that are still being read stay readable until they are closed.
@@ -174,7 +174,7 @@ impl Store {
     }
 
     /// The span that was used longest ago, taken out of the order, if there is too much on the disk.
-    fn oldest(&self) -> Option<((u32, SpanId), u64, Weak<dyn Evict>)> {
+    fn oldest(&self) -> Option<Oldest> {
         let mut eviction = self.eviction.lock();
         if eviction.used <= self.max_bytes? {
             return None;
@@ -184,6 +184,9 @@ impl Store {
         Some((key, bytes, table))
     }
 }
+
+/// A span in the order of eviction: its table's number and its own, its bytes, the table.
+type Oldest = ((u32, SpanId), u64, Weak<dyn Evict>);
 
 /// One layer's files.
 #[derive(Debug)]
