@@ -4,7 +4,7 @@
 //! [`Registry`](registry::Registry), perhaps a [`Link`](link::Link) before it that counts, cuts and corrupts,
 //! a [`Containerd`](containerd::Containerd) and a [`Daemon`](daemon::Daemon), all with sockets and state of
 //! their own, and images from [`images`]. What comes out is compared as a [`Tree`](tree::Tree) with what
-//! [`reference`] says. When the lab goes, so does everything in it: processes, mounts, files; also after a
+//! [`reference`](mod@reference) says. When the lab goes, so does everything in it: processes, mounts, files; also after a
 //! panic, after Ctrl-C, and (at the next run) after SIGKILL.
 //!
 //! Nothing here is mocked. The modules stand in the order in which a test meets them; imports point down.

@@ -126,7 +126,7 @@ fn crates_depend_along_the_arrows() {
     let ours = crates();
     assert_eq!(known.keys().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), ours);
     for name in &ours {
-        let manifest = read(&format!("{name}/Cargo.toml"));
+        let manifest = read(format!("{name}/Cargo.toml"));
         let manifest: toml::Table = manifest.parse().expect("a manifest is TOML");
         let dependencies = manifest.get("dependencies").and_then(|table| table.as_table());
         for dependency in dependencies.into_iter().flat_map(toml::Table::keys) {
@@ -144,7 +144,7 @@ fn no_file_knows_this_machine() {
     let folders = ["work", "root", "home", "tmp", "var/tmp"].map(|name| format!("/{name}/"));
     let hosts = source::package_hosts();
     for path in tracked() {
-        let Ok(bytes) = fs::read(root().join(&path)) else { continue };
+        let Ok(bytes) = fs::read(root().join(path)) else { continue };
         for (number, line) in String::from_utf8_lossy(&bytes).lines().enumerate() {
             for folder in folders.iter().filter(|folder| source::begins_a_path(line, folder)) {
                 broken.push(format!("{path}:{}: names {folder}", number + 1));
