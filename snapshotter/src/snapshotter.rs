@@ -8,7 +8,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use layerfs::{Inherited, Layer};
@@ -26,10 +26,12 @@ use crate::{
     store::{Commit, Kind, Lazy, Record, Store},
 };
 
-/// What the daemon decided about one layer.
-struct Shown {
-    lazy: Lazy,
-    /// Set when it is not lazy, but streamed whole.
+/// A layer that can be shown.
+struct Opened {
+    layer: Arc<Layer>,
+    /// Digest of the index's ztoc, where that is what it was opened with.
+    ztoc: Option<String>,
+    /// Set when it is not lazy, but was streamed whole.
     reason: Option<Reason>,
 }
 
@@ -42,6 +44,9 @@ pub(crate) struct Snapshotter {
     layers: Arc<Layers>,
     modes: Modes,
     min_layer_size: u64,
+    /// Held from showing a layer to recording who stands on its slot, and from forgetting that to hiding it: in
+    /// between, a slot that is about to be used looks unused.
+    placing: Mutex<()>,
     /// Options that containerd's own overlay snapshotter gives on this kernel.
     overlay_options: Vec<String>,
 }
@@ -67,7 +72,8 @@ impl Snapshotter {
         if Path::new("/sys/module/overlay/parameters/index").exists() {
             overlay_options.push("index=off".to_owned());
         }
-        Ok(Self { folders, store, images, layers, modes, min_layer_size, overlay_options })
+        let placing = Mutex::new(());
+        Ok(Self { folders, store, images, layers, modes, min_layer_size, placing, overlay_options })
     }
 
     /// Shows again what stands on layers of an earlier process. Local state only.
@@ -97,12 +103,15 @@ impl Snapshotter {
         labels: HashMap<String, String>,
     ) -> Result<Vec<Mount>, Error> {
         let first = plan::first(labels::asked(&labels), self.modes);
-        let record = self.create(Kind::Active, key, parent, labels.clone())?;
+        let record = self.create(Kind::Active, key, parent, labels)?;
         match first {
             First::Writable => {}
             First::Leave(reason) => self.log_left(key, reason, "no valid SOCI index found"),
-            First::Try(request) => match self.bring(key, parent, &request).await {
-                Ok(shown) => return self.commit_shown(key, &request, labels, shown),
+            First::Try(request) => match self.open(key, &request).await {
+                Ok(opened) => match self.place(&record, &request, opened)? {
+                    Ok(()) => return Err(exists(&request.target)),
+                    Err((reason, why)) => self.log_left(key, reason, &why),
+                },
                 Err((reason, why)) => self.log_left(key, reason, &why),
             },
         }
@@ -142,14 +151,14 @@ impl Snapshotter {
     }
 
     pub(crate) fn remove(&self, key: &str) -> Result<(), Error> {
-        let record = self.store.remove(key)?;
-        if let Some(lazy) = &record.lazy {
-            let all = self.store.all()?;
-            let used = all.iter().any(|other| other.lazy.as_ref().is_some_and(|l| l.slot == lazy.slot));
-            if !used {
-                self.layers.release(lazy.slot);
+        let record = {
+            let _placing = self.placing();
+            let record = self.store.remove(key)?;
+            if let Some(lazy) = &record.lazy {
+                self.release_unused(lazy.slot)?;
             }
-        }
+            record
+        };
         // What cannot be removed now is found by Cleanup.
         if let Err(error) = fs::remove_dir_all(self.folder(&record)) {
             tracing::warn!(key, %error, "remove the folder of a snapshot");
@@ -267,34 +276,28 @@ impl Snapshotter {
         }
     }
 
-    /// Opens the layer of `request` and shows it; or says why containerd has to do it.
-    async fn bring(&self, key: &str, parent: &str, request: &LayerRequest) -> Result<Shown, Refusal> {
+    /// Opens the layer of `request`; or says why containerd has to do it.
+    async fn open(&self, key: &str, request: &LayerRequest) -> Result<Opened, Refusal> {
         // containerd's keys are `<namespace>/<counter>/<name>`; the header may be missing.
         let namespace = key.split_once('/').map_or("default", |(namespace, _)| namespace);
         let image = self.images.image(namespace, request).await?;
-        let second = plan::second(&image.contents, request, self.min_layer_size);
-        let (layer, ztoc, reason) = match second {
+        match plan::second(&image.contents, request, self.min_layer_size) {
             Second::Lazy { layer, ztoc } => match self.layers.lazy(&image.registry, &layer, &ztoc).await {
-                Ok(open) => (open, Some(ztoc.digest.to_string()), None),
+                Ok(opened) => Ok(Opened { layer: opened, ztoc: Some(ztoc.digest.to_string()), reason: None }),
                 Err((reason, why)) => {
                     tracing::warn!(key, %reason, why, "the layer cannot be lazy; it is fetched whole");
-                    let open = self.whole(&image, plan::whole(*layer, reason)).await?;
-                    (open, None, Some(reason))
+                    self.whole(&image, plan::whole(*layer, reason)).await
                 }
             },
-            Second::Stream { reason, .. } => (self.whole(&image, second).await?, None, Some(reason)),
-            Second::Leave(reason) => return Err((reason, "the layer cannot be fetched whole either".into())),
-        };
-        let lowers = self.chain(parent).map_err(|e| (Reason::Internal, e.to_string()))?;
-        let inherited = self.inherited(&layer, &lowers);
-        let slot = self.layers.show(&layer, &inherited)?;
-        Ok(Shown { lazy: Lazy { slot, layer: request.layer.to_string(), ztoc }, reason })
+            second => self.whole(&image, second).await,
+        }
     }
 
-    async fn whole(&self, image: &Image, second: Second) -> Result<Arc<Layer>, Refusal> {
+    async fn whole(&self, image: &Image, second: Second) -> Result<Opened, Refusal> {
         match second {
-            Second::Stream { layer, compression, .. } => {
-                self.layers.stream(&image.registry, &layer, compression).await
+            Second::Stream { layer, compression, reason } => {
+                let layer = self.layers.stream(&image.registry, &layer, compression).await?;
+                Ok(Opened { layer, ztoc: None, reason: Some(reason) })
             }
             Second::Lazy { .. } => Err((Reason::Internal, "a lazy layer is not fetched whole".into())),
             Second::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
@@ -315,30 +318,33 @@ impl Snapshotter {
         inherited
     }
 
-    fn commit_shown(
+    /// Shows an opened layer over the layers below and commits its snapshot. The inner result says why it could
+    /// not be shown; then containerd does it.
+    fn place(
         &self,
-        key: &str,
+        record: &Record,
         request: &LayerRequest,
-        mut labels: HashMap<String, String>,
-        shown: Shown,
-    ) -> Result<Vec<Mount>, Error> {
+        opened: Opened,
+    ) -> Result<Result<(), Refusal>, Error> {
+        let lowers = self.chain(&record.parent)?;
+        let inherited = self.inherited(&opened.layer, &lowers);
+        let _placing = self.placing();
+        let slot = match self.layers.show(&opened.layer, &inherited) {
+            Ok(slot) => slot,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut labels = record.labels.clone();
         labels.insert(labels::HAS_INDEX.into(), "true".into());
         labels.insert(labels::REMOTE.into(), "remote snapshot".into());
-        let slot = shown.lazy.slot;
-        let commit = Commit { labels, lazy: Some(shown.lazy), ..Commit::default() };
-        match self.store.commit(key, &request.target, commit) {
-            Ok(_) => {}
-            // Somebody was quicker; the active one stays for the collector.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                let users = self.store.all()?;
-                if !users.iter().any(|user| user.lazy.as_ref().is_some_and(|lazy| lazy.slot == slot)) {
-                    self.layers.release(slot);
-                }
-                return Err(error);
-            }
+        let lazy = Lazy { slot, layer: request.layer.to_string(), ztoc: opened.ztoc };
+        let commit = Commit { labels, lazy: Some(lazy), ..Commit::default() };
+        if let Err(error) = self.store.commit(&record.name, &request.target, commit) {
+            self.release_unused(slot)?;
+            // Somebody was quicker: as good. The active one stays for containerd's collector.
+            return if error.kind() == ErrorKind::AlreadyExists { Ok(Ok(())) } else { Err(error) };
         }
-        match shown.reason {
+        let key = &record.name;
+        match opened.reason {
             None => {
                 tracing::info!(key, slot, layer = %request.layer, "remote-snapshot-prepared" = "true", "layer shown");
             }
@@ -347,11 +353,25 @@ impl Snapshotter {
                 "remote-snapshot-prepared" = "false", "local-snapshot-prepared" = "true", "layer fetched whole"
             ),
         }
-        Err(Error::new(
-            ErrorKind::AlreadyExists,
-            format!("target snapshot {:?}: already exists", request.target),
-        ))
+        Ok(Ok(()))
     }
+
+    fn placing(&self) -> MutexGuard<'_, ()> {
+        self.placing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn release_unused(&self, slot: u32) -> Result<(), Error> {
+        let all = self.store.all()?;
+        if !all.iter().any(|other| other.lazy.as_ref().is_some_and(|lazy| lazy.slot == slot)) {
+            self.layers.release(slot);
+        }
+        Ok(())
+    }
+}
+
+/// containerd's agreed sign that there is nothing to pull.
+fn exists(target: &str) -> Error {
+    Error::new(ErrorKind::AlreadyExists, format!("target snapshot {target:?}: already exists"))
 }
 
 fn make_folders(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Result<()> {

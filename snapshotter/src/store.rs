@@ -3,6 +3,9 @@
 //! One redb file with two tables. Every call is one short transaction; none is held across anything slow. A
 //! record is JSON: a few hundred bytes, read by people who have to.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     path::Path,

@@ -1,0 +1,98 @@
+//! The rules of containerd's own snapshot metadata, row by row.
+
+use std::collections::HashMap;
+
+use tempfile::TempDir;
+
+use super::{Commit, Kind, Lazy, Store};
+use crate::error::ErrorKind;
+
+fn store() -> (TempDir, Store) {
+    let folder = TempDir::new().unwrap();
+    let store = Store::open(&folder.path().join("db")).unwrap();
+    (folder, store)
+}
+
+fn active(store: &Store, key: &str, parent: &str) -> Result<(), ErrorKind> {
+    let labels = HashMap::from([("a".to_owned(), "b".to_owned())]);
+    let created = store.create(store.new_id(), Kind::Active, key, parent, labels);
+    created.map(drop).map_err(|error| error.kind())
+}
+
+fn commit(store: &Store, key: &str, name: &str) -> Result<(), ErrorKind> {
+    store.commit(key, name, Commit::default()).map(drop).map_err(|error| error.kind())
+}
+
+#[test]
+fn what_may_be_created() {
+    let (_folder, store) = store();
+    active(&store, "base", "").unwrap();
+    commit(&store, "base", "one").unwrap();
+    active(&store, "work", "one").unwrap();
+    for (key, parent, expected) in [
+        ("work", "one", ErrorKind::AlreadyExists),
+        ("one", "", ErrorKind::AlreadyExists),
+        ("new", "none", ErrorKind::NotFound),
+        ("new", "work", ErrorKind::InvalidArgument),
+        ("", "one", ErrorKind::InvalidArgument),
+    ] {
+        assert_eq!(active(&store, key, parent), Err(expected), "{key:?} on {parent:?}");
+    }
+}
+
+#[test]
+fn what_may_be_committed() {
+    let (_folder, store) = store();
+    active(&store, "a", "").unwrap();
+    commit(&store, "a", "one").unwrap();
+    active(&store, "b", "one").unwrap();
+    store.create(store.new_id(), Kind::View, "view", "one", HashMap::new()).unwrap();
+    for (key, name, expected) in [
+        ("a", "x", ErrorKind::NotFound), // it has another name now
+        ("one", "x", ErrorKind::FailedPrecondition),
+        ("view", "x", ErrorKind::FailedPrecondition),
+        ("b", "one", ErrorKind::AlreadyExists),
+        ("b", "", ErrorKind::InvalidArgument),
+    ] {
+        assert_eq!(commit(&store, key, name), Err(expected), "{key:?} as {name:?}");
+    }
+    // A commit may name the parent that Prepare did not know.
+    active(&store, "c", "").unwrap();
+    let late = Commit { parent: "one".to_owned(), usage: (5, 6), ..Commit::default() };
+    let record = store.commit("c", "two", late).unwrap();
+    assert_eq!((record.parent.as_str(), record.usage, record.kind), ("one", (5, 6), Kind::Committed));
+    assert!(record.labels.is_empty(), "labels are those of the commit");
+    assert_eq!(store.remove("one").unwrap_err().kind(), ErrorKind::FailedPrecondition);
+}
+
+#[test]
+fn what_may_be_removed() {
+    let (_folder, store) = store();
+    active(&store, "a", "").unwrap();
+    commit(&store, "a", "one").unwrap();
+    active(&store, "b", "one").unwrap();
+    assert_eq!(store.remove("one").unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    store.remove("b").unwrap();
+    store.remove("one").unwrap();
+    assert_eq!(store.remove("one").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(store.get("one").unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(store.all().unwrap().is_empty());
+}
+
+#[test]
+fn another_process_finds_everything_and_gives_no_number_twice() {
+    let (folder, store) = store();
+    active(&store, "a", "").unwrap();
+    let lazy = Lazy { slot: 3, layer: "sha256:x".to_owned(), ztoc: None };
+    store.commit("a", "one", Commit { lazy: Some(lazy.clone()), ..Commit::default() }).unwrap();
+    active(&store, "b", "one").unwrap();
+    let last = store.get("b").unwrap().id;
+    drop(store);
+    let store = Store::open(&folder.path().join("db")).unwrap();
+    let chain = store.chain("b", usize::MAX).unwrap();
+    assert_eq!(chain.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["b", "one"]);
+    assert_eq!(chain[1].lazy, Some(lazy));
+    assert!(store.new_id() > last);
+    let record = store.relabel("b", |labels| labels.clear()).unwrap();
+    assert!(record.labels.is_empty() && record.updated >= record.created);
+}
