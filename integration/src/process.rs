@@ -82,9 +82,9 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let child = self.lock();
+        let mut child = self.lock();
         // Locked and not yet reaped: the pid is still its own.
-        if self.is_running(child) {
+        if matches!(child.try_wait(), Ok(None)) {
             let _ = rustix::process::kill_process(self.pid, signal);
         }
     }
@@ -101,10 +101,6 @@ impl Process {
     pub fn kill(&self) {
         self.signal(Signal::KILL);
         let _ = self.wait_exit(STOP_LIMIT);
-    }
-
-    fn is_running(&self, mut child: std::sync::MutexGuard<'_, Child>) -> bool {
-        matches!(child.try_wait(), Ok(None))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Child> {

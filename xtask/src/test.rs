@@ -58,8 +58,8 @@ pub(crate) fn run(asked: &Asked) -> Result<ExitCode> {
         steps.check("format", || call(cargo(&["fmt", "--all", "--check"])));
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         steps.check("clippy", || call(cargo(&clippy)));
-        let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
-        docs.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
+        let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+        docs.env("RUSTDOCFLAGS", "-D warnings");
         steps.check("docs", || call(docs));
     }
     // Programs and tests in one call: dependencies are built once, with one set of features.
