@@ -9,12 +9,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use oci::{ByteStream, Descriptor, Digest};
+use prost_types::FieldMask;
 use proto::containerd::{
     services::{
-        content::v1::{InfoRequest, WriteAction, WriteContentRequest, content_client::ContentClient},
+        content::v1::{
+            Info, InfoRequest, UpdateRequest, WriteAction, WriteContentRequest, content_client::ContentClient,
+        },
         diff::v1::{ApplyRequest, diff_client::DiffClient},
         images::v1::{CreateImageRequest, Image, UpdateImageRequest, images_client::ImagesClient},
-        leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
+        leases::v1::{
+            AddResourceRequest, CreateRequest, DeleteRequest, Resource, leases_client::LeasesClient,
+        },
         snapshots::v1::{
             CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
             snapshots_client::SnapshotsClient,
@@ -112,22 +117,23 @@ impl Containerd {
         }
     }
 
-    /// Writes a blob; containerd compares digest and size before it commits.
+    /// Writes a blob; containerd compares digest and size before it commits. One that is there already gets the
+    /// labels and comes under the lease all the same: what hangs on them must not be collected.
     pub(crate) async fn write(
         &self,
         descriptor: &Descriptor,
         bytes: ByteStream,
-        labels: Labels,
+        labels: &Labels,
     ) -> Result<(), Error> {
         let doing = format!("write content {}", descriptor.digest);
         if self.has(&descriptor.digest).await? {
-            return Ok(());
+            return self.adopt(&descriptor.digest, labels).await;
         }
         let failed = std::sync::Arc::new(std::sync::Mutex::new(None));
-        let request = self.request(write_requests(descriptor, bytes, labels, failed.clone()))?;
+        let request = self.request(write_requests(descriptor, bytes, labels.clone(), failed.clone()))?;
         let mut answers = match ContentClient::new(self.channel.clone()).write(request).await {
             Ok(answers) => answers.into_inner(),
-            Err(s) if s.code() == Code::AlreadyExists => return Ok(()),
+            Err(s) if s.code() == Code::AlreadyExists => return self.adopt(&descriptor.digest, labels).await,
             Err(s) => return Err(status(&doing, s)),
         };
         let mut committed = false;
@@ -135,7 +141,9 @@ impl Containerd {
             match answers.message().await {
                 Ok(Some(answer)) => committed |= answer.action() == WriteAction::Commit,
                 Ok(None) => break,
-                Err(s) if s.code() == Code::AlreadyExists => return Ok(()),
+                Err(s) if s.code() == Code::AlreadyExists => {
+                    return self.adopt(&descriptor.digest, labels).await;
+                }
                 Err(s) => return Err(status(&doing, s)),
             }
         }
@@ -147,6 +155,24 @@ impl Containerd {
         } else {
             Err(Error::new(ErrorKind::Io, format!("{doing}: it was not committed")))
         }
+    }
+
+    /// Puts a blob that exists under the lease, and adds labels to it; others that it has stay.
+    async fn adopt(&self, digest: &Digest, labels: &Labels) -> Result<(), Error> {
+        if let Some(id) = self.lease.clone() {
+            let resource = Some(Resource { id: digest.to_string(), r#type: "content".to_owned() });
+            let request = self.request(AddResourceRequest { id, resource })?;
+            let added = LeasesClient::new(self.channel.clone()).add_resource(request).await;
+            added.map_err(|s| status(&format!("hold content {digest}"), s))?;
+        }
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let paths = labels.keys().map(|name| format!("labels.{name}")).collect();
+        let info = Some(Info { digest: digest.to_string(), labels: labels.clone(), ..Info::default() });
+        let request = self.request(UpdateRequest { info, update_mask: Some(FieldMask { paths }) })?;
+        let updated = ContentClient::new(self.channel.clone()).update(request).await;
+        updated.map(drop).map_err(|s| status(&format!("label content {digest}"), s))
     }
 
     /// Whether the snapshotter has a snapshot of that name.

@@ -11,16 +11,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bytes in a permit: a semaphore counts to 2^61 permits, but acquires 2^32 at once.
 const UNIT: u64 = 4096;
 
-/// What the engine may use at once. Sizes in compressed bytes.
+/// What the engine may use at once. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Bytes asked for and not yet dealt with.
+    /// Bytes asked for and not yet dealt with, as they come or inflated, whichever is more.
     pub max_bytes_in_flight: u64,
     /// Requests under way, over all layers.
     pub max_requests: usize,
     /// How long a reader waits for a source that cannot be reached before it gets an error.
     pub read_timeout: Duration,
-    /// The longest run of spans that background fill asks for at once.
+    /// The longest run of spans that background fill asks for at once, compressed.
     pub fill_request: u64,
 }
 

@@ -1,26 +1,32 @@
 //! Spans on disk: one folder a layer, keyed by the layer's digest, shared by everything that names it.
 //!
 //! ```text
-//! <root>/layers/boot                    the boot id under which the folder was last in use
+//! <root>/layers/boot                    the boot id under which the folder was last in use, and the generation
 //! <root>/layers/clean                   present after an orderly stop, written after a syncfs
-//! <root>/layers/sha256/<hex>/ztoc       as fetched or built; mapped, never changed
-//! <root>/layers/sha256/<hex>/data       the layer's uncompressed tar stream, sparse
-//! <root>/layers/sha256/<hex>/spans      per span: state and checksum of its uncompressed bytes
+//! <root>/layers/sha256/<hex>/<id>/      one layer as one ztoc has it
+//!     ztoc, ztoc.digest                 as fetched or built; mapped, never changed
+//!     data                              the layer's uncompressed tar stream, sparse
+//!     spans                             per span: state and checksum of its uncompressed bytes
 //! ```
 //!
+//! `<id>` is the digest of the index's ztoc, or `own` for a layer that was streamed whole and verified by its own
+//! digest: what one image's ztoc says of a layer is not believed for another image that has another.
+//!
 //! Nothing is fsynced on the way. A killed process loses nothing, because the page cache is the kernel's: a
-//! span's bytes are written before its record is. After an unclean stop of the *machine* (another boot id and
-//! no clean mark) nothing here is believed: a ztoc counts once its digest was computed again, a span once its
-//! checksum was. A write that fails leaves the span absent; a record that cannot be read is an absent span.
-//! Eviction is in the order of least recent use over all layers, and punches holes.
+//! span's bytes are written before its record is. An unclean stop of the *machine* (another boot id and no clean
+//! mark) begins a new generation, and what is of an older one is not believed: a ztoc counts once its digest was
+//! computed again, a span once its checksum was, whichever process comes to it. A write that fails leaves the
+//! span absent; a record that cannot be read is an absent span. Eviction is in the order of least recent use over
+//! all layers, and punches holes.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     sync::{Arc, Weak},
 };
 
@@ -30,20 +36,44 @@ use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::xxh3_64;
 use ztoc::{SpanId, UncompressedOffset};
 
-use crate::{error::Error, map::Map, sync::Mutex};
+use crate::{
+    error::Error,
+    map::Map,
+    sync::{Mutex, RwLock},
+};
 
 /// Of a ztoc: a layer of 10 GiB in 4 MiB spans has 84 MB of windows; four times that is hostile.
 const MAX_ZTOC_BYTES: u64 = 512 << 20;
+const OWN: &str = "own";
 const MAGIC: [u8; 8] = *b"SOCISPN1";
 const HEADER: u64 = 16;
 const RECORD: u64 = 16;
+
+/// A layer, as one table of files has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LayerId {
+    /// Digest of the layer as stored in a registry.
+    pub layer: Digest,
+    /// Digest of its ztoc; none for one that was built here, from the whole verified layer.
+    pub ztoc: Option<Digest>,
+}
+
+impl std::fmt::Display for LayerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.layer.fmt(f)
+    }
+}
 
 /// All layers on one disk, and the order in which their spans go when room is needed.
 #[derive(Debug)]
 pub struct Store {
     layers: PathBuf,
-    /// The last stop was unclean: what lies here is proven before it is believed.
-    suspect: bool,
+    /// One more after each unclean stop: what is of an older one is proven before it is believed.
+    generation: u32,
+    /// Nothing is written any more; held for reading while something is.
+    closed: RwLock<bool>,
+    /// A write has failed for lack of room.
+    full: AtomicBool,
     /// Uncompressed bytes that may lie here; `None` = no limit.
     max_bytes: Option<u64>,
     eviction: Mutex<Eviction>,
@@ -72,48 +102,91 @@ impl Store {
     pub fn open(root: &Path, max_bytes: Option<u64>) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
-        let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let same_boot = fs::read(layers.join("boot")).is_ok_and(|last| !boot.is_empty() && last == boot);
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let noted = fs::read_to_string(layers.join("boot")).ok();
+        let (last_boot, last) = noted.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("", ""));
+        let last: u32 = last.trim().parse().unwrap_or(0);
         let clean = fs::remove_file(layers.join("clean")).is_ok();
-        let fresh = !layers.join("boot").exists();
-        fs::write(layers.join("boot"), &boot).map_err(|e| Error::io("write boot id of layers", e))?;
-        let suspect = !(same_boot || clean || fresh);
-        if suspect {
-            tracing::warn!("the last stop was unclean: stored spans are verified again before use");
+        let same_boot = !boot.trim().is_empty() && last_boot == boot.trim();
+        let generation = if last > 0 && (same_boot || clean) { last } else { last.wrapping_add(1).max(1) };
+        if noted.is_some() && generation != last {
+            tracing::warn!("the last stop was unclean: what is stored is verified again before use");
         }
+        // On the disk before anything is written under it: a mark that came back would be believed.
+        replace(&layers.join("boot"), format!("{} {generation}", boot.trim()).as_bytes())
+            .and_then(|()| File::open(&layers)?.sync_all())
+            .map_err(|e| Error::io("write boot id of layers", e))?;
         let eviction = Eviction { order: LruCache::unbounded(), used: 0, owners: Vec::new() };
-        Ok(Arc::new(Self { layers, suspect, max_bytes, eviction: Mutex::new(eviction) }))
+        Ok(Arc::new(Self {
+            layers,
+            generation,
+            closed: RwLock::default(),
+            full: AtomicBool::new(false),
+            max_bytes,
+            eviction: Mutex::new(eviction),
+        }))
     }
 
-    /// Leaves the mark of an orderly stop, once everything is on the disk.
+    /// Ends all writing, and leaves the mark of an orderly stop once everything is on the disk.
     ///
     /// # Errors
     /// When the disk cannot be synced: the next start then verifies again, no harm is done.
-    pub fn mark_clean(&self) -> Result<(), Error> {
+    pub fn close(&self) -> Result<(), Error> {
+        *self.closed.write() = true;
         let folder = File::open(&self.layers).map_err(|e| Error::io("open folder of layers", e))?;
         rustix::fs::syncfs(&folder).map_err(|e| Error::io("sync folder of layers", e.into()))?;
         fs::write(self.layers.join("clean"), b"").map_err(|e| Error::io("write clean mark", e))
     }
 
+    fn folder(&self, id: &LayerId) -> PathBuf {
+        let name = id.ztoc.map_or_else(|| OWN.to_owned(), |ztoc| ztoc.hex());
+        self.layers.join("sha256").join(id.layer.hex()).join(name)
+    }
+
     /// Opens one layer's folder, making it where it is missing.
-    pub(crate) fn layer(self: &Arc<Self>, digest: &Digest) -> Result<LayerFiles, Error> {
-        let folder = self.layers.join("sha256").join(digest.hex());
-        make_folder(&folder).map_err(|e| Error::io(format!("make folder of layer {digest}"), e))?;
+    pub(crate) fn layer(self: &Arc<Self>, id: &LayerId) -> Result<LayerFiles, Error> {
+        let folder = self.folder(id);
+        make_folder(&folder).map_err(|e| Error::io(format!("make folder of layer {id}"), e))?;
         let data = open_file(&folder.join("data"))?;
         let spans = open_file(&folder.join("spans"))?;
-        Ok(LayerFiles { store: self.clone(), digest: *digest, folder, data, spans })
+        Ok(LayerFiles { store: self.clone(), id: *id, folder, data, spans })
+    }
+
+    /// The same, where there is one with a ztoc.
+    pub(crate) fn existing(self: &Arc<Self>, id: &LayerId) -> Option<LayerFiles> {
+        self.folder(id).join("ztoc").exists().then(|| self.layer(id).ok()).flatten()
+    }
+
+    /// Removes the folders of all layers but `used`: what a killed process was about to bring or to remove.
+    ///
+    /// # Errors
+    /// When the folder of layers cannot be read.
+    pub fn retain(&self, used: &HashSet<LayerId>) -> Result<(), Error> {
+        let doing = |e| Error::io("look for layers that nothing uses", e);
+        let folders: HashSet<PathBuf> = used.iter().map(|id| self.folder(id)).collect();
+        for layer in fs::read_dir(self.layers.join("sha256")).map_err(doing)?.flatten() {
+            for one in fs::read_dir(layer.path()).into_iter().flatten().flatten() {
+                if !folders.contains(&one.path()) {
+                    let _ = fs::remove_dir_all(one.path());
+                }
+            }
+            let _ = fs::remove_dir(layer.path()); // stays where something is left in it
+        }
+        Ok(())
     }
 
     /// Removes a layer's folder; spans that are still being read stay readable until they are closed.
     ///
     /// # Errors
     /// When the folder cannot be removed; an absent one is no error.
-    pub fn remove(&self, digest: &Digest) -> Result<(), Error> {
-        match fs::remove_dir_all(self.layers.join("sha256").join(digest.hex())) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove layer {digest}"), e))
+    pub fn remove(&self, id: &LayerId) -> Result<(), Error> {
+        let folder = self.folder(id);
+        match fs::remove_dir_all(&folder) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("remove layer {id}"), e)),
+            _ => {
+                let _ = folder.parent().map(fs::remove_dir); // stays where another ztoc has something in it
+                Ok(())
             }
-            _ => Ok(()),
         }
     }
 
@@ -157,19 +230,25 @@ impl Store {
         // Each span is looked at once: one that was read meanwhile goes to the back of the queue.
         for _ in 0..rounds {
             let Some((key, bytes, table)) = self.oldest() else { return };
-            // Outside the lock: a hole is punched, and the last reference to a table may go here.
-            let gone = key != (owner, span) && table.upgrade().is_none_or(|table| table.evict(key.1));
+            // Outside the lock: a hole is punched. The table lives until its span is back in the order.
+            let table = table.upgrade();
+            let gone = key != (owner, span) && table.as_ref().is_none_or(|table| table.evict(key.1));
             let mut eviction = self.eviction.lock();
             if gone {
                 eviction.used -= bytes;
-            } else if eviction.owners[key.0 as usize].is_some() {
+            } else {
                 eviction.order.push(key, bytes);
             }
+            drop(eviction);
+            drop(table);
         }
     }
 
-    /// Whether what lands now pushes out something else, or soon will.
+    /// Whether what lands now pushes out something else or finds no room, or soon will.
     pub(crate) fn nearly_full(&self) -> bool {
+        if self.full.load(Ordering::Acquire) {
+            return true;
+        }
         self.max_bytes.is_some_and(|max| self.eviction.lock().used >= max / 10 * 9)
     }
 
@@ -192,7 +271,7 @@ type Oldest = ((u32, SpanId), u64, Weak<dyn Evict>);
 #[derive(Debug)]
 pub(crate) struct LayerFiles {
     store: Arc<Store>,
-    digest: Digest,
+    id: LayerId,
     folder: PathBuf,
     data: File,
     spans: File,
@@ -212,36 +291,46 @@ impl LayerFiles {
         &self.store
     }
 
-    /// The stored ztoc, if there is one with the digest `expected` (`None`: whatever the store once built).
-    /// After an unclean stop its digest is computed again; one built here must then be built anew.
-    pub(crate) fn ztoc(&self, expected: Option<&Digest>) -> Option<Arc<Map>> {
+    pub(crate) fn id(&self) -> &LayerId {
+        &self.id
+    }
+
+    /// The stored ztoc. One of an older generation counts once its digest was computed again.
+    pub(crate) fn ztoc(&self) -> Option<Arc<Map>> {
         let file = File::open(self.folder.join("ztoc")).ok()?;
         let length = file.metadata().ok()?.len();
         if length == 0 || length > MAX_ZTOC_BYTES {
             return None;
         }
-        let noted = fs::read_to_string(self.folder.join("ztoc.digest")).ok()?.parse::<Digest>().ok()?;
-        if expected.is_some_and(|expected| *expected != noted) {
+        let noted = fs::read_to_string(self.folder.join("ztoc.digest")).ok()?;
+        let (digest, generation) = noted.split_once(' ')?;
+        let digest = digest.parse::<Digest>().ok()?;
+        if self.id.ztoc.is_some_and(|expected| expected != digest) {
             return None;
         }
         let map = Map::of(&file).ok()?;
-        if self.store.suspect && Digest::sha256(map.as_ref()) != noted {
-            tracing::warn!(layer = %self.digest, "the stored ztoc is damaged; it is fetched again");
-            return None;
+        if generation.trim().parse() != Ok(self.store.generation) {
+            if Digest::sha256(map.as_ref()) != digest {
+                tracing::warn!(layer = %self.id, "the stored ztoc is damaged; it is fetched again");
+                return None;
+            }
+            self.note_ztoc(&digest).ok()?;
         }
         Some(Arc::new(map))
     }
 
-    /// Stores a verified ztoc. Another one (other span borders) makes the old span records void.
+    fn note_ztoc(&self, digest: &Digest) -> io::Result<()> {
+        replace(&self.folder.join("ztoc.digest"), format!("{digest} {}", self.store.generation).as_bytes())
+    }
+
+    /// Stores a verified ztoc.
     pub(crate) fn put_ztoc(&self, bytes: &[u8], digest: &Digest) -> Result<Arc<Map>, Error> {
-        let doing = || format!("store ztoc of layer {}", self.digest);
+        let doing = || format!("store ztoc of layer {}", self.id);
         if bytes.len() as u64 > MAX_ZTOC_BYTES {
             return Err(Error::new(crate::ErrorKind::Unsupported, doing()));
         }
-        self.spans.set_len(0).map_err(|e| Error::io(doing(), e))?;
         replace(&self.folder.join("ztoc"), bytes).map_err(|e| Error::io(doing(), e))?;
-        replace(&self.folder.join("ztoc.digest"), digest.to_string().as_bytes())
-            .map_err(|e| Error::io(doing(), e))?;
+        self.note_ztoc(digest).map_err(|e| Error::io(doing(), e))?;
         let file = File::open(self.folder.join("ztoc")).map_err(|e| Error::io(doing(), e))?;
         Map::of(&file).map(Arc::new).map_err(|e| Error::io(doing(), e))
     }
@@ -253,22 +342,20 @@ impl LayerFiles {
             && header[..8] == MAGIC
             && header[8..12] == count.to_le_bytes();
         if !valid {
-            let mut header = MAGIC.to_vec();
-            header.extend_from_slice(&count.to_le_bytes());
-            header.extend_from_slice(&[0; 4]);
-            if let Err(error) = self.spans.set_len(0).and_then(|()| self.spans.write_all_at(&header, 0)) {
-                tracing::warn!(layer = %self.digest, %error, "start records of spans");
+            if let Err(error) = self.spans.set_len(0).and_then(|()| self.note_proven(count)) {
+                tracing::warn!(layer = %self.id, %error, "start records of spans");
             }
             return vec![Record::Absent; count as usize];
         }
+        let believed = header[12..16] == self.store.generation.to_le_bytes();
         let mut bytes = vec![0; count as usize * RECORD as usize];
         let read = read_up_to(&self.spans, &mut bytes, HEADER);
         bytes.truncate(read / RECORD as usize * RECORD as usize);
         let mut records: Vec<_> = bytes
             .chunks_exact(RECORD as usize)
-            .map(|record| match (record[0], self.store.suspect) {
-                (1, false) => Record::Present,
-                (1, true) => Record::Unproven,
+            .map(|record| match (record[0], believed) {
+                (1, true) => Record::Present,
+                (1, false) => Record::Unproven,
                 _ => Record::Absent,
             })
             .collect();
@@ -276,10 +363,26 @@ impl LayerFiles {
         records
     }
 
+    /// Every record of a layer of `count` spans is of this generation: all older ones were proven or are gone.
+    pub(crate) fn note_proven(&self, count: u32) -> io::Result<()> {
+        let mut header = MAGIC.to_vec();
+        header.extend_from_slice(&count.to_le_bytes());
+        header.extend_from_slice(&self.store.generation.to_le_bytes());
+        self.spans.write_all_at(&header, 0)
+    }
+
     /// Stores a verified span: its bytes first, then its record.
     pub(crate) fn put(&self, span: SpanId, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
-        self.data.write_all_at(bytes, at.0)?;
-        self.write_record(span, xxh3_64(bytes))
+        let closed = self.store.closed.read();
+        if *closed {
+            return Err(io::Error::other("the store is closed"));
+        }
+        let stored =
+            self.data.write_all_at(bytes, at.0).and_then(|()| self.write_record(span, xxh3_64(bytes)));
+        if stored.is_err() {
+            self.store.full.store(true, Ordering::Release);
+        }
+        stored
     }
 
     fn write_record(&self, span: SpanId, checksum: u64) -> io::Result<()> {
@@ -303,25 +406,34 @@ impl LayerFiles {
             && record[8..] == xxh3_64(&bytes).to_le_bytes()
     }
 
-    /// Takes a span off the disk: its record first, then its bytes.
-    pub(crate) fn forget(&self, span: SpanId, range: &Range<UncompressedOffset>) {
+    /// Strikes a span off: it is absent, whatever its bytes are.
+    pub(crate) fn strike(&self, span: SpanId) -> bool {
         let record = [0; RECORD as usize];
-        if let Err(error) = self.spans.write_all_at(&record, HEADER + u64::from(span.0) * RECORD) {
-            tracing::warn!(layer = %self.digest, %error, "forget span");
+        let struck = self.spans.write_all_at(&record, HEADER + u64::from(span.0) * RECORD);
+        if let Err(error) = &struck {
+            tracing::warn!(layer = %self.id, %error, "strike off a span");
+        }
+        struck.is_ok()
+    }
+
+    /// Takes a span that nobody reads off the disk: its record first, then its bytes.
+    pub(crate) fn forget(&self, span: SpanId, range: &Range<UncompressedOffset>) {
+        if range.start >= range.end || !self.strike(span) {
             return;
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if let Err(error) = fallocate(&self.data, flags, range.start.0, range.end.0 - range.start.0) {
-            tracing::debug!(layer = %self.digest, %error, "punch hole");
+            tracing::debug!(layer = %self.id, %error, "punch hole");
         }
+        self.store.full.store(false, Ordering::Release);
     }
 
     /// A sink for a whole uncompressed stream, which takes the place of `data` once it is complete.
     pub(crate) fn stream(&self) -> io::Result<Streamed> {
-        static UNIQUE: AtomicU32 = AtomicU32::new(0);
-        let number = UNIQUE.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.join(format!("data.{}.{number}", std::process::id()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        // One name: who streams a layer is alone with it, and what a killed process left is overwritten.
+        let path = self.folder.join("data.new");
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         Ok(Streamed { path, file: io::BufWriter::with_capacity(1 << 20, file), keep: false })
     }
 

@@ -23,13 +23,7 @@ use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
-    cache::Store,
-    error::Error,
-    fetch::Engine,
-    fuse::Door,
-    layer::Layer,
-    slots::{SlotRecord, Slots},
-    tree::Inherited,
+    cache::Store, error::Error, fetch::Engine, fuse::Door, layer::Layer, slots::Slots, tree::Inherited,
 };
 
 /// Three requests are dealt with at once on few cores: none of them waits for a network.
@@ -104,9 +98,27 @@ impl Connection {
         self.path.join(slot.to_string())
     }
 
-    /// What an earlier process showed, to be shown again.
-    pub fn records(&self) -> Vec<SlotRecord> {
-        self.slots.records()
+    /// Numbers of slots up to `number` are in use, whatever was stored.
+    pub fn skip(&self, number: u32) {
+        self.slots.skip(number);
+    }
+
+    /// Shows a layer in the slot in which an earlier process showed it.
+    ///
+    /// # Errors
+    /// When the slot cannot be stored.
+    pub fn show_again(&self, number: u32, layer: &Arc<Layer>, inherited: &[Inherited]) -> Result<(), Error> {
+        let shown = self.slots.show_again(number, layer, inherited);
+        self.forget_listing();
+        shown
+    }
+
+    /// Drops what was stored of slots that were not shown again.
+    ///
+    /// # Errors
+    /// When that cannot be stored.
+    pub fn forget_unshown(&self) -> Result<(), Error> {
+        self.slots.forget_unshown()
     }
 
     /// Shows a layer and returns its slot: an existing one where the same layer with the same inherited

@@ -6,21 +6,28 @@
 //! not be had is handed over as an error: every span of a wish lands, and one that lands twice (it came
 //! behind one that had to be asked for again) is ignored the second time.
 //!
-//! Faults that may pass (the source cannot be reached, a span with a wrong digest) are tried again here;
-//! demand tries for `read_timeout`, fill gives up after one round and leaves it to the next.
+//! A failed attempt moves on to the next source. Faults that may pass (a source cannot be reached, a span with a
+//! wrong digest) are tried again here; demand tries for `read_timeout`, fill gives up after one round and leaves
+//! it to the next. A refusal is final when every source refused.
 
 use std::{
     fmt::Debug,
     ops::Range,
+    panic::AssertUnwindSafe,
     sync::Arc,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
-use oci::Blob;
-use tokio::{runtime::Handle, sync::Notify, task::JoinSet, time::Instant};
+use futures::{FutureExt, StreamExt};
+use oci::{Blob, Digest};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+    task::JoinSet,
+    time::Instant,
+};
 use ztoc::{SpanId, Ztoc};
 
 use crate::{
@@ -50,11 +57,36 @@ pub(crate) trait Landing: Send + Sync + Debug {
 /// Neighbouring spans of one layer, to be brought.
 #[derive(Debug)]
 pub(crate) struct Wish {
-    pub(crate) blob: Arc<dyn Blob>,
+    /// Where it can be had, at least one; asked in this order, and round again.
+    pub(crate) sources: Vec<Arc<dyn Blob>>,
     pub(crate) ztoc: Arc<Ztoc>,
     pub(crate) spans: Range<u32>,
     pub(crate) priority: Priority,
     pub(crate) landing: Arc<dyn Landing>,
+}
+
+impl Wish {
+    fn digest(&self) -> &Digest {
+        self.sources[0].digest()
+    }
+}
+
+/// A wish that a reader waits for, as long as it lives.
+struct Demand(Arc<Engine>);
+
+impl Demand {
+    fn of(engine: &Arc<Engine>) -> Self {
+        engine.demand.fetch_add(1, Ordering::AcqRel);
+        Self(engine.clone())
+    }
+}
+
+impl Drop for Demand {
+    fn drop(&mut self) {
+        if self.0.demand.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.calm.notify_waiters();
+        }
+    }
 }
 
 /// One for the daemon.
@@ -66,13 +98,21 @@ pub struct Engine {
     /// Wishes that a reader waits for.
     demand: AtomicUsize,
     calm: Notify,
+    /// One layer at a time is compared with its checksums: it takes a thread, and the disk.
+    proving: Arc<Semaphore>,
+}
+
+/// Work on the disk that nobody waits for.
+pub(crate) trait Prove: Send + Sync + 'static {
+    fn prove_stored(&self);
 }
 
 impl Engine {
     /// `runtime` carries the requests; its blocking threads verify and inflate.
     pub fn new(runtime: Handle, limits: Limits) -> Arc<Self> {
         let budget = Budget::new(&limits);
-        Arc::new(Self { runtime, limits, budget, demand: AtomicUsize::new(0), calm: Notify::new() })
+        let proving = Arc::new(Semaphore::new(1));
+        Arc::new(Self { runtime, limits, budget, demand: AtomicUsize::new(0), calm: Notify::new(), proving })
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -81,6 +121,19 @@ impl Engine {
 
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Compares a layer with its checksums, after those that came before it.
+    pub(crate) fn prove(&self, layer: Arc<impl Prove>) {
+        let proving = self.proving.clone();
+        self.runtime.spawn(async move {
+            let turn = proving.acquire_owned().await;
+            let proven = tokio::task::spawn_blocking(move || layer.prove_stored()).await;
+            if let Err(error) = proven {
+                tracing::error!(%error, "compare a layer with its checksums");
+            }
+            drop(turn);
+        });
     }
 
     /// Returns when no reader waits for anything.
@@ -97,60 +150,77 @@ impl Engine {
     /// Starts on `wish` and returns at once. Every span of it lands, one way or the other.
     pub(crate) fn wish(self: &Arc<Self>, wish: Wish) -> tokio::task::JoinHandle<()> {
         let engine = self.clone();
-        if wish.priority == Priority::Demand {
-            self.demand.fetch_add(1, Ordering::AcqRel);
-        }
+        let demand = (wish.priority == Priority::Demand).then(|| Demand::of(self));
         self.runtime.spawn(async move {
-            engine.grant(&wish).await;
-            if wish.priority == Priority::Demand && engine.demand.fetch_sub(1, Ordering::AcqRel) == 1 {
-                engine.calm.notify_waiters();
+            let granted = AssertUnwindSafe(engine.grant(&wish)).catch_unwind().await;
+            let error = granted.unwrap_or_else(|_| {
+                tracing::error!(layer = %wish.digest(), "fetching spans made us panic");
+                Some(Error::new(ErrorKind::Io, "fetch spans"))
+            });
+            if let Some(error) = error {
+                for span in wish.spans.clone() {
+                    wish.landing.landed(SpanId(span), Err(error.clone()));
+                }
             }
+            drop(demand);
         })
     }
 
-    async fn grant(&self, wish: &Wish) {
-        let deadline = Instant::now() + self.limits.read_timeout;
+    /// The error, if not everything of the wish has landed.
+    async fn grant(&self, wish: &Wish) -> Option<Error> {
+        let started = Instant::now();
         let mut next = wish.spans.start;
         let mut pause = FIRST_PAUSE;
-        let mut wrong = 0;
-        loop {
+        let mut refusals = vec![0; wish.sources.len()];
+        for turn in 0.. {
+            let source = turn % wish.sources.len();
             let before = next;
-            let Err(error) = self.attempt(wish, &mut next).await else { return };
+            let Err(error) = self.attempt(wish, &wish.sources[source], &mut next).await else { return None };
             if next > before {
-                (pause, wrong) = (FIRST_PAUSE, 0);
+                pause = FIRST_PAUSE;
+                refusals.fill(0);
             }
-            wrong += u32::from(error.kind() == ErrorKind::Corrupt);
-            let may_pass = match error.kind() {
-                ErrorKind::Unreachable | ErrorKind::Io => true,
-                ErrorKind::Corrupt => wrong < WRONG_DIGESTS,
-                ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Unsupported | ErrorKind::Full => false,
-            };
-            let patient = wish.priority == Priority::Demand && Instant::now() + pause < deadline;
-            if !(may_pass && patient) {
-                for span in next..wish.spans.end {
-                    wish.landing.landed(SpanId(span), Err(error.clone()));
+            refusals[source] += match error.kind() {
+                ErrorKind::Unreachable | ErrorKind::Io => 0,
+                ErrorKind::Corrupt => 1,
+                ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Unsupported | ErrorKind::Full => {
+                    WRONG_DIGESTS
                 }
-                return;
+            };
+            let refused = refusals.iter().all(|count| *count >= WRONG_DIGESTS);
+            let round = source + 1 == wish.sources.len();
+            let patient = match wish.priority {
+                Priority::Demand => started.elapsed() + pause < self.limits.read_timeout,
+                Priority::Fill => !round,
+            };
+            if refused || !patient {
+                return Some(error);
             }
-            tracing::debug!(blob = %wish.blob.digest(), span = next, %error, "fetch spans again");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            tracing::debug!(layer = %wish.digest(), span = next, %error, "fetch spans again");
+            if round {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
         }
+        None
     }
 
     /// One request for what is left of the wish. `next` is the first span that has not landed.
-    async fn attempt(&self, wish: &Wish, next: &mut u32) -> Result<(), Error> {
+    async fn attempt(&self, wish: &Wish, blob: &Arc<dyn Blob>, next: &mut u32) -> Result<(), Error> {
         let table = wish.ztoc.spans();
         let first = *next;
         let range =
             table.compressed(SpanId(first)).start.0..table.compressed(SpanId(wish.spans.end - 1)).end.0;
-        let bytes = range.end - range.start;
+        let plain =
+            table.uncompressed(SpanId(first)).start.0..table.uncompressed(SpanId(wish.spans.end - 1)).end.0;
+        // What is held at once: a range as it came, or its spans inflated, whichever is more.
+        let bytes = (range.end - range.start).max(plain.end.saturating_sub(plain.start));
         let _permit = match wish.priority {
             Priority::Demand => self.budget.demand(bytes).await,
             Priority::Fill => self.budget.fill(bytes).await,
         };
-        let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.blob.digest());
-        let mut stream = wish.blob.read_range(range.clone()).await.map_err(|e| Error::blob(doing(), e))?;
+        let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
+        let mut stream = blob.read_range(range.clone()).await.map_err(|e| Error::blob(doing(), e))?;
         let mut buffer = BytesMut::new();
         let mut buffer_at = range.start;
         let mut arrived = first;
@@ -201,7 +271,7 @@ impl Engine {
         body: Bytes,
     ) {
         let (ztoc, landing) = (wish.ztoc.clone(), wish.landing.clone());
-        let layer = *wish.blob.digest();
+        let layer = *wish.digest();
         work.spawn_blocking_on(
             move || {
                 let mut out = Vec::new();

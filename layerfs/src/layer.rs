@@ -14,13 +14,14 @@ use std::{
 };
 
 use oci::{Blob, Digest};
-use ztoc::Ztoc;
+use ztoc::{EntryKind, Ztoc};
 
 use crate::{
     background,
-    cache::Store,
+    cache::{LayerFiles, LayerId, Store},
     error::{Error, ErrorKind},
     fetch::Engine,
+    map::Map,
     spans::Spans,
     stream,
     tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
@@ -32,6 +33,19 @@ const MAX_SPAN_BYTES: u64 = 256 << 20;
 /// Between two files' data there are headers: PAX records and long names of 1 MiB each at most.
 const MAX_HEADER_BYTES: u64 = 4 << 20;
 
+/// What a layer has at a path, to a layer above it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Below {
+    /// A directory, with the attributes that a directory above takes from it.
+    Directory(Inherited),
+    /// A symbolic link, there or on the way.
+    Link,
+    /// Nothing, and it hides whatever layers below it have.
+    Hidden,
+    /// Nothing; a layer below may have something.
+    Absent,
+}
+
 /// A read's answer: at once, or when it has been fetched.
 pub(crate) enum Answer {
     Ready(Result<Vec<u8>, Error>),
@@ -40,7 +54,7 @@ pub(crate) enum Answer {
 
 /// What all showings of a layer share: its bytes, and what was checked of them.
 struct Content {
-    digest: Digest,
+    id: LayerId,
     spans: Arc<Spans>,
     /// One bit an entry: its header was compared.
     compared: Box<[AtomicU64]>,
@@ -56,44 +70,43 @@ pub struct Layer {
 
 impl fmt::Debug for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Layer").field("digest", &self.content.digest).finish_non_exhaustive()
+        f.debug_struct("Layer").field("digest", self.digest()).finish_non_exhaustive()
     }
 }
 
 impl Layer {
-    /// Opens a layer whose ztoc is at hand: `ztoc` are its bytes, verified by the caller against
-    /// `ztoc_digest`. They are stored. Bytes of the layer come from the sources added later.
+    /// Opens a layer whose ztoc is at hand: `bytes`, verified by the caller against `ztoc`. They are stored.
+    /// Bytes of the layer come from the sources added later.
     ///
     /// # Errors
     /// For a ztoc that is malformed, that no extraction could have made, or whose spans are too long.
     pub fn create(
         store: &Arc<Store>,
         engine: &Arc<Engine>,
-        digest: &Digest,
-        ztoc_digest: &Digest,
-        ztoc: &[u8],
+        layer: &Digest,
+        ztoc: &Digest,
+        bytes: &[u8],
     ) -> Result<Arc<Self>, Error> {
-        let files = store.layer(digest)?;
-        // Checked before it takes the place of one that may be good.
-        open_ztoc(digest, Arc::new(ztoc.to_vec()))?;
-        let map = files.put_ztoc(ztoc, ztoc_digest)?;
-        Self::with(digest, files, open_ztoc(digest, map)?, engine)
+        let id = LayerId { layer: *layer, ztoc: Some(*ztoc) };
+        // Checked before anything of it is stored.
+        Tree::new(Arc::new(open_ztoc(&id, Arc::new(bytes.to_vec()))?))?;
+        let files = store.layer(&id)?;
+        let map = files.put_ztoc(bytes, ztoc)?;
+        Self::with(files, map, engine)
     }
 
-    /// Opens a layer from what the store has of it; `None` where it has no ztoc, or not the one with
-    /// `ztoc_digest`. No network.
+    /// Opens a layer from what the store has of it, if it has it. No network.
     ///
     /// # Errors
     /// As [`Layer::create`].
     pub fn stored(
         store: &Arc<Store>,
         engine: &Arc<Engine>,
-        digest: &Digest,
-        ztoc_digest: Option<&Digest>,
+        id: &LayerId,
     ) -> Result<Option<Arc<Self>>, Error> {
-        let files = store.layer(digest)?;
-        let Some(map) = files.ztoc(ztoc_digest) else { return Ok(None) };
-        Self::with(digest, files, open_ztoc(digest, map)?, engine).map(Some)
+        let Some(files) = store.existing(id) else { return Ok(None) };
+        let Some(map) = files.ztoc() else { return Ok(None) };
+        Self::with(files, map, engine).map(Some)
     }
 
     /// Brings a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store,
@@ -108,30 +121,31 @@ impl Layer {
         blob: Arc<dyn Blob>,
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
-        let digest = *blob.digest();
-        let (files, ztoc) = stream::whole(store.layer(&digest)?, blob.clone(), compression).await?;
-        let layer = Self::with(&digest, files, open_ztoc(&digest, ztoc)?, engine)?;
-        layer.add_source(blob);
-        Ok(layer)
+        let id = LayerId { layer: *blob.digest(), ztoc: None };
+        match stream::whole(store.layer(&id)?, blob, compression).await {
+            Ok((files, map)) => Self::with(files, map, engine),
+            Err(error) => {
+                store.remove(&id)?;
+                Err(error)
+            }
+        }
     }
 
-    fn with(
-        digest: &Digest,
-        files: crate::cache::LayerFiles,
-        ztoc: Ztoc,
-        engine: &Arc<Engine>,
-    ) -> Result<Arc<Self>, Error> {
-        let ztoc = Arc::new(ztoc);
+    fn with(files: LayerFiles, map: Arc<Map>, engine: &Arc<Engine>) -> Result<Arc<Self>, Error> {
+        let id = *files.id();
+        let ztoc = Arc::new(open_ztoc(&id, map)?);
         let tree = Tree::new(ztoc.clone())?;
         let spans = Spans::open(ztoc.clone(), files, engine.clone());
+        if spans.is_doubtful() {
+            engine.prove(spans.clone());
+        }
         let content = Content {
-            digest: *digest,
-            spans: spans.clone(),
+            id,
+            spans,
             compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             filling: AtomicBool::new(false),
             fill: crate::sync::Mutex::default(),
         };
-        engine.runtime().spawn_blocking(move || spans.prove_stored());
         Ok(Arc::new(Self { content: Arc::new(content), tree }))
     }
 
@@ -145,23 +159,39 @@ impl Layer {
         self.tree.implied()
     }
 
-    /// What a layer above would inherit from the directory at `path`; `None` if there is none here.
-    pub fn inheritable(&self, path: &[u8]) -> Option<Inherited> {
-        let node = self.tree.resolve(path)?;
-        let attributes = self.tree.attributes(node);
-        (attributes.kind == NodeKind::Directory).then(|| Inherited {
+    /// What a layer above finds at `path`.
+    pub fn below(&self, path: &[u8]) -> Below {
+        let mut at = NodeId::ROOT;
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            let Some(next) = self.tree.lookup(at, part) else {
+                return if self.tree.opaque(at) { Below::Hidden } else { Below::Absent };
+            };
+            at = next;
+            match self.tree.attributes(at).kind {
+                NodeKind::Directory => {}
+                NodeKind::Symlink => return Below::Link,
+                _ => return Below::Hidden,
+            }
+        }
+        let attributes = self.tree.attributes(at);
+        Below::Directory(Inherited {
             path: path.to_vec(),
             mode: attributes.mode,
             uid: attributes.uid,
             gid: attributes.gid,
             mtime: attributes.mtime,
-            xattrs: self.tree.xattrs(node).into_iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
+            xattrs: self.tree.xattrs(at).into_iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
         })
+    }
+
+    /// Which layer it is, as which ztoc has it.
+    pub fn id(&self) -> &LayerId {
+        &self.content.id
     }
 
     /// Digest of the layer as stored in a registry.
     pub fn digest(&self) -> &Digest {
-        &self.content.digest
+        &self.content.id.layer
     }
 
     /// Bytes of the layer as stored in a registry, as the ztoc has it.
@@ -179,9 +209,10 @@ impl Layer {
         (self.content.spans.ztoc().spans().len(), self.content.spans.missing())
     }
 
-    /// Where the layer's bytes can be had from; the one added last is asked first.
-    pub fn add_source(&self, blob: Arc<dyn Blob>) {
-        self.content.spans.add_source(blob);
+    /// Where the layer's bytes can be had from. `origin` names the place; the one added last is asked first, the
+    /// others when it fails.
+    pub fn add_source(&self, origin: &str, blob: Arc<dyn Blob>) {
+        self.content.spans.add_source(origin, blob);
     }
 
     /// Starts to bring what nobody has asked for yet, once. It ends with the last reference to the layer.
@@ -266,7 +297,7 @@ impl Content {
 
     fn compare(&self, entry: usize, header: &[u8]) -> Result<(), Error> {
         self.spans.ztoc().entry(entry).verify_header(header).map_err(|error| {
-            Error::with(ErrorKind::Corrupt, format!("compare entry {entry} of layer {}", self.digest), error)
+            Error::with(ErrorKind::Corrupt, format!("compare entry {entry} of layer {}", self.id), error)
         })?;
         self.compared[entry / 64].fetch_or(1 << (entry % 64), Ordering::AcqRel);
         Ok(())
@@ -276,8 +307,8 @@ impl Content {
 #[cfg(test)]
 mod tests;
 
-fn open_ztoc(digest: &Digest, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Ztoc, Error> {
-    let doing = || format!("open ztoc of layer {digest}");
+fn open_ztoc(id: &LayerId, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Ztoc, Error> {
+    let doing = || format!("open ztoc of layer {id}");
     let ztoc = Ztoc::open(bytes).map_err(|e| Error::ztoc(doing(), e))?;
     let table = ztoc.spans();
     for span in (0..table.len()).map(ztoc::SpanId) {
@@ -289,6 +320,17 @@ fn open_ztoc(digest: &Digest, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Resu
                 format!("{}: span {} has {longest} bytes, too long to be held in memory", doing(), span.0);
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
+    }
+    let end = ztoc
+        .entries()
+        .filter(|entry| entry.kind() == EntryKind::Regular)
+        .map(|entry| entry.data().end.0)
+        .max();
+    if end.is_some_and(|end| end > ztoc.uncompressed_size()) {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{}: a file ends behind the layer's end", doing()),
+        ));
     }
     Ok(ztoc)
 }

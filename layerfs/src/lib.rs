@@ -29,10 +29,10 @@ mod error;
 mod testing;
 
 pub use budget::Limits;
-pub use cache::Store;
+pub use cache::{LayerId, Store};
 pub use connection::Connection;
 pub use error::{Error, ErrorKind};
 pub use fetch::Engine;
-pub use layer::Layer;
-pub use slots::{SlotRecord, Slots};
+pub use layer::{Below, Layer};
+pub use slots::Slots;
 pub use tree::{Attributes, Inherited, NodeId, NodeKind};

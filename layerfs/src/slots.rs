@@ -6,12 +6,19 @@
 //! number = base + the node's number within its layer; the slot of a node is found by binary search.
 //!
 //! ```text
-//! <root>/slots.json    {"next_slot": …, "next_base": …, "slots": [{"number", "base", "nodes", "layer", "inherited"}]}
+//! <root>/slots.json    {"next_slot": …, "next_base": …, "slots": [{"number", "base", "nodes", "layer", "ztoc", "inherited"}]}
 //! ```
+//!
+//! Who stands on a slot is somebody else's knowledge, and outlives this file: a slot can be shown again by its
+//! number when the file is lost, with another base, which is right as long as the mount is new as well.
 
-use std::{fs, io, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fs::{self, File},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
-use oci::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,22 +31,26 @@ use crate::{
 /// Node 1 is the connection's root.
 const FIRST_BASE: u64 = 2;
 
-/// A slot as stored: enough for another process to show the same layer in the same place.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SlotRecord {
+/// A slot as stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
     /// Name of its folder in the connection's root.
-    pub number: u32,
+    number: u32,
     base: u64,
     nodes: u32,
     layer: String,
+    ztoc: Option<String>,
     /// Attributes of the directories that the layer only implies.
-    pub inherited: Vec<Inherited>,
+    inherited: Vec<Inherited>,
 }
 
-impl SlotRecord {
-    /// Digest of the layer shown in it; `None` for a record that was tampered with.
-    pub fn layer(&self) -> Option<Digest> {
-        Digest::from_str(&self.layer).ok()
+impl Record {
+    fn is_of(&self, layer: &Layer, inherited: &[Inherited]) -> bool {
+        let id = layer.id();
+        self.layer == id.layer.to_string()
+            && self.ztoc == id.ztoc.map(|ztoc| ztoc.to_string())
+            && self.nodes == layer.node_count()
+            && self.inherited == inherited
     }
 }
 
@@ -47,7 +58,7 @@ impl SlotRecord {
 struct Stored {
     next_slot: u32,
     next_base: u64,
-    slots: Vec<SlotRecord>,
+    slots: Vec<Record>,
 }
 
 /// A slot that is served.
@@ -76,70 +87,120 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Reads what an earlier process stored under `path`, a file; nothing of it is shown yet.
+    /// Reads what an earlier process stored under `path`, a file; nothing of it is shown yet. A file that cannot
+    /// be read is set aside.
     ///
     /// # Errors
-    /// When the file is there and cannot be read: guessing would give out node numbers twice.
+    /// When the file cannot be opened, or set aside.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
+        let doing = || format!("read slots in {}", path.display());
+        let fresh = Stored { next_slot: 1, next_base: FIRST_BASE, slots: Vec::new() };
         let stored = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-                Error::with(ErrorKind::Corrupt, format!("read slots in {}", path.display()), e)
-            })?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Stored { next_slot: 1, next_base: FIRST_BASE, slots: Vec::new() }
-            }
-            Err(e) => return Err(Error::io(format!("read slots in {}", path.display()), e)),
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "the list of slots is damaged; set aside");
+                    fs::rename(&path, path.with_extension("damaged")).map_err(|e| Error::io(doing(), e))?;
+                    fresh
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fresh,
+            Err(e) => return Err(Error::io(doing(), e)),
         };
         Ok(Self { path, stored: Mutex::new(stored), shown: RwLock::default() })
     }
 
-    /// The stored slots, for a new process to show again.
-    pub fn records(&self) -> Vec<SlotRecord> {
-        self.stored.lock().slots.clone()
-    }
-
     /// Shows `layer` and returns the number of its slot, which is an existing one where the same layer with the
-    /// same inherited attributes has one.
+    /// same inherited attributes is shown already.
     ///
     /// # Errors
     /// When the slot cannot be stored; nothing is shown then.
     pub(crate) fn show(&self, layer: &Arc<Layer>, inherited: &[Inherited]) -> Result<u32, Error> {
         let mut stored = self.stored.lock();
-        let digest = layer.digest().to_string();
-        let same = |slot: &SlotRecord| slot.layer == digest && slot.inherited == inherited;
-        let record = if let Some(record) = stored.slots.iter().find(|slot| same(slot)) {
-            if record.nodes != layer.node_count() {
-                let doing = format!("show layer {digest} in slot {}: it has other nodes now", record.number);
-                return Err(Error::new(ErrorKind::Corrupt, doing));
-            }
-            record.clone()
-        } else {
-            let record = SlotRecord {
-                number: stored.next_slot,
-                base: stored.next_base,
-                nodes: layer.node_count(),
-                layer: digest,
-                inherited: inherited.to_vec(),
-            };
-            let before = (stored.next_slot, stored.next_base);
-            stored.next_slot += 1;
-            stored.next_base += u64::from(record.nodes);
-            stored.slots.push(record.clone());
-            if let Err(error) = self.write(&stored) {
-                stored.slots.pop();
-                (stored.next_slot, stored.next_base) = before;
-                return Err(error);
-            }
-            record
-        };
-        let mut shown = self.shown.write();
-        if !shown.iter().any(|slot| slot.number == record.number) {
-            let mut all = shown.to_vec();
-            all.push(Shown { number: record.number, base: record.base, layer: layer.clone() });
-            all.sort_by_key(|slot| slot.base);
-            *shown = Arc::new(all);
+        let shown = self.all();
+        let is_shown = |number| shown.iter().any(|slot| slot.number == number);
+        let same = stored.slots.iter().find(|slot| slot.is_of(layer, inherited) && is_shown(slot.number));
+        if let Some(record) = same {
+            return Ok(record.number);
         }
-        Ok(record.number)
+        let number = stored.next_slot;
+        self.add(&mut stored, number, layer, inherited)?;
+        Ok(number)
+    }
+
+    /// Shows `layer` in the slot `number`, where an earlier process had it; with the same node numbers if they
+    /// are known.
+    ///
+    /// # Errors
+    /// As [`Slots::show`].
+    pub(crate) fn show_again(
+        &self,
+        number: u32,
+        layer: &Arc<Layer>,
+        inherited: &[Inherited],
+    ) -> Result<(), Error> {
+        let mut stored = self.stored.lock();
+        let known = stored.slots.iter().find(|slot| slot.number == number);
+        match known.filter(|slot| slot.is_of(layer, inherited)) {
+            Some(record) => {
+                self.insert(Shown { number, base: record.base, layer: layer.clone() });
+                Ok(())
+            }
+            None => {
+                stored.slots.retain(|slot| slot.number != number);
+                self.add(&mut stored, number, layer, inherited)
+            }
+        }
+    }
+
+    /// Numbers up to `number` are in use, whatever the file says.
+    pub(crate) fn skip(&self, number: u32) {
+        let mut stored = self.stored.lock();
+        stored.next_slot = stored.next_slot.max(number.saturating_add(1));
+    }
+
+    fn add(
+        &self,
+        stored: &mut Stored,
+        number: u32,
+        layer: &Arc<Layer>,
+        inherited: &[Inherited],
+    ) -> Result<(), Error> {
+        let before = (stored.next_slot, stored.next_base);
+        let base = stored.next_base;
+        stored.slots.push(Record {
+            number,
+            base,
+            nodes: layer.node_count(),
+            layer: layer.id().layer.to_string(),
+            ztoc: layer.id().ztoc.map(|ztoc| ztoc.to_string()),
+            inherited: inherited.to_vec(),
+        });
+        stored.next_slot = stored.next_slot.max(number + 1);
+        stored.next_base += u64::from(layer.node_count());
+        if let Err(error) = self.write(stored) {
+            stored.slots.pop();
+            (stored.next_slot, stored.next_base) = before;
+            return Err(error);
+        }
+        self.insert(Shown { number, base, layer: layer.clone() });
+        Ok(())
+    }
+
+    fn insert(&self, slot: Shown) {
+        let mut shown = self.shown.write();
+        let mut all: Vec<_> = shown.iter().filter(|other| other.number != slot.number).cloned().collect();
+        all.push(slot);
+        all.sort_by_key(|slot| slot.base);
+        *shown = Arc::new(all);
+    }
+
+    /// Drops all stored slots that are not shown: nobody stands on them.
+    pub(crate) fn forget_unshown(&self) -> Result<(), Error> {
+        let mut stored = self.stored.lock();
+        let shown = self.all();
+        stored.slots.retain(|record| shown.iter().any(|slot| slot.number == record.number));
+        self.write(&stored)
     }
 
     /// Takes a slot away for good; its numbers are not used again. Unknown ones are no error.
@@ -152,13 +213,13 @@ impl Slots {
         written
     }
 
+    /// Another name first, synced, then the rename: a power cut leaves the old list or the new one.
     fn write(&self, stored: &Stored) -> Result<(), Error> {
         let doing = || format!("write slots to {}", self.path.display());
         let bytes = serde_json::to_vec(stored).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let other = self.path.with_extension("new");
-        fs::write(&other, bytes)
-            .and_then(|()| fs::rename(&other, &self.path))
-            .map_err(|e| Error::io(doing(), e))
+        let written = fs::write(&other, bytes).and_then(|()| File::open(&other)?.sync_all());
+        written.and_then(|()| fs::rename(&other, &self.path)).map_err(|e| Error::io(doing(), e))
     }
 
     pub(crate) fn all(&self) -> Arc<Vec<Shown>> {

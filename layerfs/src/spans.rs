@@ -5,15 +5,17 @@
 //! only: single flight), hands the claims to the engine as one wish a run, waits until all have landed, and
 //! reads. There is one way for a span to become ready, whoever asked for it: [`Landing::landed`].
 //!
-//! A span that cannot be stored (the disk is full) is handed to those who wait for it in memory and is
-//! absent afterwards: slower, never an error.
+//! A reader that waits has its spans pinned, so that what lands stays until it has read. A span that cannot be
+//! stored (the disk is full) is handed to those who wait for it in memory and is absent afterwards: slower, never
+//! an error. Who joined somebody else's fetch and sees it fail tries for itself: a background fill gives up soon,
+//! a reader does not.
 
 mod state;
 
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     sync::{Arc, OnceLock, Weak},
 };
 
@@ -25,7 +27,7 @@ use ztoc::{SpanId, UncompressedOffset, Ztoc};
 use crate::{
     cache::{Evict, LayerFiles, Record},
     error::{Error, ErrorKind},
-    fetch::{Engine, Landing, Priority, Wish},
+    fetch::{Engine, Landing, Priority, Prove, Wish},
     spans::state::{State, Word},
     sync::{Mutex, RwLock},
 };
@@ -41,11 +43,14 @@ pub(crate) struct Spans {
     words: Box<[AtomicU32]>,
     /// Guards the claims: a word goes to Filling, and its flight into the table, under this lock.
     flights: Mutex<HashMap<u32, Arc<Flight>>>,
-    sources: RwLock<Vec<Arc<dyn Blob>>>,
+    /// Where from, and the blob there; the newest first.
+    sources: RwLock<Vec<(String, Arc<dyn Blob>)>>,
     engine: Arc<Engine>,
     /// Our number in the store's order of eviction.
     owner: u32,
     missing: AtomicU32,
+    /// Spans whose checksum was not compared yet.
+    doubtful: AtomicU32,
     /// The span after the last one demanded, and how far ahead the last demand looked.
     ahead: Mutex<(u32, u32)>,
     me: Weak<Self>,
@@ -54,9 +59,32 @@ pub(crate) struct Spans {
 /// A span on its way.
 #[derive(Debug, Default)]
 struct Flight {
+    /// Somebody is at its end; what comes second is ignored.
+    landing: AtomicBool,
     /// `Some(bytes)`: it could not be stored, here it is.
     outcome: OnceLock<Result<Option<Bytes>, Error>>,
     landed: Notify,
+}
+
+/// Who wished for the span of a flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    Others,
+}
+
+/// Spans that eviction leaves alone as long as this lives.
+struct Pins<'a> {
+    spans: &'a Spans,
+    range: Range<u32>,
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        for span in self.range.clone() {
+            let _ = self.spans.change(SpanId(span), |word| Some(word.unpin()));
+        }
+    }
 }
 
 impl Flight {
@@ -77,6 +105,7 @@ impl Spans {
         let records = files.records(count);
         let present = (0u32..).zip(&records).filter(|(_, record)| **record == Record::Present);
         let present: Vec<_> = present.map(|(span, _)| SpanId(span)).collect();
+        let doubtful = records.iter().filter(|record| **record == Record::Unproven).count();
         let words = records
             .iter()
             .map(|record| match record {
@@ -89,6 +118,7 @@ impl Spans {
         let spans = Arc::new_cyclic(|me: &Weak<Self>| Self {
             owner: files.store().join(me.clone()),
             missing: AtomicU32::new(count - u32::try_from(present.len()).expect("not more than there are")),
+            doubtful: AtomicU32::new(u32::try_from(doubtful).expect("not more than there are")),
             flights: Mutex::default(),
             sources: RwLock::default(),
             ahead: Mutex::default(),
@@ -100,6 +130,9 @@ impl Spans {
         });
         for span in present {
             spans.files.store().landed(spans.owner, span, spans.length(span));
+        }
+        if doubtful == 0 {
+            spans.note_proven();
         }
         spans
     }
@@ -116,16 +149,23 @@ impl Spans {
         &self.files
     }
 
-    /// Where the layer can be had from; the newest is asked first.
-    pub(crate) fn add_source(&self, source: Arc<dyn Blob>) {
+    /// Where the layer can be had from: `origin` names the place, so that one that is known already is only
+    /// moved to the front.
+    pub(crate) fn add_source(&self, origin: &str, source: Arc<dyn Blob>) {
         let mut sources = self.sources.write();
-        sources.insert(0, source);
+        sources.retain(|(known, _)| known != origin);
+        sources.insert(0, (origin.to_owned(), source));
         sources.truncate(4); // as many registries as one node plausibly pulls one layer from
     }
 
     /// Spans that are not on disk.
     pub(crate) fn missing(&self) -> u32 {
         self.missing.load(Ordering::Acquire)
+    }
+
+    /// Whether anything on disk is still to be compared with its checksum.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Acquire) > 0
     }
 
     fn range(&self, span: SpanId) -> Range<UncompressedOffset> {
@@ -145,27 +185,40 @@ impl Spans {
             .map_err(Word)
     }
 
+    fn state(&self, span: u32) -> State {
+        Word(self.words[span as usize].load(Ordering::Acquire)).state()
+    }
+
+    fn pin(&self, range: Range<u32>) -> Pins<'_> {
+        for span in range.clone() {
+            let _ = self.change(SpanId(span), |word| Some(word.pin()));
+        }
+        Pins { spans: self, range }
+    }
+
+    /// Changes a word to Filling, with a flight that others can wait for.
+    fn take(&self, span: SpanId, step: impl Fn(Word) -> Option<Word>) -> bool {
+        let mut flights = self.flights.lock();
+        let taken = self.change(span, step).is_ok();
+        if taken {
+            flights.insert(span.0, Arc::new(Flight::default()));
+        }
+        taken
+    }
+
     /// The bytes of `range`, when all of them are on disk; never waits for anything but the disk.
     pub(crate) fn read_ready(&self, range: &Range<UncompressedOffset>) -> Option<Result<Vec<u8>, Error>> {
         let spans = self.ztoc.spans().covering(range.clone());
-        for span in spans.clone() {
-            let _ = self.change(SpanId(span), |word| Some(word.pin()));
+        let _pins = self.pin(spans.clone());
+        if !spans.clone().all(|span| self.state(span) == State::Ready) {
+            return None;
         }
-        let ready = spans
-            .clone()
-            .all(|span| Word(self.words[span as usize].load(Ordering::Acquire)).state() == State::Ready);
-        let bytes = ready.then(|| {
-            let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
-            self.files.read(range.start, &mut bytes).map(|()| bytes)
-        });
-        for span in spans.clone() {
-            let _ = self.change(SpanId(span), |word| Some(word.unpin()));
-        }
-        match bytes? {
-            Ok(bytes) => Some(Ok(bytes)),
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+        match self.files.read(range.start, &mut bytes) {
+            Ok(()) => Some(Ok(bytes)),
             Err(error) => {
                 // A file that lost bytes under us: a miss, not an error.
-                tracing::warn!(layer = %self.digest(), %error, "stored spans cannot be read; fetched again");
+                tracing::warn!(layer = %self.files.id(), %error, "stored spans cannot be read; fetched again");
                 spans.for_each(|span| self.drop_damaged(SpanId(span)));
                 None
             }
@@ -173,30 +226,31 @@ impl Spans {
     }
 
     fn drop_damaged(&self, span: SpanId) {
-        if self.change(span, Word::evict).is_ok() {
-            self.files.forget(span, &self.range(span));
+        if self.take(span, Word::damage) {
+            self.files.strike(span);
             self.missing.fetch_add(1, Ordering::AcqRel);
-            let _ = self.change(span, |word| Some(word.fail()));
+            self.settle(span, Err(Error::new(ErrorKind::Corrupt, "read a stored span")));
         }
-    }
-
-    fn digest(&self) -> String {
-        self.sources.read().first().map_or_else(String::new, |source| source.digest().to_string())
     }
 
     /// The bytes of `range`, fetched where they are missing.
     pub(crate) async fn read(&self, range: Range<UncompressedOffset>) -> Result<Vec<u8>, Error> {
-        // A span may be evicted between its landing and our read: then once more, and in the end from memory.
-        for _ in 0..8 {
+        let spans = self.ztoc.spans().covering(range.clone());
+        let _pins = self.pin(spans.clone());
+        loop {
             if let Some(bytes) = self.read_ready(&range) {
                 return bytes;
             }
-            let spans = self.ztoc.spans().covering(range.clone());
-            let flights = self.demand(spans);
+            self.prove(spans.clone()).await;
             let mut in_memory = HashMap::new();
-            for (span, flight) in flights {
-                if let Some(bytes) = flight.wait().await? {
-                    in_memory.insert(span, bytes);
+            for (span, flight, whose) in self.demand(&spans) {
+                match (flight.wait().await, whose) {
+                    (Ok(Some(bytes)), _) => drop(in_memory.insert(span, bytes)),
+                    (Ok(None), _) => {}
+                    (Err(error), Whose::Ours) => return Err(error),
+                    (Err(error), Whose::Others) => {
+                        tracing::debug!(span, %error, "what others fetched did not come");
+                    }
                 }
             }
             if !in_memory.is_empty()
@@ -205,7 +259,39 @@ impl Spans {
                 return Ok(bytes);
             }
         }
-        Err(Error::new(ErrorKind::Full, format!("keep spans of layer {} long enough", self.digest())))
+    }
+
+    /// Compares what is on disk since before an unclean stop with its checksum.
+    async fn prove(&self, spans: Range<u32>) {
+        for span in spans.filter(|span| self.state(*span) == State::Unproven) {
+            let Some(me) = self.me.upgrade() else { return };
+            let proven = self.engine.runtime().spawn_blocking(move || me.prove_one(SpanId(span)));
+            if let Err(error) = proven.await {
+                tracing::error!(layer = %self.files.id(), span, %error, "compare a span with its checksum");
+            }
+        }
+    }
+
+    fn prove_one(&self, span: SpanId) {
+        if !self.take(span, Word::doubt) {
+            return;
+        }
+        let range = self.range(span);
+        if self.files.prove(span, &range) {
+            self.settle(span, Ok(None));
+        } else {
+            self.files.strike(span);
+            self.settle(span, Err(Error::new(ErrorKind::Corrupt, "compare stored span with its checksum")));
+        }
+        if self.doubtful.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.note_proven();
+        }
+    }
+
+    fn note_proven(&self) {
+        if let Err(error) = self.files.note_proven(self.ztoc.spans().len()) {
+            tracing::warn!(layer = %self.files.id(), %error, "note that spans are proven");
+        }
     }
 
     /// Joins spans that could not be stored with those that could.
@@ -227,26 +313,25 @@ impl Spans {
 
     /// Claims what is missing of `spans`, and what a reader in tar order will want next, wishes for it, and
     /// hands back all flights to wait for.
-    fn demand(&self, spans: Range<u32>) -> Vec<(u32, Arc<Flight>)> {
+    fn demand(&self, spans: &Range<u32>) -> Vec<(u32, Arc<Flight>, Whose)> {
         let mut claimed = Vec::new();
         let mut waits = Vec::new();
         {
             let mut flights = self.flights.lock();
             for span in spans.clone() {
                 if let Some(flight) = flights.get(&span) {
-                    waits.push((span, flight.clone()));
+                    waits.push((span, flight.clone(), Whose::Others));
                 } else if self.change(SpanId(span), Word::claim).is_ok() {
                     let flight = Arc::new(Flight::default());
                     flights.insert(span, flight.clone());
-                    waits.push((span, flight));
+                    waits.push((span, flight, Whose::Ours));
                     claimed.push(span);
                 }
             }
             if let Some(last) = claimed.last().copied() {
-                for span in
-                    last + 1..last.saturating_add(self.look_ahead(&spans)).min(self.ztoc.spans().len())
-                {
-                    if flights.contains_key(&span) || self.change(SpanId(span), Word::claim).is_err() {
+                let end = last.saturating_add(self.look_ahead(spans)).min(self.ztoc.spans().len());
+                for span in last + 1..end {
+                    if self.change(SpanId(span), Word::claim).is_err() {
                         break;
                     }
                     flights.insert(span, Arc::new(Flight::default()));
@@ -280,7 +365,7 @@ impl Spans {
                 if !claimed.is_empty() && size > bytes {
                     break;
                 }
-                if !flights.contains_key(&span) && self.change(SpanId(span), Word::claim).is_ok() {
+                if self.change(SpanId(span), Word::claim).is_ok() {
                     flights.insert(span, Arc::new(Flight::default()));
                     claimed.push(span);
                 } else if !claimed.is_empty() {
@@ -297,20 +382,15 @@ impl Spans {
     fn bring(&self, claimed: &[u32], priority: Priority) -> Vec<tokio::task::JoinHandle<()>> {
         let mut handles = Vec::new();
         let mut rest = claimed;
-        let source = self.sources.read().first().cloned();
+        let sources: Vec<_> = self.sources.read().iter().map(|(_, source)| source.clone()).collect();
         let landing = self.me.upgrade();
         while let Some(first) = rest.first().copied() {
             let run = (first..).zip(rest).take_while(|(expected, span)| expected == *span).count();
             let end = first + u32::try_from(run).expect("not more than there are spans");
             rest = &rest[run..];
-            if let (Some(blob), Some(landing)) = (source.clone(), landing.clone()) {
-                handles.push(self.engine.wish(Wish {
-                    blob,
-                    ztoc: self.ztoc.clone(),
-                    spans: first..end,
-                    priority,
-                    landing,
-                }));
+            if let Some(landing) = landing.clone().filter(|_| !sources.is_empty()) {
+                let (sources, ztoc) = (sources.clone(), self.ztoc.clone());
+                handles.push(self.engine.wish(Wish { sources, ztoc, spans: first..end, priority, landing }));
             } else {
                 let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
                 (first..end).for_each(|span| self.landed(SpanId(span), Err(error.clone())));
@@ -319,56 +399,42 @@ impl Spans {
         handles
     }
 
-    /// What was on disk before an unclean stop is believed if its checksum still holds.
-    pub(crate) fn prove_stored(&self) {
-        for span in 0..self.ztoc.spans().len() {
-            let word = Word(self.words[span as usize].load(Ordering::Acquire));
-            if word.state() != State::Unproven {
-                continue;
-            }
-            let flight = Arc::new(Flight::default());
-            {
-                let mut flights = self.flights.lock();
-                if flights.contains_key(&span) || self.change(SpanId(span), Word::claim).is_err() {
-                    continue;
-                }
-                flights.insert(span, flight.clone());
-            }
-            let range = self.range(SpanId(span));
-            if self.files.prove(SpanId(span), &range) {
-                self.settle(SpanId(span), Ok(None));
-            } else {
-                self.files.forget(SpanId(span), &range);
-                let error = Error::new(ErrorKind::Corrupt, "compare stored span with its checksum");
-                self.settle(SpanId(span), Err(error));
-            }
-        }
-    }
-
-    /// Ends a flight: the word first, so that whoever wakes finds the new state.
+    /// Ends a flight: the word first, so that whoever wakes, or looks for a flight and finds none, finds the new
+    /// state.
     fn settle(&self, span: SpanId, outcome: Result<Option<Bytes>, Error>) {
-        let Some(flight) = self.flights.lock().remove(&span.0) else { return };
-        if matches!(outcome, Ok(None)) {
-            let _ = self.change(span, |word| Some(word.land()));
+        let stored = matches!(outcome, Ok(None));
+        let flight = {
+            let mut flights = self.flights.lock();
+            let _ = self.change(span, |word| Some(if stored { word.land() } else { word.fail() }));
+            flights.remove(&span.0)
+        };
+        if stored {
             self.missing.fetch_sub(1, Ordering::AcqRel);
             self.files.store().landed(self.owner, span, self.length(span));
-        } else {
-            let _ = self.change(span, |word| Some(word.fail()));
         }
-        let _ = flight.outcome.set(outcome);
-        flight.landed.notify_waiters();
+        if let Some(flight) = flight {
+            let _ = flight.outcome.set(outcome);
+            flight.landed.notify_waiters();
+        }
+    }
+}
+
+impl Prove for Spans {
+    fn prove_stored(&self) {
+        (0..self.ztoc.spans().len()).for_each(|span| self.prove_one(SpanId(span)));
     }
 }
 
 impl Landing for Spans {
     fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>) {
-        if !self.flights.lock().contains_key(&span.0) {
+        let flight = self.flights.lock().get(&span.0).cloned();
+        if flight.is_none_or(|flight| flight.landing.swap(true, Ordering::AcqRel)) {
             return; // it came a second time
         }
         let outcome = outcome.map(|bytes| match self.files.put(span, self.range(span).start, &bytes) {
             Ok(()) => None,
             Err(error) => {
-                tracing::warn!(layer = %self.digest(), span = span.0, %error, "store span; served unstored");
+                tracing::warn!(layer = %self.files.id(), span = span.0, %error, "store span; served unstored");
                 Some(Bytes::from(bytes))
             }
         });
@@ -384,12 +450,12 @@ impl Evict for Spans {
             touched = was;
             Some(word.0)
         });
-        if touched || self.change(span, Word::evict).is_err() {
+        if touched || !self.take(span, Word::evict) {
             return false;
         }
         self.files.forget(span, &self.range(span));
         self.missing.fetch_add(1, Ordering::AcqRel);
-        let _ = self.change(span, |word| Some(word.fail()));
+        self.settle(span, Err(Error::new(ErrorKind::Full, "read a span that was just evicted")));
         true
     }
 }

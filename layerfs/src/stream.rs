@@ -69,12 +69,13 @@ fn build(
     }
     sink.file.flush().map_err(|e| Error::io(doing(), e))?;
     let ztoc = Ztoc::from_vec(built.ztoc).map_err(|e| Error::ztoc(doing(), e))?;
-    let map = files.put_ztoc(ztoc.as_bytes(), &Digest::sha256(ztoc.as_bytes()))?;
     let table = ztoc.spans();
     let ranges: Vec<_> = (0..table.len())
         .map(|span| table.uncompressed(SpanId(span)))
         .map(|range| range.start..range.end.max(range.start))
         .collect();
     files.adopt(sink, &ranges).map_err(|e| Error::io(doing(), e))?;
+    // Last: without it nothing of the layer counts.
+    let map = files.put_ztoc(ztoc.as_bytes(), &Digest::sha256(ztoc.as_bytes()))?;
     Ok((files, map))
 }

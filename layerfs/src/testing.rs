@@ -6,7 +6,7 @@ use flate2::{Compression, write::GzEncoder};
 use oci::{Digest, testing::FaultyBlob};
 use tokio::runtime::Handle;
 
-use crate::{Engine, Layer, Limits, Store};
+use crate::{Engine, Layer, LayerId, Limits, Store};
 
 /// Spans of this many uncompressed bytes or a little more.
 pub(crate) const SPAN: u64 = 64 << 10;
@@ -70,6 +70,13 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("a vector takes everything")
 }
 
+impl Made {
+    /// As the store knows it.
+    pub(crate) fn id(&self) -> LayerId {
+        LayerId { layer: self.digest, ztoc: Some(Digest::sha256(&self.ztoc)) }
+    }
+}
+
 /// A layer, its ztoc, and a blob that can be told to fail.
 pub(crate) struct Made {
     pub(crate) digest: Digest,
@@ -96,6 +103,6 @@ pub(crate) fn opened(root: &Path, max_bytes: Option<u64>, made: &Made) -> Arc<La
     let digest = Digest::sha256(&made.ztoc);
     let layer =
         Layer::create(&store, &engine(), &made.digest, &digest, &made.ztoc).expect("the layer is good");
-    layer.add_source(made.blob.clone());
+    layer.add_source("origin", made.blob.clone());
     layer
 }

@@ -17,7 +17,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use ztoc::{Entry, EntryKind, Ztoc};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// A node's number within its layer; 0 is the layer's root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +94,8 @@ pub(crate) struct Child<'a> {
     pub(crate) node: NodeId,
 }
 
+/// Of the paths of implied directories together; real layers have some kilobytes.
+const MAX_IMPLIED_BYTES: usize = 64 << 20;
 /// No entry of the ztoc stands behind the node: an implied directory or the root.
 const IMPLIED: u32 = u32::MAX;
 
@@ -105,6 +107,8 @@ struct Node {
     /// them anew with every name.
     attributes: u32,
     parent: u32,
+    /// Folders above it.
+    depth: u16,
     kind: NodeKind,
     whiteout: bool,
     opaque: bool,
@@ -151,13 +155,19 @@ impl Tree {
     pub(crate) fn new(ztoc: Arc<Ztoc>) -> Result<Self, Error> {
         let built = build::build(&ztoc)?;
         let xattrs = summary(&ztoc);
-        Ok(Self {
+        let tree = Self {
             ztoc,
             nodes: Arc::new(built.nodes),
             dirents: Arc::new(built.dirents),
             inherited: HashMap::new(),
             xattrs,
-        })
+        };
+        let implied = tree.walk_implied(|_| {});
+        if implied > MAX_IMPLIED_BYTES {
+            let why = "show a layer that implies so many directories without containing them";
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        Ok(tree)
     }
 
     /// The same tree with the attributes of its implied directories taken from the layers below.
@@ -232,24 +242,36 @@ impl Tree {
     /// The paths of the directories that this layer implies but does not contain, the root left out.
     pub(crate) fn implied(&self) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
-        let mut open = vec![(NodeId::ROOT, Vec::new())];
-        while let Some((node, path)) = open.pop() {
-            for child in self.children(node, 0) {
-                if self.nodes[child.node.index()].kind == NodeKind::Directory {
-                    let mut path: Vec<u8> = path.clone();
-                    if !path.is_empty() {
-                        path.push(b'/');
-                    }
-                    path.extend_from_slice(child.name);
-                    if self.nodes[child.node.index()].entry == IMPLIED {
-                        found.push(path.clone());
-                    }
-                    open.push((child.node, path));
-                }
-            }
-        }
+        self.walk_implied(|path| found.push(path.to_vec()));
         found.sort();
         found
+    }
+
+    /// Calls `found` with each of those paths; the answer is how many bytes they have in all. Stops soon after
+    /// there are too many.
+    fn walk_implied(&self, mut found: impl FnMut(&[u8])) -> usize {
+        let mut bytes = 0;
+        let mut path = Vec::new();
+        // A folder, and the length of the path of the folder it is in.
+        let mut open = vec![(NodeId::ROOT, &b""[..], 0)];
+        while let Some((node, name, above)) = open.pop() {
+            path.truncate(above);
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+            if node != NodeId::ROOT && self.nodes[node.index()].entry == IMPLIED {
+                bytes += path.len();
+                found(&path);
+            }
+            if bytes > MAX_IMPLIED_BYTES {
+                break;
+            }
+            let folders = self.children(node, 0);
+            let folders = folders.filter(|child| self.nodes[child.node.index()].kind == NodeKind::Directory);
+            open.extend(folders.map(|child| (child.node, child.name, path.len())));
+        }
+        bytes
     }
 
     pub(crate) fn attributes(&self, id: NodeId) -> Attributes {
@@ -269,9 +291,13 @@ impl Tree {
             (attributes.uid, attributes.gid) = (inherited.uid, inherited.gid);
             attributes.mtime = inherited.mtime;
         } else if node.entry == IMPLIED && id != NodeId::ROOT {
-            // mkdir in a directory with the set-group-ID bit takes that directory's group.
-            let parent = self.attributes(NodeId(node.parent));
-            attributes.gid = if parent.mode & 0o2000 == 0 { 0 } else { parent.gid };
+            // mkdir in a directory with the set-group-ID bit takes that directory's group. One that is implied
+            // itself never has the bit, unless it inherited it.
+            let parent = NodeId(node.parent);
+            if self.nodes[parent.index()].entry != IMPLIED || self.inherited.contains_key(&parent.0) {
+                let parent = self.attributes(parent);
+                attributes.gid = if parent.mode & 0o2000 == 0 { 0 } else { parent.gid };
+            }
         } else if let (Some(entry), Some(last)) = (self.entry(id), self.attribute_entry(id)) {
             (attributes.uid, attributes.gid) = (last.uid(), last.gid());
             attributes.mtime = last.mtime().map_or((0, 0), |time| (time.seconds, time.nanoseconds));

@@ -132,7 +132,11 @@ impl Config {
                 self.limits.max_requests =
                     usize::try_from(number(key, value)?.clamp(1, 1024)).unwrap_or(1024);
             }
-            "fetch.read_timeout_sec" => self.limits.read_timeout = Duration::from_secs(number(key, value)?),
+            "fetch.read_timeout_sec" => {
+                // A year is for ever, and fits into every clock.
+                let seconds = number(key, value)?.min(365 * 24 * 60 * 60);
+                self.limits.read_timeout = Duration::from_secs(seconds);
+            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -23,8 +23,8 @@ use crate::{
     snapshotter::Snapshotter,
 };
 
-/// Verifying and inflating; more than the cores gains nothing and holds a span each.
-const BLOCKING_THREADS: usize = 32;
+/// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
+const BLOCKING_THREADS: usize = 64;
 
 /// Serves on the unix socket `address` with all state under `root`, until a signal.
 ///
@@ -49,6 +49,8 @@ async fn serve(address: &str, root: &Path, config: &Config) -> anyhow::Result<()
         .mode(0o700)
         .create(root)
         .with_context(|| format!("make root folder {}", root.display()))?;
+    // As the kernel will name it: mounts of an earlier process are found by their path.
+    let root = &fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
     // Taken before the mount of an earlier process is: two daemons on one root would each detach the other's.
     let _lock = lock(root)?;
     let listener = listen(&socket).await?;

@@ -21,6 +21,8 @@ use crate::{
 
 const KEEP_FOUND: Duration = Duration::from_secs(600);
 const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
+/// A lookup is three requests; one that takes longer holds up a pull for nothing.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Images pulled at the same time on one node, generously.
 const MOST: usize = 256;
 
@@ -32,6 +34,8 @@ pub(crate) struct Image {
 }
 
 type Answer = Result<Arc<Image>, (Reason, String)>;
+/// An answer, and when it came.
+type Dated = (Answer, Instant);
 
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct Key {
@@ -43,16 +47,15 @@ struct Key {
 
 struct Entry {
     since: Instant,
-    answer: Shared<BoxFuture<'static, Answer>>,
+    answer: Shared<BoxFuture<'static, Dated>>,
 }
 
 impl Entry {
     fn is_fresh(&self) -> bool {
-        let age = self.since.elapsed();
         match self.answer.peek() {
             None => true,
-            Some(Ok(_)) => age < KEEP_FOUND,
-            Some(Err(_)) => age < KEEP_NOT_FOUND,
+            Some((Ok(_), at)) => at.elapsed() < KEEP_FOUND,
+            Some((Err(_), at)) => at.elapsed() < KEEP_NOT_FOUND,
         }
     }
 }
@@ -105,15 +108,19 @@ impl Images {
             let start = || {
                 let (lookup, namespace, request) =
                     (self.lookup.clone(), namespace.to_owned(), request.clone());
-                let task = tokio::spawn(async move { lookup.image(&namespace, &request).await });
+                let task = tokio::spawn(async move {
+                    let found = tokio::time::timeout(LIMIT, lookup.image(&namespace, &request)).await;
+                    found.unwrap_or_else(|_| Err((Reason::Unreachable, "the index does not come".to_owned())))
+                });
                 let answer = task.map(|joined| {
-                    joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string()))).map(Arc::new)
+                    let found = joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string())));
+                    (found.map(Arc::new), Instant::now())
                 });
                 Entry { since: Instant::now(), answer: answer.boxed().shared() }
             };
             known.entry(key).or_insert_with(start).answer.clone()
         };
-        answer.await
+        answer.await.0
     }
 }
 

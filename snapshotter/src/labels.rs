@@ -17,8 +17,6 @@ pub(crate) const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-di
 pub(crate) const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// A SOCI index chosen by the client.
 pub(crate) const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest";
-/// Compressed size of the layer.
-pub(crate) const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
 /// Written on lazily loaded layers.
 pub(crate) const REMOTE: &str = "containerd.io/snapshot/remote";
 /// Written on layers that an index led to.
@@ -35,8 +33,6 @@ pub(crate) struct LayerRequest {
     pub(crate) layer: Digest,
     /// An index chosen by the client, which the image need not know of.
     pub(crate) index: Option<Digest>,
-    /// Compressed bytes, where the client says.
-    pub(crate) size: Option<u64>,
 }
 
 /// What the labels of a Prepare ask for.
@@ -64,14 +60,12 @@ pub(crate) fn asked(labels: &HashMap<String, String>) -> Asked {
             Err(_) => return Asked::Unclear(Reason::NoIndex),
         },
     };
-    let size = labels.get(LAYER_SIZE).and_then(|text| text.parse().ok());
-    Asked::Layer(Box::new(LayerRequest { target: target.clone(), image, manifest, layer, index, size }))
+    Asked::Layer(Box::new(LayerRequest { target: target.clone(), image, manifest, layer, index }))
 }
 
 /// Where the layer of a stored snapshot can be had from.
-pub(crate) fn source(labels: &HashMap<String, String>) -> Option<(Reference, Digest)> {
-    let image = Reference::from_str(labels.get(IMAGE_REF)?).ok()?;
-    Some((image, Digest::from_str(labels.get(LAYER_DIGEST)?).ok()?))
+pub(crate) fn source(labels: &HashMap<String, String>) -> Option<Reference> {
+    Reference::from_str(labels.get(IMAGE_REF)?).ok()
 }
 
 #[cfg(test)]
@@ -93,7 +87,7 @@ mod tests {
             (LAYER_DIGEST, DIGEST),
         ];
         let Asked::Layer(request) = asked(&labels(&whole)) else { panic!("all is there") };
-        assert_eq!((request.target.as_str(), request.size, request.index), ("sha256:chain", None, None));
+        assert_eq!((request.target.as_str(), request.index), ("sha256:chain", None));
         assert_eq!(request.image.repository(), "a/b");
         assert_eq!(asked(&labels(&[])), Asked::Plain);
         assert_eq!(asked(&labels(&whole[1..])), Asked::Plain);
@@ -107,8 +101,7 @@ mod tests {
         assert_eq!(asked(&odd), Asked::Unclear(Reason::NoLabels));
         let mut chosen = labels(&whole);
         chosen.insert(INDEX_DIGEST.into(), DIGEST.into());
-        chosen.insert(LAYER_SIZE.into(), "123".into());
         let Asked::Layer(request) = asked(&chosen) else { panic!("all is there") };
-        assert_eq!((request.size, request.index.is_some()), (Some(123), true));
+        assert!(request.index.is_some());
     }
 }

@@ -1,20 +1,29 @@
 //! Layers in use: opened once each, shown in slots, shown again after a restart, released.
 //!
-//! A layer is opened by one caller at a time, whoever comes first; the others find it open. Which snapshots
+//! A layer is opened by one caller at a time, whoever comes first; the others find it open. It is known by its own
+//! digest *and* that of the ztoc it is read by: what one image's ztoc says of a layer is not shown to another image
+//! that has another. One that was streamed whole and verified by its own digest serves everybody. Which snapshots
 //! stand on a slot is the database's knowledge; this room is told when a slot is free.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
-use layerfs::{Connection, Engine, Inherited, Layer, Store};
-use oci::{Descriptor, Digest, Registry};
+use layerfs::{Connection, Engine, Inherited, Layer, LayerId, Store};
+use oci::{Descriptor, Registry, Store as _};
+use tokio::sync::Semaphore;
 
-use crate::reason::Reason;
+use crate::{reason::Reason, store::Lazy};
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
 const MAX_ZTOC_BYTES: u64 = 384 << 20;
+/// A ztoc that takes longer is one that we do without.
+const ZTOC_LIMIT: Duration = Duration::from_secs(120);
+/// Layers that are streamed whole at once: each holds a thread.
+const STREAMS: usize = 4;
 
 type Gate = Arc<tokio::sync::Mutex<()>>;
 
@@ -27,9 +36,10 @@ pub(crate) struct Layers {
     store: Arc<Store>,
     engine: Arc<Engine>,
     connection: Mutex<Connection>,
-    /// Open layers, as long as anything shows them, and the gate in front of opening.
-    open: Mutex<HashMap<Digest, (Gate, Weak<Layer>)>>,
+    /// Open layers, as long as anything shows them, and the gate in front of opening and removing.
+    open: Mutex<HashMap<LayerId, (Gate, Weak<Layer>)>>,
     shown: Mutex<HashMap<u32, Arc<Layer>>>,
+    streams: Semaphore,
     fill: bool,
 }
 
@@ -45,23 +55,45 @@ impl Layers {
             connection: Mutex::new(connection),
             open: Mutex::default(),
             shown: Mutex::default(),
+            streams: Semaphore::new(STREAMS),
             fill,
         }
     }
 
-    fn gate(&self, layer: &Digest) -> Gate {
-        lock(&self.open).entry(*layer).or_default().0.clone()
+    fn gate(&self, id: &LayerId) -> Gate {
+        lock(&self.open).entry(*id).or_default().0.clone()
     }
 
-    fn opened(&self, layer: &Digest) -> Option<Arc<Layer>> {
-        let open = lock(&self.open).get(layer).and_then(|(_, layer)| layer.upgrade());
-        open.or_else(|| lock(&self.shown).values().find(|shown| shown.digest() == layer).cloned())
+    fn opened(&self, id: &LayerId) -> Option<Arc<Layer>> {
+        let open = lock(&self.open).get(id).and_then(|(_, layer)| layer.upgrade());
+        open.or_else(|| lock(&self.shown).values().find(|shown| shown.id() == id).cloned())
     }
 
     fn note(&self, layer: &Arc<Layer>) {
         let mut open = lock(&self.open);
         open.retain(|_, (gate, layer)| layer.strong_count() > 0 || Arc::strong_count(gate) > 1);
-        open.entry(*layer.digest()).or_default().1 = Arc::downgrade(layer);
+        open.entry(*layer.id()).or_default().1 = Arc::downgrade(layer);
+    }
+
+    /// What is open or in the store under `id`, if it is of a layer of that size.
+    async fn at_hand(&self, id: &LayerId, size: u64) -> Option<Arc<Layer>> {
+        if let Some(open) = self.opened(id) {
+            return Some(open).filter(|layer| layer.compressed_size() == size);
+        }
+        let (store, engine, wanted) = (self.store.clone(), self.engine.clone(), *id);
+        // A ztoc is mapped, checked and made into a tree: milliseconds, or more on a cold disk.
+        let stored = tokio::task::spawn_blocking(move || Layer::stored(&store, &engine, &wanted)).await;
+        match stored {
+            Ok(Ok(layer)) => layer.filter(|layer| layer.compressed_size() == size),
+            Ok(Err(error)) => {
+                tracing::warn!(layer = %id, %error, "what is stored of a layer is not used");
+                None
+            }
+            Err(error) => {
+                tracing::error!(layer = %id, %error, "open a stored layer");
+                None
+            }
+        }
     }
 
     /// A layer with the ztoc `ztoc` of its index, from the store or the registry.
@@ -71,35 +103,48 @@ impl Layers {
         layer: &Descriptor,
         ztoc: &Descriptor,
     ) -> Result<Arc<Layer>, Refusal> {
-        let gate = self.gate(&layer.digest);
-        let _gate = gate.lock().await;
-        let source = registry.blob(&layer.digest, Some(layer.size));
-        if let Some(open) = self.opened(&layer.digest) {
-            open.add_source(source);
-            return Ok(open);
+        let own = LayerId { layer: layer.digest, ztoc: None };
+        let gate = self.gate(&own);
+        let held = gate.lock().await;
+        if let Some(opened) = self.at_hand(&own, layer.size).await {
+            return Ok(self.sourced(opened, registry, layer));
         }
-        // Whatever ztoc the store has of this layer serves, the index's or one built here.
-        let stored = Layer::stored(&self.store, &self.engine, &layer.digest, None);
-        let opened = if let Ok(Some(opened)) = stored {
-            opened
-        } else {
-            if ztoc.size > MAX_ZTOC_BYTES {
-                return Err((Reason::ZtocInvalid, format!("ztoc {} has {} bytes", ztoc.digest, ztoc.size)));
-            }
-            let bytes = registry
-                .blob_bytes(ztoc, MAX_ZTOC_BYTES)
-                .await
-                .map_err(|e| (Reason::of_registry(&e, Reason::ZtocInvalid), e.to_string()))?;
-            Layer::create(&self.store, &self.engine, &layer.digest, &ztoc.digest, &bytes)
-                .map_err(|e| (Reason::of_layer(&e), e.to_string()))?
-        };
+        drop(held);
+        let id = LayerId { ztoc: Some(ztoc.digest), ..own };
+        let gate = self.gate(&id);
+        let _held = gate.lock().await;
+        if let Some(opened) = self.at_hand(&id, layer.size).await {
+            return Ok(self.sourced(opened, registry, layer));
+        }
+        let opened = self.fetched(registry, layer, ztoc).await?;
         if opened.compressed_size() != layer.size {
             let why = format!("ztoc {} is of a layer of another size than {}", ztoc.digest, layer.digest);
             return Err((Reason::ZtocInvalid, why));
         }
-        opened.add_source(source);
-        self.note(&opened);
-        Ok(opened)
+        Ok(self.sourced(opened, registry, layer))
+    }
+
+    async fn fetched(
+        &self,
+        registry: &Registry,
+        layer: &Descriptor,
+        ztoc: &Descriptor,
+    ) -> Result<Arc<Layer>, Refusal> {
+        if ztoc.size > MAX_ZTOC_BYTES {
+            return Err((Reason::ZtocInvalid, format!("ztoc {} has {} bytes", ztoc.digest, ztoc.size)));
+        }
+        let fetch = tokio::time::timeout(ZTOC_LIMIT, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
+        let bytes = fetch
+            .await
+            .map_err(|_| (Reason::Unreachable, format!("ztoc {} does not come", ztoc.digest)))?
+            .map_err(|e| (Reason::of_registry(&e, Reason::ZtocInvalid), e.to_string()))?;
+        let (store, engine) = (self.store.clone(), self.engine.clone());
+        let (layer, ztoc) = (layer.digest, ztoc.digest);
+        let created =
+            tokio::task::spawn_blocking(move || Layer::create(&store, &engine, &layer, &ztoc, &bytes)).await;
+        created
+            .map_err(|e| (Reason::Internal, e.to_string()))?
+            .map_err(|e| (Reason::of_layer(&e), e.to_string()))
     }
 
     /// A layer without a ztoc that can be used: whole.
@@ -109,23 +154,23 @@ impl Layers {
         layer: &Descriptor,
         compression: ztoc::Compression,
     ) -> Result<Arc<Layer>, Refusal> {
-        let gate = self.gate(&layer.digest);
-        let _gate = gate.lock().await;
-        let source = registry.blob(&layer.digest, Some(layer.size));
-        if let Some(open) = self.opened(&layer.digest) {
-            open.add_source(source);
-            return Ok(open);
+        let own = LayerId { layer: layer.digest, ztoc: None };
+        let gate = self.gate(&own);
+        let _held = gate.lock().await;
+        if let Some(opened) = self.at_hand(&own, layer.size).await {
+            return Ok(self.sourced(opened, registry, layer));
         }
-        let stored = Layer::stored(&self.store, &self.engine, &layer.digest, None);
-        let opened = match stored {
-            Ok(Some(opened)) if opened.compressed_size() == layer.size => opened,
-            _ => Layer::stream(&self.store, &self.engine, source.clone(), compression)
-                .await
-                .map_err(|e| (Reason::of_layer(&e), e.to_string()))?,
-        };
-        opened.add_source(source);
+        let _turn = self.streams.acquire().await.map_err(|e| (Reason::Internal, e.to_string()))?;
+        let blob = registry.blob(&layer.digest, Some(layer.size));
+        let streamed = Layer::stream(&self.store, &self.engine, blob, compression).await;
+        let streamed = streamed.map_err(|e| (Reason::of_layer(&e), e.to_string()))?;
+        Ok(self.sourced(streamed, registry, layer))
+    }
+
+    fn sourced(&self, opened: Arc<Layer>, registry: &Registry, layer: &Descriptor) -> Arc<Layer> {
+        opened.add_source(&registry.name(), registry.blob(&layer.digest, Some(layer.size)));
         self.note(&opened);
-        Ok(opened)
+        opened
     }
 
     /// Shows a layer over its lower layers and returns its slot.
@@ -134,11 +179,16 @@ impl Layers {
         let slot = lock(&self.connection)
             .show(&layer, inherited)
             .map_err(|e| (Reason::of_layer(&e), e.to_string()))?;
+        self.serve(slot, layer);
+        Ok(slot)
+    }
+
+    fn serve(&self, slot: u32, layer: Arc<Layer>) {
         if self.fill {
             layer.start_fill();
         }
+        self.note(&layer);
         lock(&self.shown).entry(slot).or_insert(layer);
-        Ok(slot)
     }
 
     /// The layer in a slot.
@@ -147,7 +197,7 @@ impl Layers {
     }
 
     /// The folder a slot is seen at. Nobody of ours opens it.
-    pub(crate) fn path(&self, slot: u32) -> std::path::PathBuf {
+    pub(crate) fn path(&self, slot: u32) -> PathBuf {
         lock(&self.connection).slot_path(slot)
     }
 
@@ -157,53 +207,92 @@ impl Layers {
             tracing::warn!(slot, %error, "hide a slot");
         }
         let Some(layer) = lock(&self.shown).remove(&slot) else { return };
-        let digest = *layer.digest();
+        let id = *layer.id();
         drop(layer);
-        if self.opened(&digest).is_none()
-            && let Err(error) = self.store.remove(&digest)
+        // Who is just opening it has the gate, and keeps what is there.
+        let gate = self.gate(&id);
+        let Ok(_held) = gate.try_lock() else { return };
+        if self.opened(&id).is_none()
+            && let Err(error) = self.store.remove(&id)
         {
-            tracing::warn!(layer = %digest, %error, "remove a layer from the store");
+            tracing::warn!(layer = %id, %error, "remove a layer from the store");
         }
     }
 
-    /// Shows again what an earlier process showed, from the disk alone. `sources`: where the layer of a slot
-    /// can be had from; slots that are not among them stand for nothing and go.
-    pub(crate) fn restore(&self, sources: &HashMap<u32, Vec<Registry>>) {
-        let records = lock(&self.connection).records();
-        for record in records {
-            let Some(registries) = sources.get(&record.number) else {
-                self.release(record.number);
-                continue;
+    /// Shows again what an earlier process showed, from the disk alone. Answers with those whose ztoc is lost.
+    pub(crate) fn restore(&self, slots: &HashMap<u32, (Lazy, Vec<Registry>)>) -> Vec<u32> {
+        let mut lost = Vec::new();
+        for (slot, (lazy, registries)) in slots {
+            lock(&self.connection).skip(*slot);
+            let id = lazy.id();
+            let layer = match self.opened(&id) {
+                Some(layer) => Ok(Some(layer)),
+                None => Layer::stored(&self.store, &self.engine, &id),
             };
-            let Some(digest) = record.layer() else { continue };
-            let layer = self.opened(&digest).map_or_else(
-                || Layer::stored(&self.store, &self.engine, &digest, None),
-                |layer| Ok(Some(layer)),
-            );
             match layer {
                 Ok(Some(layer)) => {
                     for registry in registries {
-                        layer.add_source(registry.blob(&digest, Some(layer.compressed_size())));
+                        let blob = registry.blob(&id.layer, Some(lazy.layer.size));
+                        layer.add_source(&registry.name(), blob);
                     }
-                    if let Err((reason, why)) = self.show(&layer, &record.inherited) {
-                        tracing::error!(slot = record.number, %reason, %why, "show a layer again");
-                    }
+                    self.show_again(*slot, lazy, &layer);
                 }
-                Ok(None) => {
-                    tracing::error!(slot = record.number, layer = %digest, "the layer's ztoc is gone");
+                Ok(None) => lost.push(*slot),
+                Err(error) => {
+                    tracing::error!(slot, layer = %id, %error, "open a layer again");
+                    lost.push(*slot);
                 }
-                Err(error) => tracing::error!(slot = record.number, %error, "open a layer again"),
             }
+        }
+        if lost.is_empty() {
+            self.sweep(&slots.values().map(|(lazy, _)| lazy.id()).collect());
+        }
+        lost
+    }
+
+    /// Removes what is stored of slots and layers that nothing stands on.
+    fn sweep(&self, used: &HashSet<LayerId>) {
+        if let Err(error) = lock(&self.connection).forget_unshown() {
+            tracing::warn!(%error, "forget slots that nothing stands on");
+        }
+        if let Err(error) = self.store.retain(used) {
+            tracing::warn!(%error, "remove layers that nothing stands on");
         }
     }
 
-    /// Leaves the store marked as whole.
-    pub(crate) fn close(&self) {
-        if let Err(error) = self.store.mark_clean() {
-            tracing::warn!(%error, "the next start verifies what is stored");
+    fn show_again(&self, slot: u32, lazy: &Lazy, layer: &Arc<Layer>) {
+        let layer = layer.inheriting(&lazy.inherited);
+        match lock(&self.connection).show_again(slot, &layer, &lazy.inherited) {
+            Ok(()) => {}
+            Err(error) => return tracing::error!(slot, %error, "show a layer again"),
         }
+        self.serve(slot, layer);
+    }
+
+    /// Brings a layer back whose ztoc was lost with the machine's last minutes.
+    pub(crate) async fn recover(&self, slot: u32, lazy: &Lazy, registries: &[Registry]) {
+        for registry in registries {
+            let brought = match (&lazy.ztoc, index::compression_of(&lazy.layer.media_type)) {
+                (Some(ztoc), _) => self.lazy(registry, &lazy.layer, ztoc).await,
+                (None, Some(compression)) => self.stream(registry, &lazy.layer, compression).await,
+                (None, None) => continue,
+            };
+            match brought {
+                Ok(layer) => return self.show_again(slot, lazy, &layer),
+                Err((reason, why)) => tracing::error!(slot, %reason, why, "bring a lost layer back"),
+            }
+        }
+        tracing::error!(slot, layer = %lazy.layer.digest, "the layer is lost; remove the image and pull it again");
+    }
+
+    /// Ends the connection, then all writing, and leaves the store marked as whole.
+    pub(crate) fn close(&self) {
         if let Err(error) = lock(&self.connection).unmount() {
             tracing::warn!(%error, "the FUSE mount stays");
+        }
+        lock(&self.shown).clear();
+        if let Err(error) = self.store.close() {
+            tracing::warn!(%error, "the next start verifies what is stored");
         }
     }
 }

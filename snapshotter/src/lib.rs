@@ -10,9 +10,9 @@ mod args;
 mod daemon;
 mod service;
 mod snapshotter;
-mod plan;
 mod images;
 mod layers;
+mod plan;
 mod overlay;
 mod filter;
 mod store;
@@ -28,7 +28,7 @@ pub use config::Config;
 pub use daemon::run;
 pub use error::{Error, ErrorKind};
 pub use reason::Reason;
-pub use telemetry::start as start_logging;
+pub use telemetry::{fatal_line, start as start_logging};
 
 /// The commit this was built from, where the build said so (`SOCI_REVISION`).
 pub const REVISION: &str = match option_env!("SOCI_REVISION") {

@@ -23,7 +23,8 @@ fn main() -> ExitCode {
     match run {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("soci-snapshotter-grpc: {error}");
+            // Tools look for a last line of that level; people read it just as well.
+            eprintln!("{}", snapshotter::fatal_line(&format!("soci-snapshotter-grpc: {error}")));
             ExitCode::FAILURE
         }
     }

@@ -97,7 +97,6 @@ mod tests {
             manifest: digest("manifest"),
             layer: digest(layer),
             index: None,
-            size: None,
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Reason {
     Disabled,
     /// No room for a layer that has to be stored whole.
     DiskFull,
+    /// The layer is there already, over other lower layers than this image is being put on.
+    OtherParent,
     /// Our own trouble; the log says which.
     Internal,
 }
@@ -46,6 +48,7 @@ impl Reason {
             Self::NoLabels => "no_labels",
             Self::Disabled => "disabled",
             Self::DiskFull => "disk_full",
+            Self::OtherParent => "other_parent",
             Self::Internal => "internal",
         }
     }

@@ -4,15 +4,18 @@
 //! is streamed into the store, or left to containerd, with a reason that is logged once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
     fs, io,
+    os::unix::ffi::OsStrExt,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use layerfs::{Inherited, Layer};
-use oci::Registry;
+use layerfs::{Below, Inherited, Layer};
+use oci::{Descriptor, Registry};
+use tokio::task::block_in_place;
 
 use crate::{
     error::{Error, ErrorKind},
@@ -29,8 +32,10 @@ use crate::{
 /// A layer that can be shown.
 struct Opened {
     layer: Arc<Layer>,
-    /// Digest of the index's ztoc, where that is what it was opened with.
-    ztoc: Option<String>,
+    /// As the image's manifest has it.
+    descriptor: Descriptor,
+    /// The index's ztoc, where that is what it was opened with.
+    ztoc: Option<Descriptor>,
     /// Set when it is not lazy, but was streamed whole.
     reason: Option<Reason>,
 }
@@ -47,6 +52,8 @@ pub(crate) struct Snapshotter {
     /// Held from showing a layer to recording who stands on its slot, and from forgetting that to hiding it: in
     /// between, a slot that is about to be used looks unused.
     placing: Mutex<()>,
+    /// Numbers of snapshots whose folders are there and whose records are not yet.
+    making: Mutex<HashSet<u64>>,
     /// Options that containerd's own overlay snapshotter gives on this kernel.
     overlay_options: Vec<String>,
 }
@@ -72,22 +79,34 @@ impl Snapshotter {
         if Path::new("/sys/module/overlay/parameters/index").exists() {
             overlay_options.push("index=off".to_owned());
         }
-        let placing = Mutex::new(());
-        Ok(Self { folders, store, images, layers, modes, min_layer_size, placing, overlay_options })
+        Ok(Self {
+            folders,
+            store,
+            images,
+            layers,
+            modes,
+            min_layer_size,
+            placing: Mutex::default(),
+            making: Mutex::default(),
+            overlay_options,
+        })
     }
 
-    /// Shows again what stands on layers of an earlier process. Local state only.
-    pub(crate) fn restore(&self) -> Result<(), Error> {
-        let mut sources: HashMap<u32, Vec<Registry>> = HashMap::new();
+    /// Shows again what stands on layers of an earlier process. Local state only; what is lost of it is brought
+    /// back by tasks that go on afterwards.
+    pub(crate) fn restore(self: &Arc<Self>) -> Result<(), Error> {
+        let mut slots: HashMap<u32, (Lazy, Vec<Registry>)> = HashMap::new();
         for record in self.store.all()? {
-            if let Some(lazy) = &record.lazy {
-                let registries = sources.entry(lazy.slot).or_default();
-                if let Some((image, _)) = labels::source(&record.labels) {
-                    registries.extend(self.images.registry(&image).ok());
-                }
-            }
+            let Some(lazy) = record.lazy else { continue };
+            let (_, registries) = slots.entry(lazy.slot).or_insert_with(|| (lazy, Vec::new()));
+            registries
+                .extend(labels::source(&record.labels).and_then(|image| self.images.registry(&image).ok()));
         }
-        self.layers.restore(&sources);
+        for slot in self.layers.restore(&slots) {
+            let Some((lazy, registries)) = slots.remove(&slot) else { continue };
+            let layers = self.layers.clone();
+            tokio::spawn(async move { layers.recover(slot, &lazy, &registries).await });
+        }
         Ok(())
     }
 
@@ -103,19 +122,52 @@ impl Snapshotter {
         labels: HashMap<String, String>,
     ) -> Result<Vec<Mount>, Error> {
         let first = plan::first(labels::asked(&labels), self.modes);
-        let record = self.create(Kind::Active, key, parent, labels)?;
+        // Database and folders are on a disk: others are served meanwhile.
+        let record = block_in_place(|| self.create(Kind::Active, key, parent, labels))?;
         match first {
             First::Writable => {}
             First::Leave(reason) => self.log_left(key, reason, "no valid SOCI index found"),
-            First::Try(request) => match self.open(key, &request).await {
-                Ok(opened) => match self.place(&record, &request, opened)? {
-                    Ok(()) => return Err(exists(&request.target)),
-                    Err((reason, why)) => self.log_left(key, reason, &why),
-                },
+            First::Try(request) => match self.open_and_place(&record, &request).await? {
+                Ok(()) => return Err(exists(&request.target)),
                 Err((reason, why)) => self.log_left(key, reason, &why),
             },
         }
         self.mounts_of(&record)
+    }
+
+    /// Shows a layer and commits its snapshot; the inner result says why containerd has to do it.
+    async fn open_and_place(
+        &self,
+        record: &Record,
+        request: &LayerRequest,
+    ) -> Result<Result<(), Refusal>, Error> {
+        if let Some(answer) = self.target_exists(record, request)? {
+            return Ok(answer);
+        }
+        match self.open(&record.name, request).await {
+            Ok(opened) => block_in_place(|| self.place(record, request, opened)),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    /// Whether the snapshot that is asked for is there already. containerd takes it only over the same parent:
+    /// over another one (a lower layer that another namespace has under another name) it has to make its own.
+    fn target_exists(
+        &self,
+        record: &Record,
+        request: &LayerRequest,
+    ) -> Result<Option<Result<(), Refusal>>, Error> {
+        match self.store.get(&request.target) {
+            Ok(target) if target.kind == Kind::Committed && target.parent == record.parent => {
+                Ok(Some(Ok(())))
+            }
+            Ok(_) => {
+                let why = format!("snapshot {} is there over another parent", request.target);
+                Ok(Some(Err((Reason::OtherParent, why))))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) fn view(
@@ -152,7 +204,7 @@ impl Snapshotter {
 
     pub(crate) fn remove(&self, key: &str) -> Result<(), Error> {
         let record = {
-            let _placing = self.placing();
+            let _placing = lock(&self.placing);
             let record = self.store.remove(key)?;
             if let Some(lazy) = &record.lazy {
                 self.release_unused(lazy.slot)?;
@@ -198,15 +250,15 @@ impl Snapshotter {
     /// Removes the folders of snapshots that are gone.
     pub(crate) fn cleanup(&self) -> Result<(), Error> {
         let doing = "clean up snapshots";
-        // Folders first: one that appears after the list of records was read is never taken for an orphan.
+        // In this order: a snapshot that is being made is among the folders, then in the set, then among the
+        // records.
         let folders = fs::read_dir(&self.folders).map_err(|e| Error::internal(doing, e))?;
         let names: Vec<_> = folders.flatten().map(|entry| entry.file_name()).collect();
+        let making = lock(&self.making).clone();
         let records = self.store.all()?;
-        let newest = records.iter().map(|record| record.id).max().unwrap_or(0);
         for name in names {
             let Some(id) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else { continue };
-            // A higher number may belong to a snapshot that is just being made.
-            if id > newest || records.iter().any(|record| record.id == id) {
+            if making.contains(&id) || records.iter().any(|record| record.id == id) {
                 continue;
             }
             if let Err(error) = fs::remove_dir_all(self.folders.join(&name)) {
@@ -238,12 +290,14 @@ impl Snapshotter {
         let owner = self.chain(parent)?.first().map(|above| self.root_owner(above)).transpose()?;
         let id = self.store.new_id();
         let folder = self.folders.join(id.to_string());
+        lock(&self.making).insert(id);
         let made = make_folders(&folder, kind, owner);
         let made = made.map_err(|e| Error::internal(format!("make folders of snapshot {key:?}"), e));
         let record = made.and_then(|()| self.store.create(id, kind, key, parent, labels));
         if record.is_err() {
             let _ = fs::remove_dir_all(&folder);
         }
+        lock(&self.making).remove(&id);
         record
     }
 
@@ -254,8 +308,11 @@ impl Snapshotter {
     /// Owner of a snapshot's root. Of a layer shown by ourselves the tree in memory is asked.
     fn root_owner(&self, record: &Record) -> Result<(u32, u32), Error> {
         if let Some(lazy) = &record.lazy {
-            let root = self.layers.shown(lazy.slot).and_then(|layer| layer.inheritable(b""));
-            return Ok(root.map_or((0, 0), |root| (root.uid, root.gid)));
+            let root = self.layers.shown(lazy.slot).map(|layer| layer.below(b""));
+            return Ok(match root {
+                Some(Below::Directory(root)) => (root.uid, root.gid),
+                _ => (0, 0),
+            });
         }
         let doing = || format!("look at snapshot {:?}", record.name);
         let root = fs::symlink_metadata(self.folder(record).join("fs"));
@@ -283,7 +340,10 @@ impl Snapshotter {
         let image = self.images.image(namespace, request).await?;
         match plan::second(&image.contents, request, self.min_layer_size) {
             Second::Lazy { layer, ztoc } => match self.layers.lazy(&image.registry, &layer, &ztoc).await {
-                Ok(opened) => Ok(Opened { layer: opened, ztoc: Some(ztoc.digest.to_string()), reason: None }),
+                Ok(opened) => {
+                    let ztoc = opened.id().ztoc.map(|_| *ztoc);
+                    Ok(Opened { layer: opened, descriptor: *layer, ztoc, reason: None })
+                }
                 Err((reason, why)) => {
                     tracing::warn!(key, %reason, why, "the layer cannot be lazy; it is fetched whole");
                     self.whole(&image, plan::whole(*layer, reason)).await
@@ -296,8 +356,8 @@ impl Snapshotter {
     async fn whole(&self, image: &Image, second: Second) -> Result<Opened, Refusal> {
         match second {
             Second::Stream { layer, compression, reason } => {
-                let layer = self.layers.stream(&image.registry, &layer, compression).await?;
-                Ok(Opened { layer, ztoc: None, reason: Some(reason) })
+                let opened = self.layers.stream(&image.registry, &layer, compression).await?;
+                Ok(Opened { layer: opened, descriptor: *layer, ztoc: None, reason: Some(reason) })
             }
             Second::Lazy { .. } => Err((Reason::Internal, "a lazy layer is not fetched whole".into())),
             Second::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
@@ -305,17 +365,31 @@ impl Snapshotter {
     }
 
     /// The attributes of directories that the layer implies: those that a plain unpacking would have taken
-    /// from the layers below.
-    fn inherited(&self, layer: &Layer, lowers: &[Record]) -> Vec<Inherited> {
+    /// from the layers below. Where a link lies below, an unpacking would follow it, which a layer cannot show.
+    fn inherited(&self, layer: &Layer, lowers: &[Record]) -> Result<Vec<Inherited>, Refusal> {
         let mut inherited = Vec::new();
         for path in layer.implied_directories() {
-            let found = lowers.iter().find_map(|lower| match &lower.lazy {
-                Some(lazy) => self.layers.shown(lazy.slot)?.inheritable(&path),
-                None => inheritable(&self.folder(lower).join("fs"), &path),
-            });
-            inherited.extend(found);
+            for lower in lowers {
+                let found = match &lower.lazy {
+                    Some(lazy) => {
+                        self.layers.shown(lazy.slot).map_or(Below::Absent, |layer| layer.below(&path))
+                    }
+                    None => below(&self.folder(lower).join("fs"), &path),
+                };
+                match found {
+                    Below::Absent => continue,
+                    Below::Hidden => {}
+                    Below::Directory(attributes) => inherited.push(attributes),
+                    Below::Link => {
+                        let path = String::from_utf8_lossy(&path).into_owned();
+                        let why = format!("it has files in {path}, which is a link in a layer below");
+                        return Err((Reason::UnsupportedLayer, why));
+                    }
+                }
+                break;
+            }
         }
-        inherited
+        Ok(inherited)
     }
 
     /// Shows an opened layer over the layers below and commits its snapshot. The inner result says why it could
@@ -327,8 +401,11 @@ impl Snapshotter {
         opened: Opened,
     ) -> Result<Result<(), Refusal>, Error> {
         let lowers = self.chain(&record.parent)?;
-        let inherited = self.inherited(&opened.layer, &lowers);
-        let _placing = self.placing();
+        let inherited = match self.inherited(&opened.layer, &lowers) {
+            Ok(inherited) => inherited,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let _placing = lock(&self.placing);
         let slot = match self.layers.show(&opened.layer, &inherited) {
             Ok(slot) => slot,
             Err(refusal) => return Ok(Err(refusal)),
@@ -336,12 +413,13 @@ impl Snapshotter {
         let mut labels = record.labels.clone();
         labels.insert(labels::HAS_INDEX.into(), "true".into());
         labels.insert(labels::REMOTE.into(), "remote snapshot".into());
-        let lazy = Lazy { slot, layer: request.layer.to_string(), ztoc: opened.ztoc };
+        let lazy = Lazy { slot, layer: opened.descriptor, ztoc: opened.ztoc, inherited };
         let commit = Commit { labels, lazy: Some(lazy), ..Commit::default() };
         if let Err(error) = self.store.commit(&record.name, &request.target, commit) {
             self.release_unused(slot)?;
-            // Somebody was quicker: as good. The active one stays for containerd's collector.
-            return if error.kind() == ErrorKind::AlreadyExists { Ok(Ok(())) } else { Err(error) };
+            // Somebody was quicker.
+            let there = self.target_exists(record, request)?;
+            return if error.kind() == ErrorKind::AlreadyExists { there.ok_or(error) } else { Err(error) };
         }
         let key = &record.name;
         match opened.reason {
@@ -354,10 +432,6 @@ impl Snapshotter {
             ),
         }
         Ok(Ok(()))
-    }
-
-    fn placing(&self) -> MutexGuard<'_, ()> {
-        self.placing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn release_unused(&self, slot: u32) -> Result<(), Error> {
@@ -388,18 +462,32 @@ fn make_folders(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Res
     Ok(())
 }
 
-/// A directory of a lower layer that containerd unpacked, on our own disk; symlinks are not followed.
-fn inheritable(root: &Path, path: &[u8]) -> Option<Inherited> {
-    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a lower layer that containerd unpacked has at `path`, on our own disk.
+fn below(root: &Path, path: &[u8]) -> Below {
     let mut at = root.to_owned();
+    let mut found = None;
     for part in path.split(|byte| *byte == b'/') {
+        let folder = at.clone();
         at.push(OsStr::from_bytes(part));
-        if !fs::symlink_metadata(&at).ok()?.is_dir() {
-            return None;
+        let Ok(metadata) = fs::symlink_metadata(&at) else {
+            let mut value = [0; 2];
+            let opaque = rustix::fs::lgetxattr(&folder, "trusted.overlay.opaque", value.as_mut_slice());
+            return if opaque == Ok(1) && value[0] == b'y' { Below::Hidden } else { Below::Absent };
+        };
+        if metadata.is_symlink() {
+            return Below::Link;
         }
+        if !metadata.is_dir() {
+            return Below::Hidden;
+        }
+        found = Some(metadata);
     }
-    let found = fs::symlink_metadata(&at).ok()?;
-    Some(Inherited {
+    let Some(found) = found else { return Below::Absent };
+    Below::Directory(Inherited {
         path: path.to_vec(),
         mode: (found.mode() & 0o7777) as u16,
         uid: found.uid(),
@@ -428,7 +516,7 @@ fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// Bytes on disk and inodes below `path`; hard links count once.
 fn disk_usage(path: &Path) -> io::Result<(u64, u64)> {
-    let (mut bytes, mut seen) = (0, std::collections::HashSet::new());
+    let (mut bytes, mut seen) = (0, HashSet::new());
     let mut open = vec![path.to_owned()];
     while let Some(path) = open.pop() {
         let found = match fs::symlink_metadata(&path) {

@@ -13,6 +13,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use layerfs::{Inherited, LayerId};
+use oci::Descriptor;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
@@ -40,10 +42,18 @@ pub(crate) enum Kind {
 pub(crate) struct Lazy {
     /// Slot of the connection.
     pub(crate) slot: u32,
-    /// Digest of the layer.
-    pub(crate) layer: String,
-    /// Digest of the index's ztoc; none for one that was built here.
-    pub(crate) ztoc: Option<String>,
+    /// The layer as the image's manifest has it.
+    pub(crate) layer: Descriptor,
+    /// The index's ztoc; none for one that was built here.
+    pub(crate) ztoc: Option<Descriptor>,
+    /// Attributes of the directories that the layer only implies.
+    pub(crate) inherited: Vec<Inherited>,
+}
+
+impl Lazy {
+    pub(crate) fn id(&self) -> LayerId {
+        LayerId { layer: self.layer.digest, ztoc: self.ztoc.as_ref().map(|ztoc| ztoc.digest) }
+    }
 }
 
 /// One snapshot.

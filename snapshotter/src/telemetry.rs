@@ -37,6 +37,13 @@ pub fn start(level: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The last line of a daemon that could not start or go on.
+pub fn fatal_line(message: &str) -> String {
+    let mut time = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    serde_json::json!({ "time": time, "level": "fatal", "msg": message }).to_string()
+}
+
 struct Lines;
 
 impl<S, N> FormatEvent<S, N> for Lines

@@ -11,6 +11,7 @@ use oci::{
 };
 
 use oci_spec::image::ImageConfiguration;
+use proto::containerd::types::Mount;
 
 use crate::{
     args::{Global, Pull},
@@ -69,77 +70,80 @@ async fn leased(
     let resolved = resolve(options, registry).await?;
     let lease = format!("soci-pull-{}-{}", std::process::id(), resolved.manifest.digest.hex());
     let leased = containerd.lease(&lease).await?;
-    let pulled = fill(options, registry, &leased, &resolved, output).await;
+    let pulling = Pulling { options, registry, containerd: &leased, resolved: &resolved };
+    let pulled = pulling.all(output).await;
     // An expired or lost lease harms nobody; the error of the pull is the one to tell.
     let ended = leased.end_lease().await;
     pulled.and(ended)
 }
 
-async fn fill(
-    options: &Options,
-    registry: &Registry,
-    containerd: &Containerd,
-    resolved: &Resolved,
-    output: &Output,
-) -> Result<(), Error> {
-    for (descriptor, bytes, labels) in &resolved.documents {
-        let bytes = bytes.clone();
-        let whole: ByteStream = Box::pin(stream::iter([Ok(bytes)]));
-        containerd.write(descriptor, whole, labels.clone()).await?;
-    }
-    let mut parent = String::new();
-    for (number, layer) in resolved.layers.iter().enumerate() {
-        let chain = chain_id(&parent, &resolved.diff_ids[number]);
-        let how = unpack(options, registry, containerd, resolved, number, (&parent, &chain)).await?;
-        output.line(&format!("layer {} {how}", layer.digest));
-        parent = chain;
-    }
-    let name = options.image.to_string();
-    containerd.tag(&name, &resolved.target).await?;
-    output.line(&format!("pulled {name} {}", resolved.target.digest));
-    Ok(())
+/// A pull under way.
+struct Pulling<'a> {
+    options: &'a Options,
+    registry: &'a Registry,
+    containerd: &'a Containerd,
+    resolved: &'a Resolved,
 }
 
-/// One layer; the answer says how it got there.
-async fn unpack(
-    options: &Options,
-    registry: &Registry,
-    containerd: &Containerd,
-    resolved: &Resolved,
-    number: usize,
-    (parent, chain): (&str, &str),
-) -> Result<&'static str, Error> {
-    let snapshotter = options.snapshotter.as_str();
-    if containerd.has_snapshot(snapshotter, chain).await? {
-        return Ok("exists");
-    }
-    let key = format!("extract-{}-{number} {chain}", std::process::id());
-    let labels = layer_labels(options, resolved, number, chain);
-    let mounts = match containerd.prepare(snapshotter, &key, parent, labels.clone()).await? {
-        Prepared::Exists if containerd.has_snapshot(snapshotter, chain).await? => return Ok("lazy"),
-        Prepared::Exists => {
-            let doing = format!("prepare layer: snapshot key {key:?} is taken; remove it, or pull again");
-            return Err(Error::new(ErrorKind::Io, doing));
+impl Pulling<'_> {
+    async fn all(&self, output: &Output) -> Result<(), Error> {
+        for (descriptor, bytes, labels) in &self.resolved.documents {
+            let whole: ByteStream = Box::pin(stream::iter([Ok(bytes.clone())]));
+            self.containerd.write(descriptor, whole, labels).await?;
         }
-        Prepared::Mounts(mounts) => mounts,
-    };
-    let layer = &resolved.layers[number];
-    let unpacked = async {
-        let blob = registry.blob(&layer.digest, Some(layer.size));
+        let mut parent = String::new();
+        for (number, layer) in self.resolved.layers.iter().enumerate() {
+            let chain = chain_id(&parent, &self.resolved.diff_ids[number]);
+            let how = self.layer(number, &parent, &chain).await?;
+            output.line(&format!("layer {} {how}", layer.digest));
+            parent = chain;
+        }
+        let name = self.options.image.to_string();
+        self.containerd.tag(&name, &self.resolved.target).await?;
+        output.line(&format!("pulled {name} {}", self.resolved.target.digest));
+        Ok(())
+    }
+
+    /// One layer; the answer says how it got there.
+    async fn layer(&self, number: usize, parent: &str, chain: &str) -> Result<&'static str, Error> {
+        let snapshotter = self.options.snapshotter.as_str();
+        if self.containerd.has_snapshot(snapshotter, chain).await? {
+            return Ok("exists");
+        }
+        let key = format!("extract-{}-{number} {chain}", std::process::id());
+        let labels = layer_labels(self.options, self.resolved, number, chain);
+        let mounts = match self.containerd.prepare(snapshotter, &key, parent, labels.clone()).await? {
+            Prepared::Exists if self.containerd.has_snapshot(snapshotter, chain).await? => return Ok("lazy"),
+            Prepared::Exists => {
+                let doing = format!("prepare layer: snapshot key {key:?} is taken; remove it, or pull again");
+                return Err(Error::new(ErrorKind::Io, doing));
+            }
+            Prepared::Mounts(mounts) => mounts,
+        };
+        let unpacked = async {
+            self.unpack(number, mounts).await?;
+            self.containerd.commit(snapshotter, &key, chain, labels).await
+        };
+        if let Err(error) = unpacked.await {
+            self.containerd.discard(snapshotter, &key).await;
+            return Err(error);
+        }
+        Ok("unpacked")
+    }
+
+    /// Downloads a layer and lets containerd unpack it into `mounts`.
+    async fn unpack(&self, number: usize, mounts: Vec<Mount>) -> Result<(), Error> {
+        let layer = &self.resolved.layers[number];
+        let blob = self.registry.blob(&layer.digest, Some(layer.size));
         let bytes = blob.read_all().await.map_err(|e| Error::from_oci("fetch layer", e))?;
-        containerd.write(layer, bytes, Labels::new()).await?;
-        let found = containerd.apply(layer, mounts).await?;
-        if found != resolved.diff_ids[number].to_string() {
-            let doing = format!("unpack layer {}: its diff ID is {found}, not the config's", layer.digest);
-            return Err(Error::new(ErrorKind::Corrupt, doing));
+        self.containerd.write(layer, bytes, &Labels::new()).await?;
+        let found = self.containerd.apply(layer, mounts).await?;
+        if found == self.resolved.diff_ids[number].to_string() {
+            return Ok(());
         }
-        containerd.commit(snapshotter, &key, chain, labels).await
-    };
-    if let Err(error) = unpacked.await {
-        containerd.discard(snapshotter, &key).await;
-        return Err(error);
+        let doing = format!("unpack layer {}: its diff ID is {found}, not the config's", layer.digest);
+        Err(Error::new(ErrorKind::Corrupt, doing))
     }
-    Ok("unpacked")
 }
 
 fn layer_labels(options: &Options, resolved: &Resolved, number: usize, chain: &str) -> Labels {

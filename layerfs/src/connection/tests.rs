@@ -41,7 +41,7 @@ impl Lab {
     fn layer(&self, made: &Made) -> Arc<Layer> {
         let ztoc = Digest::sha256(&made.ztoc);
         let layer = Layer::create(&self.store, &self.engine, &made.digest, &ztoc, &made.ztoc).unwrap();
-        layer.add_source(made.blob.clone());
+        layer.add_source("origin", made.blob.clone());
         layer
     }
 
@@ -202,12 +202,22 @@ async fn fuse_another_process_shows_the_same_numbers() {
     let Lab { connection, root, .. } = lab;
     std::mem::forget(connection);
     let lab = Lab::below(root);
-    let records = lab.connection.records();
-    assert_eq!(records.len(), 1);
-    assert_eq!(records[0].layer(), Some(layer.digest));
-    let stored = Layer::stored(&lab.store, &lab.engine, &layer.digest, None).unwrap().unwrap();
-    stored.add_source(layer.blob.clone());
-    assert_eq!(lab.connection.show(&stored, &records[0].inherited).unwrap(), records[0].number);
+    let stored = Layer::stored(&lab.store, &lab.engine, &layer.id()).unwrap().unwrap();
+    stored.add_source("origin", layer.blob.clone());
+    let slot = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    lab.connection.show_again(slot, &stored, &[]).unwrap();
     let after = outside(move || fs::metadata(path.join("d/f")).unwrap().ino()).await;
     assert_eq!(before, after);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_a_slot_whose_list_is_lost_is_shown_again_under_its_number() {
+    let lab = Lab::new();
+    let (one, two) = (made(&zoo().end()), made(&zoo().file("more", b"m").end()));
+    lab.connection.skip(6);
+    lab.connection.show_again(4, &lab.layer(&one), &[]).unwrap();
+    let next = lab.connection.show(&lab.layer(&two), &[]).unwrap();
+    assert_eq!(next, 7, "numbers that others stand on are not given out");
+    let path = lab.connection.slot_path(4);
+    outside(move || assert_eq!(fs::read(path.join("d/f")).unwrap(), noise(3, 200_000))).await;
 }

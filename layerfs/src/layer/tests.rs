@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{Answer, Layer};
 use crate::{
-    Error, ErrorKind, NodeId, Store,
+    Error, ErrorKind, LayerId, NodeId, Store,
     testing::{Made, Tar, engine, made, noise, opened},
 };
 
@@ -135,18 +135,24 @@ async fn fill_brings_everything_and_another_process_finds_it() {
     }
     drop(layer);
     let store = Store::open(root.path(), None).unwrap();
-    let digest = oci::Digest::sha256(&made.ztoc);
-    let again = Layer::stored(&store, &engine(), &made.digest, Some(&digest)).unwrap().unwrap();
+    let again = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert_eq!(again.spans().1, 0);
     for (name, data) in files() {
         assert_eq!(read(&again, &name, 0, 1 << 20).await.unwrap(), data);
     }
-    let other = oci::Digest::sha256(b"another ztoc");
-    assert!(Layer::stored(&store, &engine(), &made.digest, Some(&other)).unwrap().is_none());
+    let other = LayerId { ztoc: Some(oci::Digest::sha256(b"another ztoc")), ..made.id() };
+    assert!(Layer::stored(&store, &engine(), &other).unwrap().is_none());
+}
+
+/// The machine went down without a word and came up again.
+fn another_boot(root: &Path) {
+    let boot = root.join("layers/boot");
+    let generation = fs::read_to_string(&boot).unwrap().split_once(' ').unwrap().1.to_owned();
+    fs::write(boot, format!("another-boot {generation}")).unwrap();
 }
 
 fn layer_folder(root: &Path, made: &Made) -> std::path::PathBuf {
-    root.join("layers/sha256").join(made.digest.hex())
+    root.join("layers/sha256").join(made.digest.hex()).join(oci::Digest::sha256(&made.ztoc).hex())
 }
 
 #[tokio::test]
@@ -161,7 +167,7 @@ async fn after_an_unclean_stop_damaged_spans_are_fetched_again() {
     // The machine went down without a word: torn bytes in the middle of the data, another boot.
     let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
     data.write_all_at(&[0; 5000], 200_000).unwrap();
-    fs::write(root.path().join("layers/boot"), "another boot").unwrap();
+    another_boot(root.path());
     let fetched = made.blob.reads().len();
     let layer = opened(root.path(), None, &made);
     for (name, data) in files() {
@@ -177,10 +183,11 @@ async fn after_an_unclean_stop_a_damaged_ztoc_is_not_used() {
     drop(opened(root.path(), None, &made));
     let ztoc = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("ztoc")).unwrap();
     ztoc.write_all_at(&[7], 40_000).unwrap();
-    let digest = oci::Digest::sha256(&made.ztoc);
-    fs::write(root.path().join("layers/boot"), "another boot").unwrap();
-    let store = Store::open(root.path(), None).unwrap();
-    assert!(Layer::stored(&store, &engine(), &made.digest, Some(&digest)).unwrap().is_none());
+    another_boot(root.path());
+    for _ in 0..2 {
+        let store = Store::open(root.path(), None).unwrap();
+        assert!(Layer::stored(&store, &engine(), &made.id()).unwrap().is_none());
+    }
 }
 
 #[tokio::test]
@@ -191,10 +198,10 @@ async fn an_orderly_stop_is_believed_on_another_boot() {
     read(&layer, "f0", 0, 1 << 20).await.unwrap();
     let missing = layer.spans().1;
     drop(layer);
-    Store::open(root.path(), None).unwrap().mark_clean().unwrap();
-    fs::write(root.path().join("layers/boot"), "another boot").unwrap();
+    Store::open(root.path(), None).unwrap().close().unwrap();
+    another_boot(root.path());
     let store = Store::open(root.path(), None).unwrap();
-    let layer = Layer::stored(&store, &engine(), &made.digest, None).unwrap().unwrap();
+    let layer = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert!(layer.spans().1 <= missing, "read-ahead may have landed since");
     assert!(is_ready(&layer, "f0"));
 }
@@ -240,8 +247,7 @@ async fn a_layer_without_a_ztoc_is_streamed_whole() {
     made.blob.fail_next(BlobFault::BreakAfter(50_000));
     let refused = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await;
     assert!(refused.is_err());
-    let left: Vec<_> = fs::read_dir(layer_folder(root.path(), &made)).unwrap().flatten().collect();
-    assert!(left.iter().all(|entry| !entry.file_name().to_string_lossy().starts_with("data.")), "{left:?}");
+    assert!(!root.path().join("layers/sha256").join(made.digest.hex()).exists(), "nothing is left behind");
 
     let layer = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await.unwrap();
     assert_eq!(layer.spans().1, 0);
@@ -251,7 +257,8 @@ async fn a_layer_without_a_ztoc_is_streamed_whole() {
     }
     assert_eq!(made.blob.reads().len(), reads, "nothing is fetched twice");
     drop(layer);
-    let again = Layer::stored(&store, &engine(), &made.digest, None).unwrap().unwrap();
+    let own = LayerId { layer: made.digest, ztoc: None };
+    let again = Layer::stored(&store, &engine(), &own).unwrap().unwrap();
     assert_eq!(again.spans().1, 0);
 }
 
@@ -272,7 +279,7 @@ async fn a_table_of_files_that_lies_about_a_file_is_an_error_for_that_file() {
     let store = Store::open(root.path(), None).unwrap();
     let digest = oci::Digest::sha256(&lying);
     let layer = Layer::create(&store, &engine(), &other.digest, &digest, &lying).unwrap();
-    layer.add_source(other.blob.clone());
+    layer.add_source("origin", other.blob.clone());
     assert_eq!(read(&layer, "a", 0, 10).await.unwrap(), noise(1, 3000)[..10]);
     assert_eq!(read(&layer, "b", 0, 10).await.unwrap_err().kind(), ErrorKind::Corrupt);
     drop(honest);
@@ -287,5 +294,96 @@ fn a_ztoc_that_is_none_is_refused() {
     let digest = oci::Digest::sha256(b"layer");
     let refused = Layer::create(&store, &engine(), &digest, &oci::Digest::sha256(b"junk"), b"junk");
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
-    assert!(Layer::stored(&store, &engine(), &digest, None).unwrap().is_none(), "nothing of it is kept");
+    let id = LayerId { layer: digest, ztoc: Some(oci::Digest::sha256(b"junk")) };
+    assert!(Layer::stored(&store, &engine(), &id).unwrap().is_none(), "nothing of it is kept");
+}
+
+#[tokio::test]
+async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    for (name, _) in files() {
+        read(&layer, &name, 0, 1 << 20).await.unwrap();
+    }
+    drop(layer);
+    let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
+    data.write_all_at(&[0; 1000], 500_000).unwrap();
+    another_boot(root.path());
+    // It opens the store and is killed before it comes to the layer.
+    drop(Store::open(root.path(), None).unwrap());
+    let layer = opened(root.path(), None, &made);
+    for (name, data) in files() {
+        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn after_an_unclean_stop_good_spans_are_not_fetched_again() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    for (name, _) in files() {
+        read(&layer, &name, 0, 1 << 20).await.unwrap();
+    }
+    drop(layer);
+    another_boot(root.path());
+    let reads = made.blob.reads().len();
+    let layer = opened(root.path(), None, &made);
+    for (name, data) in files() {
+        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data, "{name}");
+    }
+    assert_eq!(made.blob.reads().len(), reads, "their checksums hold");
+}
+
+#[tokio::test]
+async fn a_reader_that_joins_a_fill_does_not_get_its_error() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::Unreachable));
+    layer.start_fill();
+    // The test's runtime has one thread: the fill has claimed its run by the time it first waits.
+    while made.blob.reads().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(read(&layer, "f0", 0, 100_000).await.unwrap(), files()[0].1);
+}
+
+#[tokio::test]
+async fn when_one_source_refuses_the_others_are_asked() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    let gone = Arc::new(oci::testing::FaultyBlob::new(b"".as_slice(), 1));
+    for _ in 0..100 {
+        gone.fail_next(BlobFault::Refuse(oci::ErrorKind::NotFound));
+    }
+    layer.add_source("another origin", gone.clone());
+    assert_eq!(read(&layer, "f1", 0, 100_000).await.unwrap(), files()[1].1);
+    assert!(!gone.reads().is_empty(), "the newest was asked first");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readers_of_a_store_that_is_far_too_small_are_always_right() {
+    for max_bytes in [1_000, 100_000, 300_000] {
+        let root = TempDir::new().unwrap();
+        let layer = opened(root.path(), Some(max_bytes), &layer_of_files());
+        let readers: Vec<_> = (0..8)
+            .map(|seed| {
+                let layer = layer.clone();
+                tokio::spawn(async move {
+                    for turn in 0..40 {
+                        let (name, data) = &files()[(seed * 3 + turn * 5) % 8];
+                        let offset = turn * 1_999;
+                        let found = read(&layer, name, offset as u64, 30_000).await.unwrap();
+                        assert_eq!(found, data[offset..(offset + 30_000).min(data.len())], "{name} {offset}");
+                    }
+                })
+            })
+            .collect();
+        for reader in readers {
+            reader.await.unwrap();
+        }
+    }
 }

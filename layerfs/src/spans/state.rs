@@ -5,7 +5,7 @@
 //!   Empty ──────────► Filling ─────────────► Ready
 //!     ▲  ◄─────────────┘ fail                 │
 //!     └──────────────── evict (no pins) ◄─────┘
-//!   Unproven ── claim ──► Filling             (after an unclean stop: on disk, checksum not compared yet)
+//!   Unproven ── doubt ──► Filling             (after an unclean stop: on disk, checksum not compared yet)
 //! ```
 //!
 //! Next to the state lie a *touched* bit (read since it landed or since eviction last looked) and the number
@@ -70,9 +70,20 @@ impl Word {
         Self(self.0.saturating_sub(PIN) | TOUCHED)
     }
 
-    /// `None`: it is there already, or somebody else is at it.
+    /// Somebody will bring it. `None`: it is there already, or somebody else is at it.
     pub(crate) fn claim(self) -> Option<Self> {
-        matches!(self.state(), State::Empty | State::Unproven).then(|| self.to(State::Filling))
+        (self.state() == State::Empty).then(|| self.to(State::Filling))
+    }
+
+    /// Somebody will compare it with its checksum.
+    pub(crate) fn doubt(self) -> Option<Self> {
+        (self.state() == State::Unproven).then(|| self.to(State::Filling))
+    }
+
+    /// What was Ready cannot be read and is struck off. Pins do not matter: nothing is punched, and what is
+    /// written in its place are the same bytes.
+    pub(crate) fn damage(self) -> Option<Self> {
+        (self.state() == State::Ready).then(|| self.to(State::Filling))
     }
 
     pub(crate) fn land(self) -> Self {
@@ -101,17 +112,19 @@ mod tests {
     #[test]
     fn every_transition_of_every_state() {
         let rows = [
-            // state, claimable, evictable
-            (State::Empty, true, false),
-            (State::Filling, false, false),
-            (State::Ready, false, true),
-            (State::Unproven, true, false),
+            // state, claimable, doubtful, evictable
+            (State::Empty, true, false, false),
+            (State::Filling, false, false, false),
+            (State::Ready, false, false, true),
+            (State::Unproven, false, true, false),
         ];
-        for (state, claimable, evictable) in rows {
+        for (state, claimable, doubtful, evictable) in rows {
             let word = Word::new(state);
             assert_eq!(word.state(), state);
             assert_eq!(word.claim().is_some(), claimable, "{state:?}");
+            assert_eq!(word.doubt().is_some(), doubtful, "{state:?}");
             assert_eq!(word.evict().is_some(), evictable, "{state:?}");
+            assert_eq!(word.pin().damage().is_some(), state == State::Ready, "{state:?}");
             assert_eq!(word.land().state(), State::Ready);
             assert_eq!(word.fail().state(), State::Empty);
         }

@@ -11,8 +11,12 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// As many symlinks as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
-/// Components of one path after symlinks; PATH_MAX allows about half of this.
-const MOST_COMPONENTS: usize = 4096;
+/// A path that is longer cannot be made by an extraction (PATH_MAX).
+const LONGEST_PATH: usize = 4096;
+/// Folders in folders; half of PATH_MAX.
+const DEEPEST: u16 = 2048;
+/// Nodes of one layer; the largest layers in the field have a million.
+const MOST_NODES: usize = 4 << 20;
 
 pub(super) struct Built {
     pub(super) nodes: Vec<Node>,
@@ -41,7 +45,9 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn node(&mut self, entry: u32, parent: u32, kind: NodeKind) -> u32 {
         let number = u32::try_from(self.nodes.len()).expect("not more nodes than bytes in the ztoc");
+        let depth = self.nodes.get(parent as usize).map_or(0, |parent| parent.depth + 1);
         self.nodes.push(Node {
+            depth,
             entry,
             attributes: entry,
             parent,
@@ -56,6 +62,12 @@ impl<'a> Builder<'a> {
 
     fn add(&mut self, entry: &Entry<'a>) -> Result<(), Error> {
         let index = entry_index(entry);
+        if entry.name().len() > LONGEST_PATH || entry.link_target().len() > LONGEST_PATH {
+            return Err(unsupported(entry, "its path is longer than 4096 bytes"));
+        }
+        if self.nodes.len() > MOST_NODES {
+            return Err(unsupported(entry, "the layer has too many files"));
+        }
         let components = clean(entry.name());
         let Some((base, folders)) = components.split_last() else {
             if entry.kind() == EntryKind::Directory {
@@ -97,6 +109,9 @@ impl<'a> Builder<'a> {
             (old.entry, old.attributes) = (index, index);
             return Ok(());
         }
+        if self.nodes[parent as usize].depth >= DEEPEST {
+            return Err(unsupported(entry, "its folders are nested too deeply"));
+        }
         let node = self.node(index, parent, kind);
         self.names.insert((parent, base), node);
         Ok(())
@@ -117,8 +132,8 @@ impl<'a> Builder<'a> {
             node.kind != NodeKind::Directory && !node.whiteout
         });
         let Some(target) = fit else {
-            let doing = format!("link {} to {}", text(entry.name()), text(entry.link_target()));
-            return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: the layer has no such file")));
+            let why = format!("the layer has no file {}", text(entry.link_target()));
+            return Err(unsupported(entry, &why));
         };
         self.nodes[target as usize].attributes = entry_index(entry);
         self.names.insert((parent, base), target);
@@ -169,14 +184,12 @@ impl<'a> Builder<'a> {
                 _ => {}
             }
             let Some(next) = self.names.get(&(at, part)).copied() else {
-                let made = self.node(IMPLIED, at, NodeKind::Directory);
-                self.names.insert((at, part), made);
-                at = made;
+                at = self.make_folder(at, part, entry)?;
                 continue;
             };
             match self.nodes[next as usize].kind {
                 NodeKind::Directory => at = next,
-                NodeKind::Symlink if links < MOST_LINKS && rest.len() < MOST_COMPONENTS => {
+                NodeKind::Symlink if links < MOST_LINKS => {
                     links += 1;
                     let target = self.ztoc.entry(self.nodes[next as usize].entry as usize).link_target();
                     for part in target.split(|byte| *byte == b'/').rev() {
@@ -188,20 +201,21 @@ impl<'a> Builder<'a> {
                 }
                 _ if self.nodes[next as usize].whiteout => {
                     // Hidden below, and given anew here: the real one takes the whiteout's place.
-                    let made = self.node(IMPLIED, at, NodeKind::Directory);
-                    self.names.insert((at, part), made);
-                    at = made;
+                    at = self.make_folder(at, part, entry)?;
                 }
-                _ => {
-                    let doing = format!("put {} into {}", text(entry.name()), text(part));
-                    return Err(Error::new(
-                        ErrorKind::Unsupported,
-                        format!("{doing}: it is not a directory"),
-                    ));
-                }
+                _ => return Err(unsupported(entry, &format!("{} is not a directory", text(part)))),
             }
         }
         Ok(at)
+    }
+
+    fn make_folder(&mut self, parent: u32, name: &'a [u8], entry: &Entry<'a>) -> Result<u32, Error> {
+        if self.nodes[parent as usize].depth >= DEEPEST {
+            return Err(unsupported(entry, "its folders are nested too deeply"));
+        }
+        let made = self.node(IMPLIED, parent, NodeKind::Directory);
+        self.names.insert((parent, name), made);
+        Ok(made)
     }
 
     /// Sorts the names, drops what a replaced directory had in it, counts links.
@@ -238,6 +252,10 @@ impl<'a> Builder<'a> {
         }
         Built { nodes: self.nodes, dirents }
     }
+}
+
+fn unsupported(entry: &Entry<'_>, why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("show {}: {why}", text(entry.name())))
 }
 
 fn entry_index(entry: &Entry<'_>) -> u32 {

@@ -79,7 +79,8 @@ fn rows_of_extraction() {
 fn what_cannot_be_extracted_is_refused() {
     let loops = Tar::default().entry(b'2', "a", "b", b"").entry(b'2', "b", "a", b"").file("a/x", b"");
     let below_a_file = Tar::default().file("a", b"").file("a/b", b"");
-    for tar in [loops, below_a_file] {
+    let deep = Tar::default().entry(b'L', "././@LongLink", "", &b"a/".repeat(20_000)).file("x", b"");
+    for tar in [loops, below_a_file, deep] {
         let ztoc = ztoc::Ztoc::from_vec(made(&tar.end()).ztoc).unwrap();
         let refused = Tree::new(std::sync::Arc::new(ztoc)).unwrap_err();
         assert_eq!(refused.kind(), crate::ErrorKind::Unsupported, "{refused}");

@@ -83,7 +83,8 @@ fn what_may_be_removed() {
 fn another_process_finds_everything_and_gives_no_number_twice() {
     let (folder, store) = store();
     active(&store, "a", "").unwrap();
-    let lazy = Lazy { slot: 3, layer: "sha256:x".to_owned(), ztoc: None };
+    let layer = oci::Descriptor::new("application/x", oci::Digest::sha256(b"layer"), 5);
+    let lazy = Lazy { slot: 3, layer, ztoc: None, inherited: Vec::new() };
     store.commit("a", "one", Commit { lazy: Some(lazy.clone()), ..Commit::default() }).unwrap();
     active(&store, "b", "one").unwrap();
     let last = store.get("b").unwrap().id;
@@ -93,6 +94,6 @@ fn another_process_finds_everything_and_gives_no_number_twice() {
     assert_eq!(chain.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["b", "one"]);
     assert_eq!(chain[1].lazy, Some(lazy));
     assert!(store.new_id() > last);
-    let record = store.relabel("b", |labels| labels.clear()).unwrap();
+    let record = store.relabel("b", HashMap::clear).unwrap();
     assert!(record.labels.is_empty() && record.updated >= record.created);
 }
