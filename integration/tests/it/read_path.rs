@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use integration::{
     containerd::Containerd,
     daemon::{Daemon, soci, with_containerd},
-    images::{debian_python_image, push_image},
+    images::{Layer, Tar, debian_python_image, push_image, tar::Entry},
     lab::Lab,
     link::Link,
     machine::{binaries, fixtures},
@@ -128,6 +128,45 @@ fn containerd_an_image_that_is_removed_leaves_nothing() -> Result<()> {
     // And it can be had again.
     let layers = pull(&lab, &containerd, &stage.lazy)?;
     ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
+    Ok(())
+}
+
+#[test]
+fn containerd_what_a_pull_brought_outlives_the_collector() -> Result<()> {
+    let lab = Lab::new("kept")?;
+    let stage = stage(&lab, zoo(), SMALL)?;
+    let (_daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    // Now the manifest and the configuration are there before our own client comes.
+    containerd.pull(&stage.lazy, "overlayfs")?;
+    let layers = pull(&lab, &containerd, &stage.lazy)?;
+    ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
+    // Removing anything else with --sync runs the collector to its end.
+    containerd.ctr(&["image", "tag", &stage.lazy, "other:image"])?;
+    containerd.ctr(&["image", "rm", "--sync", "other:image"])?;
+    let again = pull(&lab, &containerd, &stage.lazy)?;
+    ensure!(again.iter().all(|line| line.ends_with(" exists")), "{again:?}");
+    Ok(())
+}
+
+#[test]
+fn containerd_a_folder_below_a_link_is_left_to_containerd() -> Result<()> {
+    let lab = Lab::new("link")?;
+    let base = Tar::new([
+        Entry::directory("usr/lib"),
+        Entry::symlink("lib", "usr/lib"),
+        Entry::file("usr/lib/a", b"a"),
+    ]);
+    // As an unpacking would have it this goes to usr/lib/deep, which no layer of its own can show.
+    let above = Tar::new([Entry::file("lib/deep/b", b"b")]);
+    let layers = vec![Layer::gzip(&base.bytes()), Layer::gzip(&above.bytes())];
+    let stage = stage(&lab, layers, SMALL)?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    let layers = pull(&lab, &containerd, &stage.lazy)?;
+    ensure!(layers[0].ends_with(" lazy") && layers[1].ends_with(" unpacked"), "{layers:?}");
+    ensure!(reasons(&daemon) == ["unsupported_layer"], "{:?}", reasons(&daemon));
+    let truth = Unpacked::image(&lab, &containerd, &stage.plain)?.tree()?;
+    let skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
+    assert_same(&truth, &lazy_tree(&lab, &containerd)?, &skip);
     Ok(())
 }
 
