@@ -74,11 +74,6 @@ impl Daemon {
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    /// Runs our `soci` in the lab; what it printed.
-    pub fn soci(&self, words: &[&str]) -> Result<String> {
-        soci(&self.lab, &self.binaries, words)
-    }
-
     /// Every line of its log that is a JSON object, since its first start.
     pub fn logs(&self) -> Vec<Value> {
         lines(&self.process().log())
@@ -156,6 +151,13 @@ pub fn soci(lab: &Lab, binaries: &Binaries, words: &[&str]) -> Result<String> {
     let mut command = lab.command(&binaries.soci);
     command.args(words);
     run(command, COMMAND_LIMIT)
+}
+
+/// Pulls with our own client into a containerd that has our daemon as its snapshotter `soci`; what it printed.
+pub fn pull(lab: &Lab, binaries: &Binaries, containerd: &Containerd, image: &str) -> Result<String> {
+    let address = containerd.address().to_string_lossy();
+    let words = ["--address", &address, "--namespace", containerd.namespace(), "image", "pull", image];
+    soci(lab, binaries, &words)
 }
 
 fn serve(lab: &Lab, binaries: &Binaries) -> Result<Arc<Process>> {

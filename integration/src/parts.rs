@@ -23,19 +23,7 @@ const NERDCTL: &str = "github.com/containerd/nerdctl/v2@v2.1.2";
 /// # Errors
 /// When it cannot be had here and now; the reason reads as a sentence.
 pub fn containerd_2() -> Result<PathBuf> {
-    let folder = cached("unstable-containerd", |folder| {
-        say("fetching containerd of Debian unstable");
-        let apt = unstable(&folder.join("apt"))?;
-        let mut download = apt("download");
-        download.arg("containerd").current_dir(folder);
-        run(download, FETCH_LIMIT)?;
-        let package = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
-        let package = package.filter(|path| path.extension().is_some_and(|end| end == "deb")).last();
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("-x").arg(package.context("no package came")?).arg(folder.join("root"));
-        run(unpack, FETCH_LIMIT).map(drop)
-    })?;
-    let binaries = folder.join("root/usr/bin");
+    let binaries = unpacked("containerd")?.join("usr/bin");
     let mut version = Command::new(binaries.join("containerd"));
     version.arg("--version");
     let said = run(version, FETCH_LIMIT).context("containerd of Debian unstable does not run here")?;
@@ -44,6 +32,38 @@ pub fn containerd_2() -> Result<PathBuf> {
         bail!("Debian unstable has an older containerd than 2: {}", said.trim());
     }
     Ok(binaries)
+}
+
+/// The Go tool `soci` of Debian unstable, and the identifier that it writes into its ztocs.
+///
+/// # Errors
+/// As [`containerd_2`]; and for releases other than 0.4, whose ways of being called are not known here.
+pub fn go_soci() -> Result<(PathBuf, &'static str)> {
+    let program = unpacked("soci-snapshotter")?.join("usr/bin/soci");
+    let mut version = Command::new(&program);
+    version.arg("--version");
+    let said = run(version, FETCH_LIMIT).context("soci of Debian unstable does not run here")?;
+    if !said.contains(" 0.4.") {
+        bail!("Debian unstable has another soci than 0.4: {}", said.trim());
+    }
+    Ok((program, "AWS SOCI CLI v0.1"))
+}
+
+/// A package of Debian unstable, unpacked and not installed.
+fn unpacked(package: &str) -> Result<PathBuf> {
+    let folder = cached(&format!("unstable-{package}"), |folder| {
+        say(&format!("fetching {package} of Debian unstable"));
+        let apt = unstable(&folder.join("apt"))?;
+        let mut download = apt("download");
+        download.arg(package).current_dir(folder);
+        run(download, FETCH_LIMIT)?;
+        let files = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+        let file = files.filter(|path| path.extension().is_some_and(|end| end == "deb")).last();
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("-x").arg(file.context("no package came")?).arg(folder.join("root"));
+        run(unpack, FETCH_LIMIT).map(drop)
+    })?;
+    Ok(folder.join("root"))
 }
 
 /// nerdctl, built from its module.

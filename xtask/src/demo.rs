@@ -89,20 +89,7 @@ fn lazy(binaries: &Binaries, host: &str, line: Line) -> Result<(Run, Vec<bool>)>
     let daemon = Daemon::start_from(&lab, &configuration, binaries.clone())?;
     let containerd = Containerd::start_with_soci(&lab, &daemon.address())?;
     let reference = format!("{}/python:soci", link.host());
-    let address = containerd.address().to_string_lossy();
-    let words = [
-        "--address",
-        &address,
-        "--namespace",
-        containerd.namespace(),
-        "image",
-        "pull",
-        "--snapshotter",
-        "soci",
-        "--plain-http",
-        &reference,
-    ];
-    let pull = || daemon.soci(&words).map(|_| ());
+    let pull = || daemon::pull(&lab, binaries, &containerd, &reference).map(|_| ());
     let measured = measure(&link, pull, || containerd.run(&reference, "soci", "demo", PROGRAM))?;
     let prepared = daemon.prepared();
     lab.close().context("stop what the demo started")?;

@@ -12,3 +12,5 @@ mod read_path;
 mod faults;
 
 mod clients;
+
+mod interop;

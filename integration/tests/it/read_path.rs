@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use integration::{
     containerd::Containerd,
-    daemon::{Daemon, soci, with_containerd},
+    daemon::{self, Daemon, soci, with_containerd},
     images::{Layer, Tar, debian_python_image, push_image, tar::Entry},
     lab::Lab,
     link::Link,
@@ -22,19 +22,7 @@ pub(crate) const NO_FILL: &str = "[fill]\nenable = false\n";
 
 /// Pulls with our own client, through our daemon; what it said of each layer.
 pub(crate) fn pull(lab: &Lab, containerd: &Containerd, image: &str) -> Result<Vec<String>> {
-    let address = containerd.address().to_string_lossy().into_owned();
-    let words = [
-        "--address",
-        &address,
-        "--namespace",
-        containerd.namespace(),
-        "image",
-        "pull",
-        "--snapshotter",
-        "soci",
-        image,
-    ];
-    let said = soci(lab, &binaries()?, &words)?;
+    let said = daemon::pull(lab, &binaries()?, containerd, image)?;
     Ok(said.lines().filter(|line| line.starts_with("layer ")).map(str::to_owned).collect())
 }
 
@@ -119,7 +107,7 @@ fn containerd_an_image_that_is_removed_leaves_nothing() -> Result<()> {
     ensure!(std::fs::read_dir(&layers)?.count() == 3);
     containerd.ctr(&["image", "rm", "--sync", &stage.lazy])?;
     let gone = |folder: &std::path::Path| {
-        integration::process::wait_until("everything is gone", integration::daemon::LOG_LIMIT, || {
+        integration::process::wait_until("everything is gone", daemon::LOG_LIMIT, || {
             Ok((std::fs::read_dir(folder)?.count() == 0).then_some(()))
         })
     };
