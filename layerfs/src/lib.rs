@@ -35,4 +35,4 @@ pub use error::{Error, ErrorKind};
 pub use fetch::Engine;
 pub use layer::{Below, Layer};
 pub use slots::Slots;
-pub use tree::{Attributes, Inherited, NodeId, NodeKind};
+pub use tree::Inherited;

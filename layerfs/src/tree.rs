@@ -21,11 +21,11 @@ use crate::error::{Error, ErrorKind};
 
 /// A node's number within its layer; 0 is the layer's root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(pub u32);
+pub(crate) struct NodeId(pub(crate) u32);
 
 impl NodeId {
     /// The layer's root directory.
-    pub const ROOT: Self = Self(0);
+    pub(crate) const ROOT: Self = Self(0);
 
     fn index(self) -> usize {
         self.0 as usize
@@ -34,7 +34,7 @@ impl NodeId {
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NodeKind {
+pub(crate) enum NodeKind {
     /// A regular file.
     Regular,
     /// A directory.
@@ -51,23 +51,23 @@ pub enum NodeKind {
 
 /// Attributes as `stat` shows them. Times are whole seconds and nanoseconds since 1970, rounded down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// What it is.
-    pub kind: NodeKind,
+    pub(crate) kind: NodeKind,
     /// Bytes; of a symlink the length of its target.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Permission bits with setuid, setgid and sticky; no type bits.
-    pub mode: u16,
+    pub(crate) mode: u16,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Names of the node; of a directory 2 + its subdirectories.
-    pub nlink: u32,
+    pub(crate) nlink: u32,
     /// Device numbers, 0 for what is not a device.
-    pub device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// Seconds since 1970 and nanoseconds.
-    pub mtime: (i64, u32),
+    pub(crate) mtime: (i64, u32),
 }
 
 /// The attributes of a directory that lies in a lower layer and that this layer only implies.

@@ -154,6 +154,8 @@ fn privileged_convert_says_what_is_wrong_and_leaves_no_tag() -> Result<()> {
     let closed = format!("docker://127.0.0.1:{}/app:plain", closed_port()?);
     let said = fails(&["convert", &closed, &to]);
     ensure!(said.contains("refused"), "{said}");
+    let said = fails(&["convert", "docker://nowhere.invalid/app:plain", &to]);
+    ensure!(said.contains("nowhere.invalid") && said.contains("dns"), "{said}");
     let said = fails(&["convert", &good.replace(":plain", ":none"), &to]);
     ensure!(said.contains("not found"), "{said}");
     let said = fails(&["convert", &good, &to]); // smaller than 10 MiB

@@ -7,8 +7,9 @@ use tempfile::TempDir;
 
 use super::{Answer, Layer};
 use crate::{
-    Error, ErrorKind, LayerId, NodeId, Store,
+    Error, ErrorKind, LayerId, Store,
     testing::{Made, Tar, engine, made, noise, opened},
+    tree::NodeId,
 };
 
 /// Eight files of 100 000 bytes: each has bytes in two or three spans.
