@@ -7,7 +7,6 @@ use std::{collections::HashMap, path::PathBuf};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use hyper_util::rt::TokioIo;
 use oci::{ByteStream, Descriptor, Digest};
 use prost_types::FieldMask;
 use proto::containerd::{
@@ -27,13 +26,7 @@ use proto::containerd::{
     },
     types,
 };
-use tokio::net::UnixStream;
-use tonic::{
-    Code, Request, Status,
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint},
-};
-use tower::service_fn;
+use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
 
 use crate::error::{Error, ErrorKind};
 
@@ -62,11 +55,7 @@ impl Containerd {
     pub(crate) async fn connect(address: &str, namespace: &str) -> Result<Self, Error> {
         let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
         let doing = format!("connect to containerd at {}", path.display());
-        let connect = service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://containerd").connect_with_connector(connect).await;
+        let channel = proto::connect(path).await;
         let channel = channel.map_err(|e| {
             Error::new(ErrorKind::Unreachable, format!("{doing} (is it running? see --address)")).because(e)
         })?;

@@ -88,11 +88,12 @@ impl Layer {
         bytes: &[u8],
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *layer, ztoc: Some(*ztoc) };
-        // Checked before anything of it is stored.
-        Tree::new(Arc::new(open_ztoc(&id, Arc::new(bytes.to_vec()))?))?;
         let files = store.layer(&id)?;
-        let map = files.put_ztoc(bytes, ztoc)?;
-        Self::with(files, map, engine)
+        let opened = files.put_ztoc(bytes, ztoc).and_then(|map| Self::with(files, map, engine));
+        if opened.is_err() {
+            store.remove(&id)?;
+        }
+        opened
     }
 
     /// Opens a layer from what the store has of it, if it has it. No network.
@@ -167,7 +168,7 @@ impl Layer {
                 return if self.tree.opaque(at) { Below::Hidden } else { Below::Absent };
             };
             at = next;
-            match self.tree.attributes(at).kind {
+            match self.tree.kind(at) {
                 NodeKind::Directory => {}
                 NodeKind::Symlink => return Below::Link,
                 _ => return Below::Hidden,
@@ -252,7 +253,7 @@ impl Layer {
 
     /// `size` bytes of a regular file from `offset` on, or as many as there are.
     pub(crate) fn read(&self, node: NodeId, offset: u64, size: u32) -> Answer {
-        let entry = self.tree.entry(node).filter(|_| self.tree.attributes(node).kind == NodeKind::Regular);
+        let entry = self.tree.entry(node).filter(|_| self.tree.kind(node) == NodeKind::Regular);
         let Some(entry) = entry else {
             return Answer::Ready(Err(Error::new(ErrorKind::Io, "read something that is not a file")));
         };

@@ -268,10 +268,14 @@ impl Tree {
                 break;
             }
             let folders = self.children(node, 0);
-            let folders = folders.filter(|child| self.nodes[child.node.index()].kind == NodeKind::Directory);
+            let folders = folders.filter(|child| self.kind(child.node) == NodeKind::Directory);
             open.extend(folders.map(|child| (child.node, child.name, path.len())));
         }
         bytes
+    }
+
+    pub(crate) fn kind(&self, node: NodeId) -> NodeKind {
+        self.nodes[node.index()].kind
     }
 
     pub(crate) fn attributes(&self, id: NodeId) -> Attributes {

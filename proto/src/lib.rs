@@ -7,6 +7,25 @@
 
 #![allow(missing_debug_implementations, unused_qualifications, clippy::all, clippy::pedantic)]
 
+use std::path::PathBuf;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Error};
+
+/// A channel to the unix socket at `path`, connected; it connects again by itself when it has to.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect(path: PathBuf) -> Result<Channel, Error> {
+    let connect = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is only there to please the type; the connector knows better.
+    Endpoint::from_static("http://containerd").connect_with_connector(connect).await
+}
+
 mod generated {
     tonic::include_proto!("containerd");
 }

@@ -7,12 +7,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
 use oci::Digest;
 use proto::containerd::services::content::v1::{ReadContentRequest, content_client::ContentClient};
-use tokio::net::UnixStream;
-use tonic::{Request, metadata::MetadataValue, transport::Endpoint};
-use tower::service_fn;
+use tonic::{Request, metadata::MetadataValue};
 
 /// A manifest is some kilobytes from a neighbour's memory; one that takes longer is not worth waiting for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,13 +48,7 @@ impl Containerd {
         namespace: &str,
         digest: &Digest,
     ) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-        let path = self.address.clone();
-        let connect = service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is only there to please the type; the connector knows better.
-        let channel = Endpoint::from_static("http://containerd").connect_with_connector(connect).await?;
+        let channel = proto::connect(self.address.clone()).await?;
         let mut request = Request::new(ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 });
         request.metadata_mut().insert("containerd-namespace", MetadataValue::try_from(namespace)?);
         let mut stream = ContentClient::new(channel).read(request).await?.into_inner();

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use crate::{
     labels::LayerRequest,
     plan::{Contents, Modes},
     reason::Reason,
+    sync::lock,
 };
 
 const KEEP_FOUND: Duration = Duration::from_secs(600);
@@ -99,7 +100,7 @@ impl Images {
             index: request.index,
         };
         let answer = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = lock(&self.known);
             known.retain(|_, entry| entry.is_fresh());
             if known.len() >= MOST {
                 let oldest = known.iter().min_by_key(|(_, entry)| entry.since).map(|(key, _)| key.clone());

@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use layerfs::{Connection, Engine, Inherited, Layer, LayerId, Store};
 use oci::{Descriptor, Registry, Store as _};
 use tokio::sync::Semaphore;
 
-use crate::{reason::Reason, store::Lazy};
+use crate::{reason::Reason, store::Lazy, sync::lock};
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
 const MAX_ZTOC_BYTES: u64 = 384 << 20;
@@ -41,10 +41,6 @@ pub(crate) struct Layers {
     shown: Mutex<HashMap<u32, Arc<Layer>>>,
     streams: Semaphore,
     fill: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Layers {

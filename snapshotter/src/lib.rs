@@ -21,6 +21,7 @@ mod containerd;
 mod config;
 mod telemetry;
 mod reason;
+mod sync;
 mod error;
 
 pub use args::{Args, DEFAULT_CONFIG};

@@ -10,7 +10,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use layerfs::{Below, Inherited, Layer};
@@ -27,6 +27,7 @@ use crate::{
     plan::{self, First, Modes, Second},
     reason::Reason,
     store::{Commit, Kind, Lazy, Record, Store},
+    sync::lock,
 };
 
 /// A layer that can be shown.
@@ -460,10 +461,6 @@ fn make_folders(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Res
         fs::DirBuilder::new().mode(0o711).create(folder.join("work"))?;
     }
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a lower layer that containerd unpacked has at `path`, on our own disk.

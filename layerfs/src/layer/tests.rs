@@ -32,6 +32,13 @@ async fn read(layer: &Arc<Layer>, name: &str, offset: u64, size: u32) -> Result<
     }
 }
 
+/// Reads every file to its end.
+async fn assert_whole(layer: &Arc<Layer>) {
+    for (name, data) in files() {
+        assert_eq!(read(layer, &name, 0, 1 << 20).await.unwrap(), data, "{name}");
+    }
+}
+
 fn is_ready(layer: &Layer, name: &str) -> bool {
     matches!(layer.read(node(layer, name), 0, 1), Answer::Ready(Ok(_)))
 }
@@ -138,9 +145,7 @@ async fn fill_brings_everything_and_another_process_finds_it() {
     let store = Store::open(root.path(), None).unwrap();
     let again = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert_eq!(again.spans().1, 0);
-    for (name, data) in files() {
-        assert_eq!(read(&again, &name, 0, 1 << 20).await.unwrap(), data);
-    }
+    assert_whole(&again).await;
     let other = LayerId { ztoc: Some(oci::Digest::sha256(b"another ztoc")), ..made.id() };
     assert!(Layer::stored(&store, &engine(), &other).unwrap().is_none());
 }
@@ -161,9 +166,7 @@ async fn after_an_unclean_stop_damaged_spans_are_fetched_again() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
-    for (name, _) in files() {
-        read(&layer, &name, 0, 1 << 20).await.unwrap();
-    }
+    assert_whole(&layer).await;
     drop(layer);
     // The machine went down without a word: torn bytes in the middle of the data, another boot.
     let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
@@ -171,9 +174,7 @@ async fn after_an_unclean_stop_damaged_spans_are_fetched_again() {
     another_boot(root.path());
     let fetched = made.blob.reads().len();
     let layer = opened(root.path(), None, &made);
-    for (name, data) in files() {
-        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data);
-    }
+    assert_whole(&layer).await;
     assert!(made.blob.reads().len() > fetched);
 }
 
@@ -253,9 +254,7 @@ async fn a_layer_without_a_ztoc_is_streamed_whole() {
     let layer = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await.unwrap();
     assert_eq!(layer.spans().1, 0);
     let reads = made.blob.reads().len();
-    for (name, data) in files() {
-        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data);
-    }
+    assert_whole(&layer).await;
     assert_eq!(made.blob.reads().len(), reads, "nothing is fetched twice");
     drop(layer);
     let own = LayerId { layer: made.digest, ztoc: None };
@@ -304,9 +303,7 @@ async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
-    for (name, _) in files() {
-        read(&layer, &name, 0, 1 << 20).await.unwrap();
-    }
+    assert_whole(&layer).await;
     drop(layer);
     let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
     data.write_all_at(&[0; 1000], 500_000).unwrap();
@@ -314,9 +311,7 @@ async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
     // It opens the store and is killed before it comes to the layer.
     drop(Store::open(root.path(), None).unwrap());
     let layer = opened(root.path(), None, &made);
-    for (name, data) in files() {
-        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data, "{name}");
-    }
+    assert_whole(&layer).await;
 }
 
 #[tokio::test]
@@ -324,16 +319,12 @@ async fn after_an_unclean_stop_good_spans_are_not_fetched_again() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
-    for (name, _) in files() {
-        read(&layer, &name, 0, 1 << 20).await.unwrap();
-    }
+    assert_whole(&layer).await;
     drop(layer);
     another_boot(root.path());
     let reads = made.blob.reads().len();
     let layer = opened(root.path(), None, &made);
-    for (name, data) in files() {
-        assert_eq!(read(&layer, &name, 0, 1 << 20).await.unwrap(), data, "{name}");
-    }
+    assert_whole(&layer).await;
     assert_eq!(made.blob.reads().len(), reads, "their checksums hold");
 }
 
