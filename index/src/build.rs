@@ -5,18 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use oci::blob::verified;
+use oci::blob::{collect, verified};
 use oci::image::media_type::{DOCKER_LAYER, OCI_LAYER, OCI_LAYER_PREFIX};
 use oci::{ByteStream, Descriptor, Digest, Manifest, Store};
 use tokio::sync::mpsc;
-use tracing::info;
-use ztoc::{Builder, Built, Compression};
+use tracing::{debug, info};
+use ztoc::{Builder, Built, Compression, MAX_ZTOC_BYTES, Ztoc};
 
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
+use crate::prefetch::{self, Prefetch, Spans};
 
 /// Layers built side by side: enough to keep two processors busy while a third layer waits for its network.
 const LAYERS_AT_ONCE: usize = 2;
@@ -35,6 +37,11 @@ pub struct BuildOptions {
     /// what the ztocs and the index say they were built by; part of every digest
     pub build_tool: String,
     pub xattrs: XattrOptimization,
+    /// files that a container wants at its start: the spans they lie in are listed beside the ztocs
+    pub prefetch: Vec<String>,
+    /// by their layers, ztocs of this span size that the target may have from an earlier build. One that is there
+    /// and is what it should be is taken, any other built anew.
+    pub known: BTreeMap<Digest, Descriptor>,
 }
 
 /// Whether ztocs of layers without extended attributes say so.
@@ -51,9 +58,29 @@ impl Default for BuildOptions {
             min_layer_size: MIN_LAYER_SIZE,
             build_tool: ztoc::DEFAULT_BUILD_TOOL.to_owned(),
             xattrs: XattrOptimization::Off,
+            prefetch: Vec::new(),
+            known: BTreeMap::new(),
         }
     }
 }
+
+/// What goes on, for whoever shows it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// a layer's bytes begin to come
+    Begun(&'a Descriptor),
+    /// so many more of them (compressed) have come
+    Read(&'a Digest, u64),
+    /// a layer is done with; each once, however many images share it
+    Done(&'a LayerReport),
+    /// a layer's prefetch artifact
+    Prefetch { layer: &'a Digest, artifact: &'a Digest },
+    /// a file to prefetch that no layer with a ztoc has
+    NoSuchFile(&'a str),
+}
+
+/// Hears of everything, from any thread.
+pub type Observer<'a> = &'a (dyn Fn(Event<'_>) + Sync);
 
 /// What became of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +93,8 @@ pub struct LayerReport {
 pub enum Outcome {
     /// the descriptor as it stands in the index
     Ztoc(Box<Descriptor>),
+    /// the same, and it was there already
+    Known(Box<Descriptor>),
     Skipped(Skip),
 }
 
@@ -101,21 +130,31 @@ pub struct Layers<'a> {
     from: &'a dyn Store,
     to: &'a dyn Store,
     options: &'a BuildOptions,
-    done: BTreeMap<(Digest, String), Outcome>,
+    /// the files to prefetch as typed, and as a tar would name them
+    files: Vec<(String, String)>,
+    done: BTreeMap<(Digest, String), Done>,
+}
+
+/// A layer that was done with, and where in it the files to prefetch are.
+struct Done {
+    outcome: Outcome,
+    files: Vec<Option<Spans>>,
 }
 
 impl<'a> Layers<'a> {
     /// Layers come from `from`; ztocs go to `to` as soon as they are made.
     pub fn new(from: &'a dyn Store, to: &'a dyn Store, options: &'a BuildOptions) -> Layers<'a> {
-        Layers { from, to, options, done: BTreeMap::new() }
+        let files = options.prefetch.iter();
+        let files = files.filter_map(|path| Some((path.trim().to_owned(), prefetch::clean(path)?)));
+        Layers { from, to, options, files: files.collect(), done: BTreeMap::new() }
     }
 
-    /// The ztocs of an image's layers, in the order of the layers; empty where no layer gets one. `report` hears
-    /// of each layer that was not met before.
+    /// What an image's index lists: the ztocs in the order of the layers, then the prefetch artifacts in that order.
+    /// Empty where no layer gets a ztoc.
     pub async fn build(
         &mut self,
         image: &Manifest,
-        report: &(dyn Fn(&LayerReport) + Sync),
+        observer: Observer<'_>,
     ) -> Result<Vec<Descriptor>, Error> {
         let mut wanted = Vec::new();
         for layer in image.layers() {
@@ -132,60 +171,151 @@ impl<'a> Layers<'a> {
         let this = &*self;
         let mut outcomes = stream::iter(wanted)
             .map(|(layer, compression)| async move {
-                let outcome = this.one(&layer, compression).await?;
-                Ok::<_, Error>(LayerReport { layer, outcome })
+                let done = this.one(&layer, compression, observer).await?;
+                Ok::<_, Error>((layer, done))
             })
             .buffer_unordered(LAYERS_AT_ONCE);
         let mut fresh = Vec::new();
-        while let Some(layer) = outcomes.try_next().await? {
-            report(&layer);
-            fresh.push(layer);
+        while let Some((layer, done)) = outcomes.try_next().await? {
+            let report = LayerReport { layer, outcome: done.outcome };
+            observer(Event::Done(&report));
+            fresh.push((key(&report.layer), Done { outcome: report.outcome, files: done.files }));
         }
         drop(outcomes);
-        self.done.extend(fresh.into_iter().map(|report| (key(&report.layer), report.outcome)));
-        let ztocs = image.layers().iter().filter_map(|layer| match self.done.get(&key(layer)) {
-            Some(Outcome::Ztoc(ztoc)) => Some(Descriptor::clone(ztoc)),
-            Some(Outcome::Skipped(_)) | None => None,
-        });
-        Ok(ztocs.collect())
+        self.done.extend(fresh);
+        let mut entries: Vec<Descriptor> =
+            image.layers().iter().filter_map(|layer| self.ztoc(layer)).collect();
+        if !entries.is_empty() {
+            entries.extend(self.prefetch(image, observer).await?);
+        }
+        Ok(entries)
+    }
+
+    fn ztoc(&self, layer: &Descriptor) -> Option<Descriptor> {
+        match &self.done.get(&key(layer))?.outcome {
+            Outcome::Ztoc(ztoc) | Outcome::Known(ztoc) => Some(Descriptor::clone(ztoc)),
+            Outcome::Skipped(_) => None,
+        }
+    }
+
+    /// Each file is looked for from the topmost layer down, among those that have a ztoc.
+    async fn prefetch(&self, image: &Manifest, observer: Observer<'_>) -> Result<Vec<Descriptor>, Error> {
+        let mut found: BTreeMap<usize, Vec<Spans>> = BTreeMap::new();
+        for (number, (typed, _)) in self.files.iter().enumerate() {
+            let in_layer = |layer: &Descriptor| self.done.get(&key(layer))?.files.get(number).copied()?;
+            let layers = image.layers().iter().enumerate().rev();
+            match layers.filter_map(|(at, layer)| Some((at, in_layer(layer)?))).next() {
+                Some((at, spans)) => found.entry(at).or_default().push(spans),
+                None => observer(Event::NoSuchFile(typed)),
+            }
+        }
+        let mut artifacts = Vec::new();
+        for (at, spans) in found {
+            let layer = &image.layers()[at].digest;
+            let bytes = Prefetch::of(spans).encode();
+            let descriptor = prefetch::describe(&bytes, layer);
+            self.to.write_blob(&descriptor, bytes.into()).await?;
+            observer(Event::Prefetch { layer, artifact: &descriptor.digest });
+            artifacts.push(descriptor);
+        }
+        Ok(artifacts)
     }
 
     async fn one(
         &self,
         layer: &Descriptor,
         compression: Result<Compression, String>,
-    ) -> Result<Outcome, Error> {
+        observer: Observer<'_>,
+    ) -> Result<Done, Error> {
         let min = self.options.min_layer_size;
+        let skipped = |skip| Ok(Done { outcome: Outcome::Skipped(skip), files: Vec::new() });
         if layer.size < min {
-            return Ok(Outcome::Skipped(Skip::TooSmall { min }));
+            return skipped(Skip::TooSmall { min });
         }
         let compression = match compression {
             Ok(compression) => compression,
-            Err(name) => return Ok(Outcome::Skipped(Skip::Compression(name))),
+            Err(name) => return skipped(Skip::Compression(name)),
         };
+        if let Some(ztoc) = self.known(layer, compression).await {
+            let xattrs = Xattrs::of(&ztoc);
+            let (descriptor, files) = self.describe(layer, ztoc.as_bytes(), &ztoc, xattrs);
+            return Ok(Done { outcome: Outcome::Known(Box::new(descriptor)), files });
+        }
         info!(layer = %layer.digest, size = layer.size, "build ztoc");
-        let options =
-            ztoc::Options { span_size: self.options.span_size, build_tool: self.options.build_tool.clone() };
         let doing = format!("build ztoc of layer {}", layer.digest);
-        let builder = Builder::new(compression, &options).map_err(|e| failed(e, &doing))?;
+        let builder = Builder::new(compression, &self.ztoc_options()).map_err(|e| failed(e, &doing))?;
         let source = self.from.blob(layer).read_all().await?;
         let source = verified(source, layer.digest, layer.size);
-        let built = match run(builder, source, &doing).await? {
+        observer(Event::Begun(layer));
+        let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
+        let built = match run(builder, source, &doing, &heard).await? {
             Ok(built) => built,
             Err(error) => match error.kind() {
                 ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => {
-                    return Ok(Outcome::Skipped(Skip::Inexpressible(error.to_string())));
+                    return skipped(Skip::Inexpressible(error.to_string()));
                 }
                 ztoc::ErrorKind::Corrupt | ztoc::ErrorKind::Io => return Err(failed(error, &doing)),
             },
         };
-        let mut ztoc = describe_ztoc(&built.ztoc, layer, self.options.span_size);
-        let plain = !built.has_xattrs && !built.has_opaque;
-        if plain && self.options.xattrs == XattrOptimization::Annotate {
-            ztoc.annotations.insert(DISABLE_XATTRS.to_owned(), "true".to_owned());
+        let xattrs = if built.has_xattrs || built.has_opaque { Xattrs::Some } else { Xattrs::None };
+        let bytes = Bytes::from(built.ztoc);
+        let ztoc = Ztoc::open(Arc::new(bytes.clone())).map_err(|error| failed(error, &doing))?;
+        let (descriptor, files) = self.describe(layer, &bytes, &ztoc, xattrs);
+        self.to.write_blob(&descriptor, bytes).await?;
+        Ok(Done { outcome: Outcome::Ztoc(Box::new(descriptor)), files })
+    }
+
+    fn ztoc_options(&self) -> ztoc::Options {
+        ztoc::Options { span_size: self.options.span_size, build_tool: self.options.build_tool.clone() }
+    }
+
+    fn describe(
+        &self,
+        layer: &Descriptor,
+        bytes: &[u8],
+        ztoc: &Ztoc,
+        xattrs: Xattrs,
+    ) -> (Descriptor, Vec<Option<Spans>>) {
+        let mut descriptor = describe_ztoc(bytes, layer, self.options.span_size);
+        if xattrs == Xattrs::None && self.options.xattrs == XattrOptimization::Annotate {
+            descriptor.annotations.insert(DISABLE_XATTRS.to_owned(), "true".to_owned());
         }
-        self.to.write_blob(&ztoc, built.ztoc.into()).await?;
-        Ok(Outcome::Ztoc(Box::new(ztoc)))
+        let paths: Vec<String> = self.files.iter().map(|(_, clean)| clean.clone()).collect();
+        (descriptor, prefetch::spans_of(ztoc, &paths))
+    }
+
+    /// A ztoc from an earlier build, if it is there and is what would be built. Anything else is no error: it is
+    /// built.
+    async fn known(&self, layer: &Descriptor, compression: Compression) -> Option<Ztoc> {
+        let descriptor = self.options.known.get(&layer.digest)?;
+        let doing = format!("read ztoc {}", descriptor.digest);
+        let read = async {
+            let stream = self.to.blob(descriptor).read_all().await?;
+            let bytes = collect(stream, descriptor.size.min(MAX_ZTOC_BYTES), &doing).await?;
+            descriptor.verify(&bytes, &doing)?;
+            Ok::<_, oci::Error>(bytes)
+        };
+        let bytes = read.await.inspect_err(|error| debug!("build again: {error}")).ok()?;
+        let ztoc = Ztoc::open(Arc::new(bytes)).inspect_err(|error| debug!("build again: {error}")).ok()?;
+        let same = ztoc.compression() == compression
+            && ztoc.compressed_size() == layer.size
+            && ztoc.spans().span_size() == self.options.span_size
+            && ztoc.build_tool() == self.options.build_tool.as_bytes();
+        same.then_some(ztoc)
+    }
+}
+
+/// Whether a layer has anything that a consumer shows as an extended attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Xattrs {
+    Some,
+    None,
+}
+
+impl Xattrs {
+    fn of(ztoc: &Ztoc) -> Xattrs {
+        let has = ztoc.entries().any(|entry| entry.has_xattrs() || entry.name().ends_with(b".wh..wh..opq"));
+        if has { Xattrs::Some } else { Xattrs::None }
     }
 }
 
@@ -200,10 +330,11 @@ impl fmt::Debug for Layers<'_> {
 
 /// A layer through a builder. The outer error is the stream's: broken, or not the layer it should be. The stream
 /// is read to its end even after the builder has refused, so that no refusal rests on bytes that were wrong.
-async fn run(
+pub(crate) async fn run(
     mut builder: Builder,
     mut source: ByteStream,
     doing: &str,
+    heard: &(dyn Fn(u64) + Sync),
 ) -> Result<Result<Built, ztoc::Error>, Error> {
     let (sender, mut pieces) = mpsc::channel::<Bytes>(PIECES_WAITING_MAX);
     // It ends when `sender` goes, at the latest when this future is dropped.
@@ -216,6 +347,7 @@ async fn run(
     });
     let mut sender = Some(sender);
     while let Some(piece) = source.try_next().await? {
+        heard(piece.len() as u64);
         if let Some(open) = &sender
             && open.send(piece).await.is_err()
         {
@@ -226,7 +358,7 @@ async fn run(
     work.await.map_err(|cause| Error::new(ErrorKind::Io, doing).because(cause))
 }
 
-fn failed(error: ztoc::Error, doing: &str) -> Error {
+pub(crate) fn failed(error: ztoc::Error, doing: &str) -> Error {
     let kind = match error.kind() {
         ztoc::ErrorKind::Corrupt => ErrorKind::Corrupt,
         ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => ErrorKind::Unsupported,
@@ -246,7 +378,7 @@ pub fn compression_of(media_type: &str) -> Option<Compression> {
 
 /// How a layer of this media type is compressed, or the name of a compression we cannot index. A media type
 /// that is no layer's is an error: the image is of a kind we do not know.
-fn algorithm(media_type: &str) -> Result<Result<Compression, String>, Error> {
+pub(crate) fn algorithm(media_type: &str) -> Result<Result<Compression, String>, Error> {
     let (base, suffixes) = media_type.split_once('+').unwrap_or((media_type, ""));
     if let Some(rest) = base.strip_prefix("application/vnd.docker.image.rootfs.")
         && let Some(kind) = rest.strip_prefix("foreign.diff.").or_else(|| rest.strip_prefix("diff."))

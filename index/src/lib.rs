@@ -1,7 +1,8 @@
 //! An image's SOCI index: find it, build it, convert an image with it.
 //!
 //! [`convert()`] reads an image from one store and writes it, with an index for each platform, to another;
-//! [`locate()`] finds the index of an image that has one. What an index *is* stands in [`manifest`]: a small
+//! [`create()`] builds indexes beside an image that stays as it is; [`locate()`] finds the index of an image that
+//! has one, and [`verify()`] says whether a ztoc is true. What an index *is* stands in [`manifest`]: a small
 //! manifest that names, for each layer, its ztoc. The formats are those of the Go tools, digest for digest; the
 //! one place where we differ on purpose is told in [`rewrite`].
 //!
@@ -11,7 +12,15 @@
 
 pub mod convert;
 
+pub mod create;
+
+pub mod verify;
+
+pub mod source;
+
 pub mod build;
+
+pub mod prefetch;
 
 pub mod locate;
 
@@ -21,8 +30,14 @@ pub mod manifest;
 
 pub mod error;
 
-pub use build::{BuildOptions, LayerReport, Outcome, Skip, XattrOptimization, compression_of};
-pub use convert::{ConvertOptions, Platforms, Report, Route, convert};
+pub use build::{
+    BuildOptions, Event, LayerReport, Observer, Outcome, Skip, XattrOptimization, compression_of,
+};
+pub use convert::{ConvertOptions, Indexed, Report, Route, convert};
+pub use create::{Created, create};
 pub use error::{Error, ErrorKind};
 pub use locate::{Source, Sources, locate};
 pub use manifest::{SociIndex, Version};
+pub use prefetch::Prefetch;
+pub use source::{Missing, Platforms};
+pub use verify::{Verdict, verify};

@@ -30,6 +30,14 @@ pub struct NewIndex {
     pub bytes: Vec<u8>,
 }
 
+impl NewIndex {
+    pub fn descriptor(&self) -> Descriptor {
+        let mut descriptor = Descriptor::of(OCI_MANIFEST, &self.bytes);
+        descriptor.artifact_type = ARTIFACT_V2.to_owned();
+        descriptor
+    }
+}
+
 /// Everything to be written, in that order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewritten {
@@ -37,6 +45,8 @@ pub struct Rewritten {
     pub manifests: Vec<(Descriptor, Vec<u8>)>,
     /// the image index, last
     pub index: (Descriptor, Vec<u8>),
+    /// what each manifest's digest became
+    pub renamed: BTreeMap<Digest, Digest>,
 }
 
 /// The image index to work on where the source is one manifest.
@@ -90,7 +100,7 @@ pub fn rewrite(mut index: Index, manifests: &BTreeMap<Digest, Manifest>, built: 
     index.media_type = OCI_INDEX.to_owned();
     index.manifests = Some(entries);
     let bytes = canonical_json(&index);
-    Rewritten { manifests: written, index: (Descriptor::of(OCI_INDEX, &bytes), bytes) }
+    Rewritten { manifests: written, index: (Descriptor::of(OCI_INDEX, &bytes), bytes), renamed }
 }
 
 fn rewrite_manifest(mut manifest: Manifest, soci: Option<&NewIndex>) -> (Vec<u8>, BTreeMap<String, String>) {
@@ -105,10 +115,9 @@ fn rewrite_manifest(mut manifest: Manifest, soci: Option<&NewIndex>) -> (Vec<u8>
 
 fn describe(new: &NewIndex, renamed: &BTreeMap<Digest, Digest>) -> Descriptor {
     let image = renamed.get(&new.image).unwrap_or(&new.image);
-    let mut descriptor = Descriptor::of(OCI_MANIFEST, &new.bytes);
+    let mut descriptor = new.descriptor();
     descriptor.annotations.insert(IMAGE_MANIFEST_DIGEST.to_owned(), image.to_string());
     descriptor.platform = Some(new.platform.clone());
-    descriptor.artifact_type = ARTIFACT_V2.to_owned();
     descriptor
 }
 

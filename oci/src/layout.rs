@@ -1,59 +1,48 @@
-//! An OCI image layout: a folder with `oci-layout`, `index.json` and one file a blob. Names are the annotation
-//! `org.opencontainers.image.ref.name` of `index.json`'s entries.
+//! An OCI image layout: `oci-layout`, `index.json` and one file a blob, in a folder or in a tar. Names are the
+//! annotation `org.opencontainers.image.ref.name` of `index.json`'s entries.
 //!
-//! Every file is written beside its place, synced, and moved there, so that a reader sees all of it or nothing;
-//! `index.json` is written last. Two writers of one layout at a time lose each other's names, not content. What
-//! is read is as hostile here as from a registry: manifests are bounded and compared with their digests.
+//! In a folder every file is written beside its place, synced, and moved there, so that a reader sees all of it or
+//! nothing; `index.json` is written last. Two writers of one layout at a time lose each other's names, not content.
+//! A tar is written anew, and there is nothing of it before its tag is written. What is read is as hostile here as
+//! from a registry: manifests are bounded and compared with their digests.
+
+mod archive;
+mod names;
+mod place;
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::{TryStreamExt, stream};
+use futures::stream;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
 
+use self::archive::Archive;
+use self::names::Found;
+use self::place::{Place, blocking, draft_beside, pieces};
 use crate::blob::{Blob, BoxFuture, ByteStream, collect, verified};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
-use crate::image::{Descriptor, Index, canonical_json, media_type};
+use crate::image::{Descriptor, Index, Manifest, canonical_json, media_type};
 use crate::store::{MANIFEST_BYTES_MAX, Origin, Store};
 
-/// The annotation of a name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The version of the layout, the only one there is.
 const LAYOUT_VERSION: &str = "1.0.0";
-/// Bytes of a blob read at once.
-const PIECE_BYTES: u64 = 1 << 20;
+const MARKER: &str = "oci-layout";
+const INDEX: &str = "index.json";
 
-/// A layout in a folder. As a [`Store`], a tag is a name, and the empty tag the only entry or the one without name.
+/// A layout. As a [`Store`], a tag is a name; the empty tag is the only image, or the one without a name, or, where
+/// `index.json` lists platforms and no names, the image index that it is itself.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    folder: PathBuf,
-    drafts: Arc<AtomicU64>,
+    place: Place,
 }
 
 impl Layout {
-    /// A layout that is there. `NotFound` where it is not, `Unsupported` where it is of another version.
+    /// A layout that is there, in a folder. `NotFound` where it is not, `Unsupported` where it is of another version.
     pub async fn open(folder: impl Into<PathBuf>) -> Result<Layout, Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Marker {
-            image_layout_version: String,
-        }
-        let layout = Layout { folder: folder.into(), drafts: Arc::default() };
-        let doing = format!("open OCI layout {}", layout.folder.display());
-        let bytes = layout.read(&layout.folder.join("oci-layout"), &doing).await?;
-        let marker: Marker = serde_json::from_slice(&bytes)
-            .map_err(|cause| Error::new(ErrorKind::Corrupt, &doing).because(cause))?;
-        if marker.image_layout_version == LAYOUT_VERSION {
-            return Ok(layout);
-        }
-        let why = format!("its version is {:?}", marker.image_layout_version);
-        Err(Error::new(ErrorKind::Unsupported, doing).because(why))
+        Layout { place: Place::Folder(folder.into()) }.checked().await
     }
 
     /// The same, made where it is not there yet.
@@ -66,81 +55,152 @@ impl Layout {
         let doing = format!("create OCI layout {}", folder.display());
         let blobs = folder.join("blobs").join("sha256");
         tokio::fs::create_dir_all(&blobs).await.map_err(|cause| Error::io(doing, cause))?;
-        let layout = Layout { folder, drafts: Arc::default() };
+        let layout = Layout { place: Place::Folder(folder) };
         layout.write_index(&empty_index()).await?;
-        let marker = format!("{{\"imageLayoutVersion\":\"{LAYOUT_VERSION}\"}}");
-        layout.put(&layout.folder.join("oci-layout"), once(marker.into())).await?;
+        layout.write_marker().await?;
         Ok(layout)
     }
 
-    fn path(&self, digest: &Digest) -> PathBuf {
-        self.folder.join("blobs").join(digest.algorithm()).join(digest.hex())
+    /// A layout that is there, in a tar that is not compressed.
+    pub async fn open_archive(file: impl Into<PathBuf>) -> Result<Layout, Error> {
+        let file = file.into();
+        let archive = blocking("open OCI archive", move || Archive::open(&file)).await?;
+        Layout { place: Place::Archive(Arc::new(archive)) }.checked().await
     }
 
-    async fn read(&self, path: &Path, doing: &str) -> Result<Bytes, Error> {
-        let file = tokio::fs::File::open(path).await.map_err(|cause| Error::io(doing, cause))?;
-        let blob = Arc::new(file.into_std().await);
-        let size = blob.metadata().map_err(|cause| Error::io(doing, cause))?.len();
-        collect(pieces(blob, 0..size, doing.to_owned()), MANIFEST_BYTES_MAX, doing).await
+    /// A new one, in a tar that takes the place of `file` when its tag is written.
+    pub async fn create_archive(file: impl Into<PathBuf>) -> Result<Layout, Error> {
+        let file = file.into();
+        let archive =
+            blocking("create OCI archive", move || Archive::create(&file, draft_beside(&file))).await?;
+        Ok(Layout { place: Place::Archive(Arc::new(archive)) })
+    }
+
+    /// What refers to a manifest and is of this artifact type, in the order in which it was listed.
+    pub async fn referrers(&self, digest: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>, Error> {
+        let doing = format!("list referrers of {digest} in {}", self.name());
+        let index = self.read_index().await?;
+        let mut found = Vec::new();
+        for entry in names::artifacts(&index, artifact_type) {
+            let manifest = Manifest::parse(&self.read_manifest(entry).await?, &doing)?;
+            if manifest.subject.is_some_and(|subject| subject.digest == *digest) {
+                found.push(entry.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes a blob away, and its mention in `index.json`; nothing to do where it is not there.
+    pub async fn remove(&self, digest: &Digest) -> Result<(), Error> {
+        let doing = format!("remove {digest} from {}", self.name());
+        let Place::Folder(folder) = &self.place else {
+            let error = Error::new(ErrorKind::Unsupported, doing);
+            return Err(error.because("an archive cannot be changed"));
+        };
+        let mut index = self.read_index().await?;
+        let entries = index.manifests.get_or_insert_default();
+        let before = entries.len();
+        entries.retain(|entry| entry.digest != *digest);
+        if entries.len() < before {
+            self.write_index(&index).await?;
+        }
+        match tokio::fs::remove_file(folder.join(file_of(digest))).await {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::io(doing, cause)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The digests of all blobs, in no order.
+    pub async fn blobs(&self) -> Result<Vec<Digest>, Error> {
+        let doing = format!("list blobs of {}", self.name());
+        let Place::Folder(folder) = &self.place else {
+            let error = Error::new(ErrorKind::Unsupported, doing);
+            return Err(error.because("it is an archive"));
+        };
+        let folder = folder.join("blobs").join("sha256");
+        let io = |cause| Error::io(&doing, cause);
+        let mut entries = tokio::fs::read_dir(folder).await.map_err(io)?;
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next_entry().await.map_err(io)? {
+            found.extend(format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>());
+        }
+        Ok(found)
+    }
+
+    /// A blob in memory, compared with its digest; larger than `limit` is `Corrupt`.
+    pub async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Bytes, Error> {
+        let name = file_of(digest);
+        let doing = format!("read {}", self.place.say(&name));
+        let (file, range) = self.place.open(&name, &doing).await?;
+        let bytes = collect(pieces(file, range, doing.clone()), limit, &doing).await?;
+        digest.verify(&bytes, &doing)?;
+        Ok(bytes)
+    }
+
+    async fn checked(self) -> Result<Layout, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Marker {
+            image_layout_version: String,
+        }
+        let doing = format!("open OCI layout {}", self.name());
+        let bytes = self.read(MARKER, &doing).await?;
+        let marker: Marker = serde_json::from_slice(&bytes)
+            .map_err(|cause| Error::new(ErrorKind::Corrupt, &doing).because(cause))?;
+        if marker.image_layout_version == LAYOUT_VERSION {
+            return Ok(self);
+        }
+        let why = format!("its version is {:?}", marker.image_layout_version);
+        Err(Error::new(ErrorKind::Unsupported, doing).because(why))
+    }
+
+    async fn read(&self, name: &str, doing: &str) -> Result<Bytes, Error> {
+        let (file, range) = self.place.open(name, doing).await?;
+        collect(pieces(file, range, doing.to_owned()), MANIFEST_BYTES_MAX, doing).await
     }
 
     async fn read_index(&self) -> Result<Index, Error> {
-        let path = self.folder.join("index.json");
-        let doing = format!("read {}", path.display());
-        Index::parse(&self.read(&path, &doing).await?, &doing)
+        let doing = format!("read {}", self.place.say(INDEX));
+        match self.read(INDEX, &doing).await {
+            Ok(bytes) => Index::parse(&bytes, &doing),
+            // An archive that is being written has none yet.
+            Err(error) if self.is_draft() && error.kind() == ErrorKind::NotFound => Ok(empty_index()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_draft(&self) -> bool {
+        matches!(&self.place, Place::Archive(archive) if archive.member(MARKER).is_none())
     }
 
     async fn write_index(&self, index: &Index) -> Result<(), Error> {
-        self.put(&self.folder.join("index.json"), once(canonical_json(index).into())).await
+        self.put(INDEX, canonical_json(index).into()).await
     }
 
-    /// A file, whole or not at all.
-    async fn put(&self, path: &Path, mut source: ByteStream) -> Result<(), Error> {
-        let doing = format!("write {}", path.display());
-        let io = |cause| Error::io(&doing, cause);
-        let number = self.drafts.fetch_add(1, Ordering::Relaxed);
-        let draft = self.folder.join(format!(".draft-{}-{number}", std::process::id()));
-        let written = async {
-            let mut file = tokio::fs::File::create(&draft).await.map_err(io)?;
-            while let Some(piece) = source.try_next().await? {
-                file.write_all(&piece).await.map_err(io)?;
-            }
-            file.flush().await.map_err(io)?;
-            file.sync_all().await.map_err(io)?;
-            tokio::fs::rename(&draft, path).await.map_err(io)
-        };
-        let written = written.await;
-        if written.is_err() {
-            // What is left of a draft harms nobody; the first error is the one to tell.
-            let _ = tokio::fs::remove_file(&draft).await;
-        }
-        written
+    async fn write_marker(&self) -> Result<(), Error> {
+        let marker = format!("{{\"imageLayoutVersion\":\"{LAYOUT_VERSION}\"}}");
+        self.put(MARKER, marker.into()).await
+    }
+
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<(), Error> {
+        let size = bytes.len() as u64;
+        self.place.put(name, size, Box::pin(stream::once(std::future::ready(Ok(bytes))))).await
     }
 
     async fn find(&self, name: &str) -> Result<Descriptor, Error> {
-        let doing = format!("find image {name:?} in {}", self.folder.display());
-        let entries = self.read_index().await?.manifests.unwrap_or_default();
-        let by_digest: Option<Digest> = name.parse().ok();
-        let fits = |entry: &&Descriptor| {
-            by_digest == Some(entry.digest)
-                || entry.annotations.get(REF_NAME).map_or("", String::as_str) == name
+        let doing = format!("find image {name:?} in {}", self.name());
+        let digest = match names::find(&self.read_index().await?, name) {
+            Found::Entry(entry) => return Ok(*entry),
+            Found::Whole => {
+                return Ok(Descriptor::of(media_type::OCI_INDEX, &self.read(INDEX, &doing).await?));
+            }
+            Found::Nothing(names) => {
+                let why = format!("its names are: {}", names.join(", "));
+                return Err(Error::new(ErrorKind::NotFound, doing).because(why));
+            }
+            Found::Unlisted(digest) => digest,
         };
-        let found = entries.iter().find(fits).or_else(|| match (&entries[..], name) {
-            ([only], "") => Some(only),
-            _ => None,
-        });
-        if let Some(found) = found {
-            // What is said about an image in its folder is not part of the image.
-            return Ok(Descriptor { annotations: Default::default(), ..found.clone() });
-        }
-        let Some(digest) = by_digest else {
-            let names: Vec<&str> =
-                entries.iter().filter_map(|e| Some(e.annotations.get(REF_NAME)?.as_str())).collect();
-            let why = format!("its names are: {}", names.join(", "));
-            return Err(Error::new(ErrorKind::NotFound, doing).because(why));
-        };
-        let bytes = self.read(&self.path(&digest), &doing).await?;
-        digest.verify(&bytes, &doing)?;
+        let bytes = self.read_blob(&digest, MANIFEST_BYTES_MAX).await?;
         let media_type =
             media_type::of_document(&bytes).ok_or_else(|| Error::new(ErrorKind::Unsupported, doing))?;
         Ok(Descriptor::of(media_type, &bytes))
@@ -149,7 +209,7 @@ impl Layout {
 
 impl Store for Layout {
     fn name(&self) -> String {
-        self.folder.display().to_string()
+        self.place.path().display().to_string()
     }
 
     fn origin(&self) -> Option<Origin> {
@@ -162,25 +222,30 @@ impl Store for Layout {
 
     fn read_manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(async move {
-            let doing = format!("read manifest {} in {}", descriptor.digest, self.folder.display());
-            let bytes = self.read(&self.path(&descriptor.digest), &doing).await?;
+            let doing = format!("read manifest {} in {}", descriptor.digest, self.name());
+            let bytes = match self.read(&file_of(&descriptor.digest), &doing).await {
+                // It may be the image index that `index.json` is itself.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let whole = self.read(INDEX, &doing).await?;
+                    if Digest::sha256(&whole) != descriptor.digest {
+                        return Err(error);
+                    }
+                    whole
+                }
+                read => read?,
+            };
             descriptor.verify(&bytes, &doing)?;
             Ok(bytes)
         })
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
-        let path = self.path(&descriptor.digest);
-        Arc::new(FileBlob { path, digest: descriptor.digest, size: descriptor.size })
+        let Descriptor { digest, size, .. } = *descriptor;
+        Arc::new(FileBlob { place: self.place.clone(), name: file_of(&digest), digest, size })
     }
 
     fn has_blob<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(async move {
-            let path = self.path(&descriptor.digest);
-            tokio::fs::try_exists(&path)
-                .await
-                .map_err(|e| Error::io(format!("look for {}", path.display()), e))
-        })
+        Box::pin(async move { self.place.has(&file_of(&descriptor.digest)).await })
     }
 
     fn write_blob<'a>(
@@ -190,7 +255,11 @@ impl Store for Layout {
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             descriptor.verify(&bytes, &format!("write blob {}", descriptor.digest))?;
-            self.put(&self.path(&descriptor.digest), once(bytes)).await
+            // In an archive a member twice is a member too many.
+            if matches!(self.place, Place::Archive(_)) && self.has_blob(descriptor).await? {
+                return Ok(());
+            }
+            self.put(&file_of(&descriptor.digest), bytes).await
         })
     }
 
@@ -205,7 +274,7 @@ impl Store for Layout {
             }
             let source = from.blob(descriptor).read_all().await?;
             let source = verified(source, descriptor.digest, descriptor.size);
-            self.put(&self.path(&descriptor.digest), source).await
+            self.place.put(&file_of(&descriptor.digest), descriptor.size, source).await
         })
     }
 
@@ -217,6 +286,19 @@ impl Store for Layout {
         self.write_blob(descriptor, bytes)
     }
 
+    fn write_referrer<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            self.write_blob(descriptor, bytes).await?;
+            let mut index = self.read_index().await?;
+            names::list(&mut index, descriptor);
+            self.write_index(&index).await
+        })
+    }
+
     fn write_tag<'a>(
         &'a self,
         tag: &'a str,
@@ -226,23 +308,25 @@ impl Store for Layout {
         Box::pin(async move {
             self.write_blob(descriptor, bytes).await?;
             let mut index = self.read_index().await?;
-            let mut entry =
-                Descriptor::new(descriptor.media_type.clone(), descriptor.digest, descriptor.size);
-            if !tag.is_empty() {
-                entry.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
-            }
-            let entries = index.manifests.get_or_insert_default();
-            entries.retain(|old| old.annotations.get(REF_NAME).map_or("", String::as_str) != tag);
-            entries.push(entry);
-            self.write_index(&index).await
+            names::name(&mut index, tag, descriptor);
+            self.write_index(&index).await?;
+            let Place::Archive(archive) = self.place.clone() else { return Ok(()) };
+            self.write_marker().await?;
+            blocking("write OCI archive", move || archive.finish()).await
         })
     }
 }
 
-/// A blob that is a file.
+/// Where a blob lies in a layout.
+fn file_of(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// A blob that is a file, or part of one.
 #[derive(Debug)]
 struct FileBlob {
-    path: PathBuf,
+    place: Place,
+    name: String,
     digest: Digest,
     size: u64,
 }
@@ -258,48 +342,23 @@ impl Blob for FileBlob {
 
     fn read_range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(async move {
-            let doing = format!("read {}", self.path.display());
+            let doing = format!("read {}", self.place.say(&self.name));
             if range.start > range.end || range.end > self.size {
                 let why = format!("the blob has {} bytes, asked for {range:?}", self.size);
                 return Err(Error::new(ErrorKind::Invalid, doing).because(why));
             }
-            let file = tokio::fs::File::open(&self.path).await.map_err(|cause| Error::io(&doing, cause))?;
-            Ok(pieces(Arc::new(file.into_std().await), range, doing))
+            let (file, whole) = self.place.open(&self.name, &doing).await?;
+            if range.end > whole.end - whole.start {
+                let error = Error::new(ErrorKind::Corrupt, doing);
+                return Err(error.because("the file is shorter than its blob"));
+            }
+            Ok(pieces(file, whole.start + range.start..whole.start + range.end, doing))
         })
     }
 
     fn read_all(&self) -> BoxFuture<'_, Result<ByteStream, Error>> {
         self.read_range(0..self.size)
     }
-}
-
-/// A range of a file, piece by piece; a file that is shorter is `Corrupt`.
-fn pieces(file: Arc<std::fs::File>, range: Range<u64>, doing: String) -> ByteStream {
-    Box::pin(stream::try_unfold(range, move |range| {
-        let (file, doing) = (file.clone(), doing.clone());
-        async move {
-            if range.is_empty() {
-                return Ok(None);
-            }
-            let end = range.end.min(range.start + PIECE_BYTES);
-            let read = tokio::task::spawn_blocking(move || {
-                let mut bytes = vec![0; (end - range.start) as usize];
-                file.read_exact_at(&mut bytes, range.start).map(|()| Bytes::from(bytes))
-            });
-            let read = read.await.map_err(|cause| Error::new(ErrorKind::Io, &doing).because(cause))?;
-            let bytes = read.map_err(|cause| match cause.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
-                    Error::new(ErrorKind::Corrupt, &doing).because("the file is shorter than its blob")
-                }
-                _ => Error::io(&doing, cause),
-            })?;
-            Ok(Some((bytes, end..range.end)))
-        }
-    }))
-}
-
-fn once(bytes: Bytes) -> ByteStream {
-    Box::pin(stream::once(std::future::ready(Ok(bytes))))
 }
 
 fn empty_index() -> Index {

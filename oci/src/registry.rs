@@ -22,7 +22,7 @@ use reqwest::{Method, Response, StatusCode, Url};
 use crate::blob::{Blob, BoxFuture, collect};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
-use crate::image::{Descriptor, Index, media_type};
+use crate::image::{Descriptor, Index, Manifest, canonical_json, media_type};
 use crate::reference::Reference;
 use crate::store::{MANIFEST_BYTES_MAX, Origin, Store};
 
@@ -33,6 +33,7 @@ pub use http::{Client, ClientOptions};
 use self::auth::Auth;
 use self::hosts::Endpoint;
 use self::http::content_length;
+use self::push::Subject;
 use self::remote_blob::RemoteBlob;
 use self::session::Session;
 
@@ -148,12 +149,42 @@ impl Registry {
     }
 
     async fn tagged_referrers(&self, digest: &Digest, doing: &str) -> Result<Vec<Descriptor>, Error> {
-        let tag = format!("{}-{}", digest.algorithm(), digest.hex());
-        match self.manifest(&tag).await {
+        match self.manifest(&referrers_tag(digest)).await {
             Ok((_, bytes)) => Ok(Index::parse(&bytes, doing)?.manifests.unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error.within(doing)),
         }
+    }
+
+    /// Where the registry keeps no list of referrers, its clients keep one under a tag (distribution specification,
+    /// referrers tag schema). Of two that write it at a time one may be lost; the specification knows no better.
+    async fn tag_referrer(&self, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Error> {
+        let doing = format!("list {} as a referrer in {}", descriptor.digest, self.session.name());
+        let manifest = Manifest::parse(bytes, &doing)?;
+        let Some(subject) = manifest.subject else { return Ok(()) };
+        let mut listed = self.tagged_referrers(&subject.digest, &doing).await?;
+        if listed.iter().any(|other| other.digest == descriptor.digest) {
+            return Ok(());
+        }
+        let mut entry = Descriptor::new(descriptor.media_type.clone(), descriptor.digest, descriptor.size);
+        entry.annotations = manifest.annotations;
+        entry.artifact_type = if manifest.artifact_type.is_empty() {
+            manifest.config.media_type
+        } else {
+            manifest.artifact_type
+        };
+        listed.push(entry);
+        let index = Index {
+            schema_version: 2,
+            media_type: media_type::OCI_INDEX.to_owned(),
+            artifact_type: String::new(),
+            manifests: Some(listed),
+            subject: None,
+            annotations: Default::default(),
+        };
+        let bytes = canonical_json(&index);
+        let index = Descriptor::of(media_type::OCI_INDEX, &bytes);
+        self.write_tag(&referrers_tag(&subject.digest), &index, bytes.into()).await
     }
 
     fn manifest_phrase(&self, tag_or_digest: &str) -> String {
@@ -240,7 +271,22 @@ impl Store for Registry {
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            push::write_manifest(&self.session, &descriptor.digest.to_string(), descriptor, bytes).await
+            let target = descriptor.digest.to_string();
+            push::write_manifest(&self.session, &target, descriptor, bytes).await.map(drop)
+        })
+    }
+
+    fn write_referrer<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let target = descriptor.digest.to_string();
+            match push::write_manifest(&self.session, &target, descriptor, bytes.clone()).await? {
+                Subject::Noted => Ok(()),
+                Subject::Unnoted => self.tag_referrer(descriptor, &bytes).await,
+            }
         })
     }
 
@@ -250,8 +296,13 @@ impl Store for Registry {
         descriptor: &'a Descriptor,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(push::write_manifest(&self.session, tag, descriptor, bytes))
+        Box::pin(async move { push::write_manifest(&self.session, tag, descriptor, bytes).await.map(drop) })
     }
+}
+
+/// The tag that stands in for the referrers API.
+fn referrers_tag(digest: &Digest) -> String {
+    format!("{}-{}", digest.algorithm(), digest.hex())
 }
 
 /// Without parameters; empty where there is none.

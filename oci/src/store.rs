@@ -65,6 +65,14 @@ pub trait Store: Send + Sync + Debug {
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), Error>>;
 
+    /// The same, for a manifest with a subject: whoever asks what refers to the subject finds it from now on. The
+    /// descriptor says its artifact type.
+    fn write_referrer<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
     /// The same, and the tag points to it from now on.
     fn write_tag<'a>(
         &'a self,

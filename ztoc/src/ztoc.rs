@@ -5,6 +5,7 @@
 //! overlap. Names, links and windows are read from the bytes each time they are asked for; should those bytes
 //! change under us, what comes back is wrong (empty, or other bytes), but nothing panics.
 
+mod compare;
 mod entry;
 mod inflate;
 

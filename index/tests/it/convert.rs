@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use index::{ConvertOptions, ErrorKind, Outcome, Platforms, Route, XattrOptimization, convert};
+use index::{
+    ConvertOptions, ErrorKind, Event, Missing, Outcome, Platforms, Route, XattrOptimization, convert,
+};
 use oci::image::media_type::{DOCKER_LIST, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use oci::testing::MemoryStore;
 use oci::{Descriptor, Digest, Index, Manifest, Platform, Store, canonical_json};
 
-use crate::images::{config, example, gzip, image, layer, manifest, options, run, tar};
+use crate::images::{config, example, gzip, image, layer, manifest, options, run, soci_of, tar};
 
 const CONVERTED: &str = "sha256:9728721189b12f18b7e1c26c8c22549b20fec7d96c2d68ee6c1e04f24e235e25";
 const SOCI: &str = "sha256:81cea9e3b637c735d61111dbb26a21f71c3094daa92d5a6b618624113553e239";
@@ -27,7 +29,10 @@ async fn example_by_digest() {
     assert_eq!(report.image.digest.to_string(), CONVERTED);
     assert_eq!(report.image.size, 801);
     assert_eq!(report.platforms.len(), 1);
-    assert_eq!(report.platforms[0].1.unwrap().to_string(), SOCI);
+    let indexed = report.platforms[0].1.clone().unwrap();
+    assert_eq!(indexed.index.digest.to_string(), SOCI);
+    assert_eq!(indexed.image.0, source.digest);
+    assert!(to.manifest(&indexed.image.1).is_some());
     assert!(to.has(&ZTOC.parse().unwrap()));
     assert_eq!(to.tag("converted"), Some(report.image.digest));
     // What is pointed to comes before what points to it, and the tag last.
@@ -188,9 +193,11 @@ async fn outcomes(layers: &[(&str, Vec<u8>)], min: u64) -> (Result<(), ErrorKind
     options.build.min_layer_size = min;
     let told = Mutex::new(Vec::new());
     let route = Route { from: &store, source: "image", to: &store, tag: "converted" };
-    let result = convert(route, &options, &|report| {
+    let result = convert(route, &options, &|event| {
+        let Event::Done(report) = event else { return };
         told.lock().unwrap().push(match &report.outcome {
             Outcome::Ztoc(_) => "ztoc".to_owned(),
+            Outcome::Known(_) => "known".to_owned(),
             Outcome::Skipped(skip) => skip.to_string(),
         });
     })
@@ -236,7 +243,7 @@ async fn same_layer_twice_is_listed_twice() {
     let twice = layer(&store, "hello.txt");
     image(&store, "image", vec![twice.clone(), twice]);
     let report = run(&store, "image", &store, &options()).await.unwrap();
-    let soci = store.manifest(&report.platforms[0].1.unwrap()).unwrap();
+    let soci = store.manifest(&soci_of(&report)).unwrap();
     assert_eq!(Manifest::parse(&soci, "test").unwrap().layers().len(), 2);
 }
 
@@ -247,9 +254,48 @@ async fn xattr_optimization() {
     let mut options = options();
     options.build.xattrs = XattrOptimization::Annotate;
     let report = run(&store, "example", &store, &options).await.unwrap();
-    let soci = store.manifest(&report.platforms[0].1.unwrap()).unwrap();
+    let soci = store.manifest(&soci_of(&report)).unwrap();
     let ztoc = Manifest::parse(&soci, "test").unwrap().layers()[0].clone();
     assert!(index::manifest::disables_xattrs(&ztoc));
+}
+
+/// One platform of two was copied into a folder: the other one's manifest is not there.
+#[tokio::test]
+async fn what_is_missing_stays_or_goes() {
+    let store = MemoryStore::new();
+    let (amd64, _) = list(&store);
+    store.remove(&amd64.digest);
+    let arm = ConvertOptions { missing: Missing::Drop, ..these(&["linux/arm64"]) };
+    let report = run(&store, "list", &store, &arm).await.unwrap();
+    let found = entries(&store, &report.image.digest);
+    let platforms: Vec<String> = found.iter().map(|e| e.platform.as_ref().unwrap().to_string()).collect();
+    assert_eq!(platforms, ["linux/arm64", "unknown/unknown", "linux/arm64"]);
+
+    // Of one manifest that is left, it is as if it had been alone.
+    let store = MemoryStore::new();
+    list(&store);
+    let index = Index::parse(&store.manifest(&store.tag("list").unwrap()).unwrap(), "test").unwrap();
+    for gone in [0, 2] {
+        store.remove(&index.manifests()[gone].digest);
+    }
+    let all = ConvertOptions { missing: Missing::Drop, ..options() };
+    let report = run(&store, "list", &store, &all).await.unwrap();
+    let found = entries(&store, &report.image.digest);
+    assert_eq!(found.len(), 2);
+    let alone = store.manifest(&index.manifests()[1].digest).unwrap();
+    let (from, to) = (MemoryStore::new(), MemoryStore::new());
+    for layer in Manifest::parse(&alone, "test").unwrap().layers() {
+        from.copy_blob(layer, &store).await.unwrap();
+    }
+    from.copy_blob(&Manifest::parse(&alone, "test").unwrap().config, &store).await.unwrap();
+    from.add_manifest(OCI_MANIFEST, alone);
+    from.add_tag("alone", index.manifests()[1].digest);
+    let expected = run(&from, "alone", &to, &options()).await.unwrap();
+    assert_eq!(expected.image, report.image);
+
+    store.remove(&index.manifests()[1].digest);
+    let error = run(&store, "list", &store, &all).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Images made by hand: the layer of the format's test vector V1, and layers like it.
 
-use index::{BuildOptions, ConvertOptions, Error, Platforms, Report, Route, convert};
+use index::{BuildOptions, ConvertOptions, Error, Missing, Platforms, Report, Route, convert};
 use oci::image::media_type::{OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST};
 use oci::testing::MemoryStore;
 use oci::{Descriptor, Digest, Manifest, Platform, Store, canonical_json};
@@ -93,7 +93,7 @@ pub(crate) fn example(store: &MemoryStore) -> Descriptor {
 /// Every layer is big enough, and every platform wanted.
 pub(crate) fn options() -> ConvertOptions {
     let build = BuildOptions { min_layer_size: 0, ..BuildOptions::default() };
-    ConvertOptions { platforms: Platforms::All, build }
+    ConvertOptions { platforms: Platforms::All, missing: Missing::Keep, build }
 }
 
 pub(crate) async fn run(
@@ -103,4 +103,9 @@ pub(crate) async fn run(
     options: &ConvertOptions,
 ) -> Result<Report, Error> {
     convert(Route { from, source, to, tag: "converted" }, options, &|_| {}).await
+}
+
+/// The SOCI index of the first platform.
+pub(crate) fn soci_of(report: &Report) -> Digest {
+    report.platforms[0].1.as_ref().unwrap().index.digest
 }

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod convert;
+mod create;
 mod images;
 mod locate;
 mod manifest;
+mod prefetch;
 mod registries;
+mod verify;

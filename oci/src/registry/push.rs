@@ -237,13 +237,22 @@ async fn patch(session: &Session, descriptor: &Descriptor, to: Url, piece: Piece
     location(&answer, &request.doing)
 }
 
+/// What a registry made of a manifest's subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// whoever asks for its referrers is told of the manifest
+    Noted,
+    /// there was none, or the registry knows nothing of referrers
+    Unnoted,
+}
+
 /// `target`: a tag, or the digest.
 pub(super) async fn write_manifest(
     session: &Session,
     target: &str,
     descriptor: &Descriptor,
     bytes: Bytes,
-) -> Result<(), Error> {
+) -> Result<Subject, Error> {
     let separator = if target.contains(':') { '@' } else { ':' };
     let doing = format!("push manifest to {}{separator}{target}", session.name());
     descriptor.verify(&bytes, &doing)?;
@@ -257,13 +266,12 @@ pub(super) async fn write_manifest(
         return Err(session.client.refusal(answer.response, &request.doing).await);
     }
     // A registry that stored something else under a tag would be found out only by readers.
-    match super::announced_digest(answer.response.headers()) {
-        Some(stored) if stored != descriptor.digest => {
-            let why = format!("the registry stored {stored}, sent was {}", descriptor.digest);
-            Err(Error::new(ErrorKind::Corrupt, &request.doing).because(why))
-        }
-        _ => Ok(()),
+    let headers = answer.response.headers();
+    if let Some(stored) = super::announced_digest(headers).filter(|stored| *stored != descriptor.digest) {
+        let why = format!("the registry stored {stored}, sent was {}", descriptor.digest);
+        return Err(Error::new(ErrorKind::Corrupt, &request.doing).because(why));
     }
+    Ok(if headers.contains_key("oci-subject") { Subject::Noted } else { Subject::Unnoted })
 }
 
 fn location(answer: &Answer, doing: &str) -> Result<Url, Error> {

@@ -359,7 +359,14 @@ impl State {
             let entry = (media_type, Bytes::from(request.body.clone()));
             self.manifests.insert((repository.to_owned(), digest.to_string()), entry.clone());
             self.manifests.insert((repository.to_owned(), name.to_owned()), entry);
-            let created = Answer::new(201);
+            let subject = crate::image::Manifest::parse(&request.body, "read manifest")
+                .ok()
+                .and_then(|manifest| manifest.subject)
+                .filter(|_| !self.rules.no_referrers);
+            let mut created = Answer::new(201);
+            if let Some(subject) = subject {
+                created = created.with("oci-subject", subject.digest.to_string());
+            }
             if self.rules.discourteous {
                 return created;
             }

@@ -146,7 +146,7 @@ impl Store for MemoryStore {
     }
 
     fn has_blob<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<bool, Error>> {
-        let has = self.state().blobs.contains_key(&descriptor.digest);
+        let has = self.has(&descriptor.digest);
         Box::pin(std::future::ready(Ok(has)))
     }
 
@@ -185,6 +185,14 @@ impl Store for MemoryStore {
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(std::future::ready(self.put_manifest(None, descriptor, bytes)))
+    }
+
+    fn write_referrer<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        self.write_manifest(descriptor, bytes)
     }
 
     fn write_tag<'a>(

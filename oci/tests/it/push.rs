@@ -35,6 +35,40 @@ async fn blobs_and_manifests() {
 }
 
 #[tokio::test]
+async fn referrers_are_found_whatever_the_registry_knows() {
+    for no_referrers in [false, true] {
+        let server = TestRegistry::start(Rules { no_referrers, ..Rules::default() }).await.unwrap();
+        let registry = repository(&server, "a");
+        let subject = server.add_manifest("a", "t", OCI_MANIFEST, br#"{"schemaVersion":2}"#);
+        let mut written = Vec::new();
+        for name in ["one", "two", "one"] {
+            let bytes = format!(
+                "{{\"schemaVersion\":2,\"config\":{{\"mediaType\":\"x/y\",\"digest\":\"{0}\",\"size\":2}},\
+                 \"subject\":{{\"mediaType\":\"{OCI_MANIFEST}\",\"digest\":\"{0}\",\"size\":{1}}},\
+                 \"annotations\":{{\"name\":\"{name}\"}}}}",
+                subject.digest, subject.size
+            );
+            let descriptor = Descriptor::of(OCI_MANIFEST, bytes.as_bytes());
+            registry.write_referrer(&descriptor, bytes.into()).await.unwrap();
+            written.push(descriptor.digest);
+        }
+        let mut found: Vec<_> = registry
+            .referrers(&subject.digest, Some("x/y"))
+            .await
+            .unwrap()
+            .iter()
+            .map(|d| d.digest)
+            .collect();
+        written.pop();
+        (found.sort(), written.sort());
+        assert_eq!(found, written, "no_referrers: {no_referrers}");
+        assert!(registry.referrers(&subject.digest, Some("other")).await.unwrap().is_empty());
+        let tag = format!("sha256-{}", subject.digest.hex());
+        assert_eq!(server.manifest("a", &tag).is_some(), no_referrers);
+    }
+}
+
+#[tokio::test]
 async fn refuses_what_does_not_fit() {
     let server = TestRegistry::start(Rules::default()).await.unwrap();
     let registry = repository(&server, "a");

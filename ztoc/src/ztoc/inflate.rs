@@ -124,7 +124,7 @@ impl Ztoc {
         })
     }
 
-    fn window(&self, span: SpanId) -> Result<&[u8], Error> {
+    pub(super) fn window(&self, span: SpanId) -> Result<&[u8], Error> {
         const ZEROS: &[u8; WINDOW] = &[0; WINDOW];
         let windows = self.windows();
         match windows.at(span.index()) {

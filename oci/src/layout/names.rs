@@ -1,0 +1,155 @@
+//! What `index.json` says: which name stands for what. Pure.
+
+use crate::digest::Digest;
+use crate::image::{Descriptor, Index, media_type};
+
+/// The annotation of a name.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// What a name stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// an entry, without what is said about it in its folder: that is not part of the image
+    Entry(Box<Descriptor>),
+    /// `index.json` is the image index itself: it has no names, and each entry says its platform
+    Whole,
+    /// something that is not listed; there may be a blob of this digest
+    Unlisted(Digest),
+    /// nothing; the names there are
+    Nothing(Vec<String>),
+}
+
+/// A digest is looked for as one; the empty name is the entry without a name, or the only one.
+pub(super) fn find(index: &Index, name: &str) -> Found {
+    let entries = index.manifests();
+    if let Ok(digest) = name.parse::<Digest>() {
+        let listed = entries.iter().find(|entry| entry.digest == digest);
+        return listed.map_or(Found::Unlisted(digest), found);
+    }
+    let mut images = entries.iter().filter(|entry| is_image(entry));
+    let fits = |entry: &&Descriptor| name_of(entry).unwrap_or_default() == name;
+    let nameless = entries.iter().all(|entry| name_of(entry).is_none() && entry.platform.is_some());
+    if name.is_empty() && nameless && entries.len() > 1 {
+        return Found::Whole;
+    }
+    if let Some(entry) = images.clone().find(fits) {
+        return found(entry);
+    }
+    match (images.next(), images.next()) {
+        (Some(only), None) if name.is_empty() => found(only),
+        _ => Found::Nothing(entries.iter().filter_map(name_of).map(str::to_owned).collect()),
+    }
+}
+
+/// The name now stands for this, and for nothing it stood for before.
+pub(super) fn name(index: &mut Index, name: &str, target: &Descriptor) {
+    let mut entry = Descriptor::new(target.media_type.clone(), target.digest, target.size);
+    if !name.is_empty() {
+        entry.annotations.insert(REF_NAME.to_owned(), name.to_owned());
+    }
+    let entries = index.manifests.get_or_insert_default();
+    entries.retain(|old| name_of(old).unwrap_or_default() != name || !is_image(old));
+    entries.push(entry);
+}
+
+/// Lists what refers to something: without a name, so that no image is mistaken for it.
+pub(super) fn list(index: &mut Index, referrer: &Descriptor) {
+    let entries = index.manifests.get_or_insert_default();
+    if !entries.iter().any(|entry| entry.digest == referrer.digest) {
+        entries.push(referrer.clone());
+    }
+}
+
+/// The entries of an artifact type.
+pub(super) fn artifacts<'a>(
+    index: &'a Index,
+    artifact_type: &'a str,
+) -> impl Iterator<Item = &'a Descriptor> {
+    let manifests = index.manifests().iter();
+    manifests.filter(move |entry| {
+        entry.artifact_type == artifact_type && media_type::is_manifest(&entry.media_type)
+    })
+}
+
+fn found(entry: &Descriptor) -> Found {
+    Found::Entry(Box::new(Descriptor { annotations: Default::default(), ..entry.clone() }))
+}
+
+fn name_of(entry: &Descriptor) -> Option<&str> {
+    entry.annotations.get(REF_NAME).map(String::as_str)
+}
+
+fn is_image(entry: &Descriptor) -> bool {
+    entry.artifact_type.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Platform;
+
+    fn entry(name: &str, content: &str) -> Descriptor {
+        let mut entry = Descriptor::of(media_type::OCI_MANIFEST, content.as_bytes());
+        if !name.is_empty() {
+            entry.annotations.insert(REF_NAME.to_owned(), name.to_owned());
+        }
+        entry
+    }
+
+    fn listing(entries: &[Descriptor]) -> Index {
+        Index { manifests: Some(entries.to_vec()), ..super::super::empty_index() }
+    }
+
+    #[test]
+    fn names_and_digests() {
+        let check = |entries: &[Descriptor], name: &str, expected: Option<&Descriptor>| {
+            let found = match find(&listing(entries), name) {
+                Found::Entry(entry) => Some(entry.digest),
+                Found::Whole | Found::Unlisted(_) | Found::Nothing(_) => None,
+            };
+            assert_eq!(found, expected.map(|entry| entry.digest), "{name:?}");
+        };
+        let (a, b, nameless) = (entry("a", "1"), entry("b", "2"), entry("", "3"));
+        check(&[a.clone(), b.clone()], "b", Some(&b));
+        check(&[a.clone(), b.clone()], "", None);
+        check(&[a.clone(), b.clone()], &b.digest.to_string(), Some(&b));
+        check(std::slice::from_ref(&a), "", Some(&a));
+        check(std::slice::from_ref(&a), "c", None);
+        check(&[a.clone(), nameless.clone()], "", Some(&nameless));
+        let mut referrer = entry("", "4");
+        referrer.artifact_type = "x".to_owned();
+        check(&[referrer.clone(), a.clone()], "", Some(&a));
+        let elsewhere = Digest::sha256(b"elsewhere");
+        let found = find(&listing(std::slice::from_ref(&a)), &elsewhere.to_string());
+        assert_eq!(found, Found::Unlisted(elsewhere));
+    }
+
+    #[test]
+    fn a_list_of_platforms_is_the_image() {
+        let of = |content: &str, platform: &str| {
+            let platform: Platform = platform.parse().unwrap();
+            Descriptor { platform: Some(platform), ..entry("", content) }
+        };
+        let both = [of("1", "linux/amd64"), of("2", "linux/arm64")];
+        assert_eq!(find(&listing(&both), ""), Found::Whole);
+        assert!(matches!(find(&listing(&both[..1]), ""), Found::Entry(_)));
+        let named = [both[0].clone(), Descriptor { platform: both[1].platform.clone(), ..entry("n", "3") }];
+        assert!(matches!(find(&listing(&named), ""), Found::Entry(_)));
+    }
+
+    #[test]
+    fn a_name_moves_and_referrers_stay() {
+        let mut index = listing(&[]);
+        let (first, second, referrer) = (entry("", "1"), entry("", "2"), entry("", "3"));
+        let referrer = Descriptor { artifact_type: "x".to_owned(), ..referrer };
+        name(&mut index, "t", &first);
+        name(&mut index, "", &first);
+        list(&mut index, &referrer);
+        list(&mut index, &referrer);
+        name(&mut index, "t", &second);
+        name(&mut index, "", &second);
+        let digests: Vec<Digest> = index.manifests().iter().map(|entry| entry.digest).collect();
+        assert_eq!(digests, [referrer.digest, second.digest, second.digest]);
+        assert_eq!(artifacts(&index, "x").count(), 1);
+    }
+}

@@ -1,0 +1,167 @@
+//! Where a layout's files are: in a folder, or in a tar. Names are relative: `index.json`, `blobs/sha256/…`.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::{TryStreamExt, stream};
+use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_blocking;
+
+use super::archive::Archive;
+use crate::blob::ByteStream;
+use crate::error::{Error, ErrorKind};
+
+/// Bytes of a file read at once.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    Folder(PathBuf),
+    Archive(Arc<Archive>),
+}
+
+impl Place {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Place::Folder(path) => path,
+            Place::Archive(archive) => archive.path(),
+        }
+    }
+
+    /// As messages name one of its files.
+    pub(super) fn say(&self, name: &str) -> String {
+        self.path().join(name).display().to_string()
+    }
+
+    /// A file's bytes: the file they lie in, and where.
+    pub(super) async fn open(&self, name: &str, doing: &str) -> Result<(Arc<File>, Range<u64>), Error> {
+        let folder = match self {
+            Place::Archive(archive) => {
+                let missing = || {
+                    let error = Error::new(ErrorKind::NotFound, doing);
+                    error.because(format!("{} has no member {name}", archive.path().display()))
+                };
+                return archive.member(name).ok_or_else(missing);
+            }
+            Place::Folder(folder) => folder,
+        };
+        let file = tokio::fs::File::open(folder.join(name)).await.map_err(|cause| Error::io(doing, cause))?;
+        let size = file.metadata().await.map_err(|cause| Error::io(doing, cause))?.len();
+        Ok((Arc::new(file.into_std().await), 0..size))
+    }
+
+    pub(super) async fn has(&self, name: &str) -> Result<bool, Error> {
+        match self {
+            Place::Archive(archive) => Ok(archive.member(name).is_some()),
+            Place::Folder(folder) => {
+                let path = folder.join(name);
+                let found = tokio::fs::try_exists(&path).await;
+                found.map_err(|cause| Error::io(format!("look for {}", path.display()), cause))
+            }
+        }
+    }
+
+    /// A file of `size` bytes, whole or not at all.
+    pub(super) async fn put(&self, name: &str, size: u64, source: ByteStream) -> Result<(), Error> {
+        match self {
+            Place::Folder(folder) => put_file(folder, &folder.join(name), source).await,
+            Place::Archive(archive) => put_member(archive, name, size, source).await,
+        }
+    }
+}
+
+/// A name beside `path` that nobody else uses.
+pub(super) fn draft_beside(path: &Path) -> PathBuf {
+    static DRAFTS: AtomicU64 = AtomicU64::new(0);
+    let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
+    let name = format!(".draft-{}-{number}", std::process::id());
+    path.parent().map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name))
+}
+
+async fn put_file(folder: &Path, path: &Path, mut source: ByteStream) -> Result<(), Error> {
+    let doing = format!("write {}", path.display());
+    let io = |cause| Error::io(&doing, cause);
+    let draft = draft_beside(&folder.join("x"));
+    let written = async {
+        let mut file = tokio::fs::File::create(&draft).await.map_err(io)?;
+        while let Some(piece) = source.try_next().await? {
+            file.write_all(&piece).await.map_err(io)?;
+        }
+        file.flush().await.map_err(io)?;
+        file.sync_all().await.map_err(io)?;
+        tokio::fs::rename(&draft, path).await.map_err(io)
+    };
+    let written = written.await;
+    if written.is_err() {
+        // What is left of a draft harms nobody; the first error is the one to tell.
+        let _ = tokio::fs::remove_file(&draft).await;
+    }
+    written
+}
+
+async fn put_member(
+    archive: &Arc<Archive>,
+    name: &str,
+    size: u64,
+    mut source: ByteStream,
+) -> Result<(), Error> {
+    let doing = format!("write {} to {}", name, archive.path().display());
+    let (to, named) = (archive.clone(), name.to_owned());
+    let (file, start) = blocking(&doing, move || to.reserve(&named, size)).await?;
+    let mut at = start;
+    while let Some(piece) = source.try_next().await? {
+        if at + piece.len() as u64 > start + size {
+            let error = Error::new(ErrorKind::Corrupt, doing);
+            return Err(error.because(format!("it is longer than its {size} bytes")));
+        }
+        let (file, length, said) = (file.clone(), piece.len() as u64, doing.clone());
+        blocking(&doing, move || file.write_all_at(&piece, at).map_err(|cause| Error::io(said, cause)))
+            .await?;
+        at += length;
+    }
+    if at - start != size {
+        let error = Error::new(ErrorKind::Corrupt, doing);
+        return Err(error.because(format!("it has {} bytes, expected {size}", at - start)));
+    }
+    archive.add(name, start, size);
+    Ok(())
+}
+
+/// Work that waits for a disk, on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    spawn_blocking(work).await.map_err(|cause| Error::new(ErrorKind::Io, doing).because(cause))?
+}
+
+/// A range of a file, piece by piece; a file that is shorter is `Corrupt`.
+pub(super) fn pieces(file: Arc<File>, range: Range<u64>, doing: String) -> ByteStream {
+    Box::pin(stream::try_unfold(range, move |range| {
+        let (file, doing) = (file.clone(), doing.clone());
+        async move {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let end = range.end.min(range.start + PIECE_BYTES);
+            let read = spawn_blocking(move || {
+                let mut bytes = vec![0; (end - range.start) as usize];
+                file.read_exact_at(&mut bytes, range.start).map(|()| Bytes::from(bytes))
+            });
+            let read = read.await.map_err(|cause| Error::new(ErrorKind::Io, &doing).because(cause))?;
+            let bytes = read.map_err(|cause| match cause.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    Error::new(ErrorKind::Corrupt, &doing).because("the file is shorter than its blob")
+                }
+                _ => Error::io(&doing, cause),
+            })?;
+            Ok(Some((bytes, end..range.end)))
+        }
+    }))
+}
