@@ -2,15 +2,20 @@
 //! after the command, one dash or two before a long name, `--flag=false`, lists repeated or with commas. This and
 //! `main` are the only rooms that know the parser.
 
+mod commands;
+
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser};
 use oci::registry::PlainHttp;
 
 use crate::output::Debug;
+
+pub use commands::*;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -70,15 +75,22 @@ struct GlobalArgs {
     /// Log what is done
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
     debug: bool,
-    /// Where SOCI artifacts are kept locally
-    #[arg(long, global = true, value_name = "STORE", default_value = "containerd", value_parser = ["containerd", "soci"])]
-    content_store: String,
-    /// Folder of the local store
+    /// Where SOCI artifacts are kept locally: in containerd, or in a folder of our own
+    #[arg(long, global = true, value_name = "STORE", default_value = "containerd", value_parser = content_store)]
+    content_store: ContentStore,
+    /// Folder of our own: the list of artifacts, and with `--content-store soci` the artifacts
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/soci-snapshotter-grpc/")]
-    root: String,
+    root: PathBuf,
     /// Speak to every registry without TLS
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
     plain_http: bool,
+}
+
+/// Where SOCI artifacts are kept locally.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentStore {
+    Containerd,
+    Soci,
 }
 
 /// The same, in words.
@@ -89,106 +101,9 @@ pub struct Global {
     /// None: no limit
     pub timeout: Option<Duration>,
     pub debug: Debug,
-    pub content_store: String,
-    pub root: String,
+    pub content_store: ContentStore,
+    pub root: PathBuf,
     pub plain_http: PlainHttp,
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub enum Command {
-    /// Inspect SOCI indexes
-    #[command(subcommand)]
-    Index(IndexCommand),
-    /// Inspect ztocs
-    #[command(subcommand)]
-    Ztoc(ZtocCommand),
-    /// Write an image with SOCI indexes to another place
-    Convert(Convert),
-    /// Images in containerd
-    #[command(subcommand)]
-    Image(ImageCommand),
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub enum ImageCommand {
-    /// Pull an image into containerd, lazily where it has a SOCI index
-    #[command(alias = "rpull")]
-    Pull(Pull),
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct Pull {
-    /// The image, as containerd will name it: HOST/REPOSITORY:TAG
-    pub image: String,
-    /// containerd's snapshotter that gets the layers
-    #[arg(long, env = "CONTAINERD_SNAPSHOTTER", value_name = "NAME", default_value = "soci")]
-    pub snapshotter: String,
-    /// The platform to pull, as linux/arm64; this machine's unless given
-    #[arg(long, short, value_name = "PLATFORM")]
-    pub platform: Option<String>,
-    /// Use this SOCI index, whatever the image says of itself
-    #[arg(long, value_name = "DIGEST")]
-    pub soci_index_digest: Option<String>,
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub enum IndexCommand {
-    /// Print an index
-    Info {
-        /// docker://HOST/REPOSITORY@sha256:…, or a file
-        place: String,
-    },
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub enum ZtocCommand {
-    /// Print what a ztoc says, as JSON
-    Info {
-        /// docker://HOST/REPOSITORY@sha256:…, or a file
-        place: String,
-    },
-    /// Print one file of a layer, fetching only the spans it lies in
-    GetFile(GetFile),
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct GetFile {
-    /// The ztoc: docker://HOST/REPOSITORY@sha256:…, or a file
-    pub ztoc: Option<String>,
-    /// The file's name as `soci ztoc info` prints it
-    pub name: Option<String>,
-    /// The layer the ztoc belongs to: docker://HOST/REPOSITORY@sha256:…, or a file
-    #[arg(long, value_name = "PLACE")]
-    pub layer: Option<String>,
-    /// Write to this file and not to standard output
-    #[arg(long, short, value_name = "PATH")]
-    pub output: Option<std::path::PathBuf>,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct Convert {
-    /// The image: docker://HOST/REPOSITORY:TAG or oci:FOLDER:NAME
-    pub source: Option<String>,
-    /// Where it goes: docker://HOST/REPOSITORY:TAG or oci:FOLDER:NAME
-    pub destination: Option<String>,
-    /// Platforms to index, as linux/arm64; all of the image unless given
-    #[arg(long, short, value_name = "PLATFORM", value_delimiter = ',')]
-    pub platform: Vec<String>,
-    /// Index every platform of the image
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
-    pub all_platforms: bool,
-    /// Uncompressed bytes of a span
-    #[arg(long, value_name = "BYTES", default_value_t = ztoc::DEFAULT_SPAN_SIZE as i64, allow_negative_numbers = true)]
-    pub span_size: i64,
-    /// Layers of fewer compressed bytes get no ztoc
-    #[arg(long, value_name = "BYTES", default_value_t = index::build::MIN_LAYER_SIZE as i64, allow_negative_numbers = true)]
-    pub min_layer_size: i64,
-    /// Optimizations; there is xattr: say which layers have no extended attributes
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    pub optimizations: Vec<String>,
-    /// Build ztocs anew; they always are
-    #[arg(long, short, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
-    pub force: bool,
 }
 
 /// Parses a command line, the program's name first.
@@ -256,6 +171,14 @@ fn version() -> &'static str {
         format!("version {} {revision}", env!("CARGO_PKG_VERSION"))
     });
     &TEXT
+}
+
+fn content_store(text: &str) -> Result<ContentStore, String> {
+    match text {
+        "containerd" => Ok(ContentStore::Containerd),
+        "soci" => Ok(ContentStore::Soci),
+        other => Err(format!("unknown content store type: {other}; must be one of [soci containerd]")),
+    }
 }
 
 /// Durations as Go writes them: `30s`, `1h30m`, `1.5s`, `0`.
@@ -328,11 +251,12 @@ mod tests {
             check("soci -namespace=moby convert -platform a,b --platform c A -plain-http B");
         assert_eq!(global.namespace, "moby");
         assert_eq!(global.plain_http, PlainHttp::Everywhere);
-        assert_eq!(convert.platform, ["a", "b", "c"]);
+        assert_eq!(convert.building.platform, ["a", "b", "c"]);
         assert_eq!((convert.source.as_deref(), convert.destination.as_deref()), (Some("A"), Some("B")));
         let (convert, global) =
             check("soci convert -n moby -span-size -5 --all-platforms=false -f --debug A B");
-        assert_eq!((convert.span_size, convert.all_platforms, convert.force), (-5, false, true));
+        let building = &convert.building;
+        assert_eq!((building.span_size, building.all_platforms, building.force), (-5, false, true));
         assert_eq!((global.namespace.as_str(), global.debug), ("moby", Debug::On));
     }
 

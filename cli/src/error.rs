@@ -51,6 +51,25 @@ impl Error {
         Error::from(oci::Error::io(doing, cause))
     }
 
+    /// The same as an error of `oci`, for a store that is ours.
+    pub fn into_oci(self) -> oci::Error {
+        let kind = match self.kind {
+            ErrorKind::NotFound => oci::ErrorKind::NotFound,
+            ErrorKind::Denied => oci::ErrorKind::Denied,
+            ErrorKind::Corrupt => oci::ErrorKind::Corrupt,
+            ErrorKind::Unreachable => oci::ErrorKind::Unreachable,
+            ErrorKind::Unsupported => oci::ErrorKind::Unsupported,
+            ErrorKind::Full => oci::ErrorKind::Full,
+            ErrorKind::Invalid => oci::ErrorKind::Invalid,
+            ErrorKind::Io | ErrorKind::NoZtocs => oci::ErrorKind::Io,
+        };
+        let error = oci::Error::new(kind, self.doing);
+        match self.source {
+            Some(source) => error.because(source),
+            None => error,
+        }
+    }
+
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

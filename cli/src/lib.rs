@@ -10,8 +10,16 @@ pub mod args;
 
 mod place;
 
+mod local;
+
+mod artifacts;
+
 mod store;
 
+mod files;
+
 pub mod output;
+
+mod time;
 
 pub mod error;

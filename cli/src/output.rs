@@ -1,34 +1,97 @@
-//! The only prints. Results go to standard output, errors and the log to standard error. A reader that went away
-//! (`| head`) is no error; a disk that is full is one, told at the end.
+//! The only prints. Results go to standard output, errors, progress and the log to standard error. A reader that went
+//! away (`| head`) is no error; a disk that is full is one, told at the end. Progress is shown on a terminal only, and
+//! is gone when it is over.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::io::{self, ErrorKind, Write};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
+/// A layer's bar: its name, how much of it is read, and how fast.
+const BAR: &str = "{prefix} {bar:24} {bytes}/{total_bytes} {bytes_per_sec}";
+/// Blanks between columns, and the narrowest column, as the Go tool's tables have them.
+const COLUMN_GAP: usize = 4;
+const COLUMN_WIDTH_MIN: usize = 8;
+
 /// Both streams. Lines from several threads do not mix.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Output {
     /// the first write that failed
     failed: Mutex<Option<io::Error>>,
+    bars: MultiProgress,
+    layers: Mutex<BTreeMap<String, ProgressBar>>,
+}
+
+impl Default for Output {
+    fn default() -> Output {
+        let target = if io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bars = MultiProgress::with_draw_target(target);
+        Output { failed: Mutex::default(), bars, layers: Mutex::default() }
+    }
 }
 
 impl Output {
     /// A line of result.
     pub fn line(&self, text: &str) {
-        let mut stdout = io::stdout().lock();
-        if let Err(cause) = writeln!(stdout, "{text}") {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
-        }
+        self.bytes(format!("{text}\n").as_bytes());
     }
 
     /// Bytes of result, as they are.
     pub fn bytes(&self, bytes: &[u8]) {
-        if let Err(cause) = io::stdout().lock().write_all(bytes) {
+        if let Err(cause) = self.bars.suspend(|| io::stdout().lock().write_all(bytes)) {
             self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+        }
+    }
+
+    /// A table: a head, and rows of as many cells.
+    pub fn table<const COLUMNS: usize>(&self, head: [&str; COLUMNS], rows: &[[String; COLUMNS]]) {
+        let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            let widest = cells.chain([head[column].len()]).max().unwrap_or_default();
+            (widest + COLUMN_GAP).max(COLUMN_WIDTH_MIN)
+        });
+        let print = |cells: [&str; COLUMNS]| {
+            let mut line = String::new();
+            for (cell, width) in cells.iter().zip(widths) {
+                line.push_str(&format!("{cell:width$}"));
+            }
+            self.line(line.trim_end());
+        };
+        print(head);
+        for row in rows {
+            print(std::array::from_fn(|column| row[column].as_str()));
+        }
+    }
+
+    /// A layer of `size` bytes begins to be read.
+    pub fn begun(&self, layer: &str, size: u64) {
+        let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let short = layer.split(':').next_back().unwrap_or(layer).chars().take(12).collect::<String>();
+        let bar = self.bars.add(ProgressBar::new(size).with_style(style).with_prefix(short));
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.to_owned(), bar);
+    }
+
+    /// So many more bytes of it are.
+    pub fn read(&self, layer: &str, bytes: u64) {
+        if let Some(bar) = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get(layer) {
+            bar.inc(bytes);
+        }
+    }
+
+    /// All of it is, or it was given up.
+    pub fn ended(&self, layer: &str) {
+        if let Some(bar) = self.layers.lock().unwrap_or_else(PoisonError::into_inner).remove(layer) {
+            bar.finish_and_clear();
+            self.bars.remove(&bar);
         }
     }
 
@@ -45,7 +108,7 @@ impl Output {
     /// A line for the user that is no result: an error, a hint.
     pub fn tell(&self, text: &str) {
         // Where this cannot be written there is nobody to tell.
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = self.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
     }
 
     /// Begins to log to standard error: warnings, or everything; `RUST_LOG` says it more exactly.

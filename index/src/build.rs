@@ -65,7 +65,7 @@ impl Default for BuildOptions {
 }
 
 /// What goes on, for whoever shows it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// a layer's bytes begin to come
     Begun(&'a Descriptor),
@@ -74,7 +74,7 @@ pub enum Event<'a> {
     /// a layer is done with; each once, however many images share it
     Done(&'a LayerReport),
     /// a layer's prefetch artifact
-    Prefetch { layer: &'a Digest, artifact: &'a Digest },
+    Prefetch { layer: &'a Digest, artifact: &'a Descriptor },
     /// a file to prefetch that no layer with a ztoc has
     NoSuchFile(&'a str),
 }
@@ -215,7 +215,7 @@ impl<'a> Layers<'a> {
             let bytes = Prefetch::of(spans).encode();
             let descriptor = prefetch::describe(&bytes, layer);
             self.to.write_blob(&descriptor, bytes.into()).await?;
-            observer(Event::Prefetch { layer, artifact: &descriptor.digest });
+            observer(Event::Prefetch { layer, artifact: &descriptor });
             artifacts.push(descriptor);
         }
         Ok(artifacts)

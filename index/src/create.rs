@@ -46,8 +46,7 @@ pub async fn create(
         if entries.is_empty() {
             continue;
         }
-        let listed = image.index.manifests().iter().find(|entry| entry.digest == digest);
-        let subject = listed.cloned().unwrap_or_else(|| image.target.clone());
+        let subject = image.entry(&digest);
         let bytes = encode_v1(entries, &subject, &options.build_tool);
         let mut index = Descriptor::of(OCI_MANIFEST, &bytes);
         index.artifact_type = Version::V1.artifact_type().to_owned();

@@ -39,5 +39,5 @@ pub use error::{Error, ErrorKind};
 pub use locate::{Source, Sources, locate};
 pub use manifest::{SociIndex, Version};
 pub use prefetch::Prefetch;
-pub use source::{Missing, Platforms};
+pub use source::{Image, Missing, Platforms, images};
 pub use verify::{Verdict, verify};

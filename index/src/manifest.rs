@@ -46,6 +46,14 @@ impl Version {
             Version::V2 => ARTIFACT_V2,
         }
     }
+
+    /// As lists name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::V1 => "v1",
+            Version::V2 => "v2",
+        }
+    }
 }
 
 /// An index as a consumer wants it.
@@ -55,6 +63,10 @@ pub struct SociIndex {
     pub version: Version,
     /// by the digest of the layer as it is stored
     pub ztocs: BTreeMap<Digest, Descriptor>,
+    /// prefetch artifacts, in the same way
+    pub prefetch: BTreeMap<Digest, Descriptor>,
+    /// what a v1 index refers to
+    pub subject: Option<Digest>,
 }
 
 impl SociIndex {
@@ -74,15 +86,18 @@ impl SociIndex {
             let why = format!("its media type is {:?}", manifest.media_type);
             return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
         }
-        let mut ztocs = BTreeMap::new();
+        let (mut ztocs, mut prefetch) = (BTreeMap::new(), BTreeMap::new());
         for descriptor in manifest.layers.unwrap_or_default() {
             let layer = descriptor.annotations.get(LAYER_DIGEST).and_then(|text| text.parse().ok());
-            if let (Some(layer), OCTET_STREAM) = (layer, descriptor.media_type.as_str()) {
-                // Of several for one layer the last counts, as for the Go tools.
-                ztocs.insert(layer, descriptor);
+            match (layer, descriptor.media_type.as_str()) {
+                // Of several ztocs for one layer the last counts, as for the Go tools; of prefetch artifacts the first.
+                (Some(layer), OCTET_STREAM) => _ = ztocs.insert(layer, descriptor),
+                (Some(layer), PREFETCH) => _ = prefetch.entry(layer).or_insert(descriptor),
+                _ => {}
             }
         }
-        Ok(SociIndex { digest, version, ztocs })
+        let subject = manifest.subject.map(|subject| subject.digest);
+        Ok(SociIndex { digest, version, ztocs, prefetch, subject })
     }
 
     /// The ztoc of a layer; None where the index leaves it out.

@@ -34,6 +34,31 @@ pub enum Missing {
     Drop,
 }
 
+/// An image of one platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// as it was asked for
+    pub platform: Platform,
+    /// as the image index has it
+    pub descriptor: Descriptor,
+    pub manifest: Manifest,
+}
+
+/// What a name stands for, and the images of the platforms wanted.
+pub async fn images(
+    from: &dyn Store,
+    name: &str,
+    missing: Missing,
+    platforms: &Platforms,
+) -> Result<(Descriptor, Vec<Image>), Error> {
+    let source = Source::read(from, name, missing).await?;
+    let chosen = source.choose(platforms)?.into_iter().map(|(platform, digest)| {
+        let manifest = source.manifest(&platform, &digest)?.clone();
+        Ok::<_, Error>(Image { descriptor: source.entry(&digest), manifest, platform })
+    });
+    Ok((source.target.clone(), chosen.collect::<Result<_, _>>()?))
+}
+
 /// The image as it is.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -144,6 +169,12 @@ impl Source {
     /// The manifest of a platform that was chosen.
     pub(crate) fn manifest(&self, platform: &Platform, digest: &Digest) -> Result<&Manifest, Error> {
         self.manifests.get(digest).ok_or_else(|| absent(platform))
+    }
+
+    /// The manifest as the image index has it, or as the name alone does.
+    pub(crate) fn entry(&self, digest: &Digest) -> Descriptor {
+        let listed = self.index.manifests().iter().find(|entry| entry.digest == *digest);
+        listed.unwrap_or(&self.target).clone()
     }
 
     /// Whether any layer of these platforms is big enough for a ztoc.

@@ -137,6 +137,15 @@ impl Layout {
         Ok(bytes)
     }
 
+    /// The first `length` bytes of a blob, or all of them where they are fewer.
+    pub async fn head(&self, digest: &Digest, length: u64) -> Result<ByteStream, Error> {
+        let name = file_of(digest);
+        let doing = format!("read {}", self.place.say(&name));
+        let (file, range) = self.place.open(&name, &doing).await?;
+        let end = range.end.min(range.start.saturating_add(length));
+        Ok(pieces(file, range.start..end, doing))
+    }
+
     async fn checked(self) -> Result<Layout, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

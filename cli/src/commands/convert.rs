@@ -1,98 +1,132 @@
-//! `soci convert`: flags become options, places become stores, and `index` does the work.
+//! `soci convert`: from place to place, with the indexes built on the way.
 
-use index::{BuildOptions, ConvertOptions, LayerReport, Outcome, Platforms, Route, Skip, XattrOptimization};
-use oci::{Layout, Platform, Store};
+use index::{ConvertOptions, Missing, Platforms, Report, Route, Version};
+use oci::Platform;
 
+use super::Tools;
+use super::building::{Hearing, index_artifact, options, platforms};
 use crate::args::Convert;
 use crate::error::{Error, ErrorKind};
-use crate::output::Output;
-use crate::place::{ImagePlace, Registries};
+use crate::local::containerd_artifacts;
+use crate::place::{ImagePlace, open_destination, open_source};
+use crate::store::Containerd;
 
-pub(super) async fn run(args: &Convert, registries: &Registries, output: &Output) -> Result<(), Error> {
+pub(super) async fn run(args: &Convert, tools: &Tools<'_>) -> Result<(), Error> {
+    let (source, destination) = places(args)?;
+    if source.is_containerd() || destination.is_containerd() {
+        let work = async |containerd: &Containerd| {
+            convert(args, &source, &destination, tools, Some(containerd)).await
+        };
+        return tools.leased("convert", work).await;
+    }
+    convert(args, &source, &destination, tools, None).await
+}
+
+fn places(args: &Convert) -> Result<(ImagePlace, ImagePlace), Error> {
     let missing = |what: &str| Error::new(ErrorKind::Invalid, format!("{what} needs to be specified"));
     let source = args.source.as_deref().ok_or_else(|| missing("source image"))?;
     let destination = args.destination.as_deref().ok_or_else(|| missing("destination"))?;
-    let options = options(args)?;
-    let (source, destination) = (ImagePlace::parse(source)?, ImagePlace::parse(destination)?);
-    let (tag, named) = target_of(&destination)?;
-
-    let (from, source): (Box<dyn Store>, String) = match source {
-        ImagePlace::Registry(reference) => (Box::new(registries.open(&reference)?), reference.target()),
-        ImagePlace::Layout(folder, name) => (Box::new(Layout::open(folder).await?), name),
-    };
-    let to: Box<dyn Store> = match destination {
-        ImagePlace::Registry(reference) => Box::new(registries.open(&reference)?),
-        ImagePlace::Layout(folder, _) => Box::new(Layout::create(folder).await?),
-    };
-    let route = Route { from: &*from, source: &source, to: &*to, tag: &tag };
-    let report = index::convert(route, &options, &|layer| output.line(&told(layer))).await?;
-    for (platform, soci) in &report.platforms {
-        match soci {
-            Some(soci) => output.line(&format!("platform {platform} -> index {soci}")),
-            None => output.line(&format!("platform {platform} has no layer to index")),
-        }
+    if !args.standalone {
+        return Ok((ImagePlace::parse(source)?, ImagePlace::parse(destination)?));
     }
-    output.line(&format!("created image {named}@{}", report.image.digest));
+    let destination = match args.format.as_str() {
+        "oci-archive" => ImagePlace::Archive(destination.into(), String::new()),
+        "oci-dir" => ImagePlace::Layout(destination.into(), String::new()),
+        other => {
+            let why = format!("unsupported output format {other:?}: must be \"oci-archive\" or \"oci-dir\"");
+            return Err(Error::new(ErrorKind::Invalid, why));
+        }
+    };
+    Ok((ImagePlace::of_path(source)?, destination))
+}
+
+/// `containerd`: where either place is in it, under a lease.
+async fn convert(
+    args: &Convert,
+    source: &ImagePlace,
+    destination: &ImagePlace,
+    tools: &Tools<'_>,
+    containerd: Option<&Containerd>,
+) -> Result<(), Error> {
+    let (tag, named) = target_of(destination)?;
+    let artifacts = match destination.is_containerd() {
+        true => Some(containerd_artifacts(tools.global)?),
+        false => None,
+    };
+    let options = ConvertOptions {
+        platforms: default_platforms(args, source)?,
+        missing: match source {
+            ImagePlace::Layout(..) | ImagePlace::Archive(..) => Missing::Drop,
+            ImagePlace::Registry(_) | ImagePlace::Containerd(_) => Missing::Keep,
+        },
+        build: options(&args.building, artifacts.as_ref())?,
+    };
+    let from = open_source(source, &tools.registries, containerd).await?;
+    let to = open_destination(destination, &tools.registries, containerd).await?;
+    let route = Route { from: &*from.store, source: &from.name, to: &*to, tag: &tag };
+    let hearing = Hearing::new(tools.output, &options.build);
+    let report = index::convert(route, &options, &|event| hearing.hear(event)).await?;
+    if let Some(artifacts) = artifacts {
+        let mut made = hearing.made();
+        made.extend(report.platforms.iter().filter_map(|(platform, indexed)| {
+            let indexed = indexed.as_ref()?;
+            let (_, image) = indexed.image;
+            Some(index_artifact(&indexed.index, Version::V2, platform, image, report.image.digest))
+        }));
+        artifacts.add(made)?;
+    }
+    tell(&report, &named, tools);
     Ok(())
 }
 
-fn options(args: &Convert) -> Result<ConvertOptions, Error> {
-    let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
-    let span_size =
-        u64::try_from(args.span_size).map_err(|_| invalid("span size must be >= 0".to_owned()))?;
-    if span_size == 0 {
-        return Err(invalid("span size must be more than 0".to_owned()));
+fn tell(report: &Report, named: &str, tools: &Tools<'_>) {
+    for (platform, indexed) in &report.platforms {
+        match indexed {
+            Some(indexed) => {
+                tools.output.line(&format!("platform {platform} -> index {}", indexed.index.digest));
+            }
+            None => tools.output.line(&format!("platform {platform} has no layer to index")),
+        }
     }
-    let min_layer_size =
-        u64::try_from(args.min_layer_size).map_err(|_| invalid("min layer size must be >= 0".to_owned()))?;
-    if let Some(other) = args.optimizations.iter().find(|name| *name != "xattr") {
-        return Err(invalid(format!("optimization {other} is not a valid optimization [xattr]")));
-    }
-    let xattrs =
-        if args.optimizations.is_empty() { XattrOptimization::Off } else { XattrOptimization::Annotate };
-    let platforms = if args.all_platforms || args.platform.is_empty() {
-        Platforms::All
-    } else {
-        let parsed: Result<Vec<Platform>, oci::Error> =
-            args.platform.iter().map(|text| text.parse()).collect();
-        Platforms::These(parsed?)
+    tools.output.line(&format!("created image {named}@{}", report.image.digest));
+}
+
+/// In containerd the Go tool's default, this machine's platform; elsewhere all, since a tag that loses platforms is a
+/// broken tag.
+fn default_platforms(args: &Convert, source: &ImagePlace) -> Result<Platforms, Error> {
+    let default = match source.is_containerd() {
+        true => Platforms::OneOf(Platform::host()),
+        false => Platforms::All,
     };
-    let build = BuildOptions { span_size, min_layer_size, xattrs, ..BuildOptions::default() };
-    Ok(ConvertOptions { platforms, build })
+    platforms(&args.building.platform, args.building.all_platforms, default)
 }
 
 /// The tag to write, and the destination as the user is told of it. No tag is guessed, since it replaces what is
 /// there.
 fn target_of(destination: &ImagePlace) -> Result<(String, String), Error> {
-    let reference = match destination {
-        ImagePlace::Layout(folder, name) => {
-            let separator = if name.is_empty() { "" } else { ":" };
-            return Ok((name.clone(), format!("oci:{}{separator}{name}", folder.display())));
-        }
-        ImagePlace::Registry(reference) => reference,
+    let in_layout = |transport: &str, path: &std::path::Path, name: &str| {
+        let separator = if name.is_empty() { "" } else { ":" };
+        (name.to_owned(), format!("{transport}:{}{separator}{name}", path.display()))
     };
-    let refuse = |why: &str| {
-        let form = "the destination image must be a tagged ref of the form \"registry/repository:tag\"";
-        Error::new(ErrorKind::Invalid, format!("{form}: {reference} {why}"))
+    let form = "the destination image must be a tagged ref of the form \"registry/repository:tag\"";
+    let refuse = |name: &dyn std::fmt::Display, why: &str| {
+        Error::new(ErrorKind::Invalid, format!("{form}: {name} {why}"))
     };
-    if reference.digest().is_some() {
-        return Err(refuse("has a digest"));
-    }
-    let tag = reference.tag().ok_or_else(|| refuse("has no tag"))?;
-    Ok((tag.to_owned(), reference.to_string()))
-}
-
-/// A layer's line, as the Go tool writes it.
-fn told(report: &LayerReport) -> String {
-    let LayerReport { layer, outcome } = report;
-    match outcome {
-        Outcome::Ztoc(ztoc) => format!("layer {} -> ztoc {}", layer.digest, ztoc.digest),
-        Outcome::Skipped(skip) => {
-            let size = match skip {
-                Skip::TooSmall { .. } => format!("size {} ", layer.size),
-                Skip::Compression(_) | Skip::Inexpressible(_) => String::new(),
-            };
-            format!("ztoc skipped - layer {} ({}) {size}{skip}", layer.digest, layer.media_type)
+    let tagged = |reference: &oci::Reference| match (reference.digest(), reference.tag()) {
+        (Some(_), _) => Err(refuse(reference, "has a digest")),
+        (None, None) => Err(refuse(reference, "has no tag")),
+        (None, Some(tag)) => Ok(tag.to_owned()),
+    };
+    match destination {
+        ImagePlace::Layout(folder, name) => Ok(in_layout("oci", folder, name)),
+        ImagePlace::Archive(file, name) => Ok(in_layout("oci-archive", file, name)),
+        ImagePlace::Registry(reference) => Ok((tagged(reference)?, reference.to_string())),
+        ImagePlace::Containerd(name) => {
+            let reference: oci::Reference =
+                name.parse().map_err(|cause| Error::from_oci(format!("{form}: {name}"), cause))?;
+            tagged(&reference)?;
+            // Under the very name that was given: who asked looks it up by that.
+            Ok((name.clone(), name.clone()))
         }
     }
 }

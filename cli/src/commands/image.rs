@@ -13,11 +13,11 @@ use oci::{
 use oci_spec::image::ImageConfiguration;
 use proto::containerd::types::Mount;
 
+use super::Tools;
 use crate::{
-    args::{Global, Pull},
+    args::Pull,
     error::{Error, ErrorKind},
     output::Output,
-    place::Registries,
     store::{Containerd, Labels, Prepared},
 };
 
@@ -43,38 +43,21 @@ struct Resolved {
     diff_ids: Vec<Digest>,
 }
 
-pub(crate) async fn pull(
-    args: &Pull,
-    global: &Global,
-    registries: &Registries,
-    output: &Output,
-) -> Result<(), Error> {
+pub(super) async fn pull(args: &Pull, tools: &Tools<'_>) -> Result<(), Error> {
     let options = Options {
         image: args.image.strip_prefix("docker://").unwrap_or(&args.image).parse()?,
         snapshotter: args.snapshotter.clone(),
         platform: args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?,
         index: args.soci_index_digest.as_deref().map(str::parse).transpose()?,
     };
-    let registry = registries.open(&options.image)?;
-    let containerd = Containerd::connect(&global.address, &global.namespace).await?;
-    leased(&options, &registry, &containerd, output).await
-}
-
-/// Under a lease of its own, so that nothing is collected before the image record stands.
-async fn leased(
-    options: &Options,
-    registry: &Registry,
-    containerd: &Containerd,
-    output: &Output,
-) -> Result<(), Error> {
-    let resolved = resolve(options, registry).await?;
-    let lease = format!("soci-pull-{}-{}", std::process::id(), resolved.manifest.digest.hex());
-    let leased = containerd.lease(&lease).await?;
-    let pulling = Pulling { options, registry, containerd: &leased, resolved: &resolved };
-    let pulled = pulling.all(output).await;
-    // An expired or lost lease harms nobody; the error of the pull is the one to tell.
-    let ended = leased.end_lease().await;
-    pulled.and(ended)
+    let registry = tools.registries.open(&options.image)?;
+    let resolved = resolve(&options, &registry).await?;
+    let work = async |containerd: &Containerd| {
+        Pulling { options: &options, registry: &registry, containerd, resolved: &resolved }
+            .all(tools.output)
+            .await
+    };
+    tools.leased("pull", work).await
 }
 
 /// A pull under way.

@@ -1,19 +1,24 @@
-//! `soci ztoc`: what a ztoc says, and one file of a layer by means of it.
+//! `soci ztoc`: the ztocs there are, what a ztoc says, and one file of a layer by means of it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
+use index::{Missing, Platforms, SociIndex};
 use oci::blob::{Blob, collect};
-use oci::{Digest, Error as OciError, ErrorKind as OciErrorKind};
+use oci::store::MANIFEST_BYTES_MAX;
+use oci::{Descriptor, Digest, Error as OciError, ErrorKind as OciErrorKind, Store};
 use serde::Serialize;
 use ztoc::{EntryKind, UncompressedOffset, Ztoc};
 
-use crate::args::GetFile;
+use super::Tools;
+use crate::args::{GetFile, ZtocList};
+use crate::artifacts::{Artifact, ByDigest, Kind};
 use crate::error::{Error, ErrorKind};
-use crate::output::Output;
-use crate::place::{BlobPlace, Registries};
+use crate::files::read_file;
+use crate::local::Local;
+use crate::place::BlobPlace;
+use crate::store::ImageStore;
 
 /// A ztoc takes a third of a percent of its layer and more; none of a layer that exists comes near this.
 const ZTOC_BYTES_MAX: u64 = 1 << 30;
@@ -44,8 +49,75 @@ struct FileInfo {
     end_span: u32,
 }
 
-pub(super) async fn info(place: &str, registries: &Registries, output: &Output) -> Result<(), Error> {
-    let ztoc = open(place, registries).await?;
+/// A row of the list as JSON.
+#[derive(Serialize)]
+struct Listed {
+    digest: Digest,
+    size: u64,
+    layer_digest: Digest,
+    span_size: u64,
+}
+
+/// Lists the ztocs of the local store.
+pub(super) async fn list(args: &ZtocList, tools: &Tools<'_>) -> Result<(), Error> {
+    let artifacts = Local::artifacts(tools.global)?.read()?;
+    let of_image = match &args.image_ref {
+        Some(image) => Some(of_image(image, &artifacts, tools).await?),
+        None => None,
+    };
+    let only: Option<Digest> = args.ztoc_digest.as_deref().map(str::parse).transpose()?;
+    let wanted = |artifact: &&Artifact| {
+        artifact.kind == Kind::Ztoc
+            && only.is_none_or(|only| only == artifact.digest)
+            && of_image.as_ref().is_none_or(|these| these.contains(&artifact.digest))
+    };
+    let found: Vec<&Artifact> = artifacts.values().filter(wanted).collect();
+    if found.is_empty() && only.is_some() {
+        let why = "the specified ztoc doesn't exist or is not associated with the specified image";
+        return Err(Error::new(ErrorKind::NotFound, why));
+    }
+    if args.listing.json {
+        let row = |artifact: &&Artifact| Listed {
+            digest: artifact.digest,
+            size: artifact.size,
+            layer_digest: artifact.of,
+            span_size: artifact.span_size,
+        };
+        tools.output.json(&found.iter().map(row).collect::<Vec<_>>());
+    } else if args.listing.quiet {
+        for artifact in found {
+            tools.output.line(&artifact.digest.to_string());
+        }
+    } else {
+        let row = |artifact: &&Artifact| {
+            [artifact.digest.to_string(), artifact.size.to_string(), artifact.of.to_string()]
+        };
+        tools.output.table(["DIGEST", "SIZE", "LAYER DIGEST"], &found.iter().map(row).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// The ztocs that the local indexes of an image name.
+async fn of_image(image: &str, artifacts: &ByDigest, tools: &Tools<'_>) -> Result<BTreeSet<Digest>, Error> {
+    let images = ImageStore::new(tools.containerd().await?);
+    let (name, target) = images.find(image).await?;
+    let (_, manifests) = index::images(&images, &name, Missing::Drop, &Platforms::All).await?;
+    let of = |artifact: &&Artifact| {
+        artifact.kind == Kind::Index
+            && (artifact.image == Some(target.digest)
+                || manifests.iter().any(|image| image.descriptor.digest == artifact.of))
+    };
+    let local = Local::open(tools.global).await?;
+    let mut found = BTreeSet::new();
+    for index in artifacts.values().filter(of) {
+        let bytes = local.read(&index.digest, MANIFEST_BYTES_MAX).await?;
+        found.extend(SociIndex::parse(index.digest, &bytes)?.ztocs.into_values().map(|ztoc| ztoc.digest));
+    }
+    Ok(found)
+}
+
+pub(super) async fn info(place: &str, tools: &Tools<'_>) -> Result<(), Error> {
+    let ztoc = open(place, tools).await?;
     let spans = ztoc.spans();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let files: Vec<FileInfo> = ztoc
@@ -64,7 +136,7 @@ pub(super) async fn info(place: &str, registries: &Registries, output: &Output) 
             }
         })
         .collect();
-    output.json(&Info {
+    tools.output.json(&Info {
         version: text(ztoc.version()),
         build_tool: text(ztoc.build_tool()),
         size: ztoc.as_bytes().len() as u64,
@@ -78,19 +150,15 @@ pub(super) async fn info(place: &str, registries: &Registries, output: &Output) 
 }
 
 /// Prints a file's bytes as they are, or writes them to a file.
-pub(super) async fn get_file(args: &GetFile, registries: &Registries, output: &Output) -> Result<(), Error> {
+pub(super) async fn get_file(args: &GetFile, tools: &Tools<'_>) -> Result<(), Error> {
     let invalid = |message: &str| Error::new(ErrorKind::Invalid, message);
     let (Some(place), Some(name)) = (&args.ztoc, &args.name) else {
         return Err(invalid("please provide both a ztoc digest and a filename to extract"));
     };
-    let Some(layer) = &args.layer else {
-        return Err(invalid(
-            "please provide the layer of the ztoc: --layer docker://HOST/REPOSITORY@sha256:…",
-        ));
-    };
-    let ztoc = open(place, registries).await?;
+    let ztoc = open(place, tools).await?;
     let range = locate(&ztoc, name)?;
-    let layer = Layer::open(layer, registries)?;
+    let layer =
+        Layer::open(args.layer.as_deref(), &BlobPlace::parse(place)?, ztoc.compressed_size(), tools).await?;
     let mut spans = std::collections::BTreeMap::new();
     for span in ztoc.spans().covering(range.clone()) {
         let span = ztoc::SpanId(span);
@@ -102,7 +170,7 @@ pub(super) async fn get_file(args: &GetFile, registries: &Registries, output: &O
         .extract(range, &mut |span, _| Ok(spans.remove(&span.0).unwrap_or_default()))
         .map_err(|cause| failed(&doing, cause))?;
     match &args.output {
-        None => output.bytes(&bytes),
+        None => tools.output.bytes(&bytes),
         Some(path) => {
             std::fs::write(path, bytes).map_err(|e| Error::io(format!("write {}", path.display()), e))?;
         }
@@ -127,28 +195,57 @@ fn locate(ztoc: &Ztoc, name: &str) -> Result<std::ops::Range<UncompressedOffset>
     Err(Error::new(ErrorKind::Invalid, message))
 }
 
+/// Where the spans of a layer come from.
 enum Layer {
-    Remote(Arc<dyn Blob>),
+    Blob(Arc<dyn Blob>),
     File(File),
 }
 
 impl Layer {
-    fn open(place: &str, registries: &Registries) -> Result<Layer, Error> {
-        match BlobPlace::parse(place)? {
+    /// `ztoc`: the place of its ztoc; the list of artifacts knows the layer of one in the local store.
+    async fn open(
+        layer: Option<&str>,
+        ztoc: &BlobPlace,
+        size: u64,
+        tools: &Tools<'_>,
+    ) -> Result<Layer, Error> {
+        let place = match (layer, ztoc) {
+            (Some(layer), _) => BlobPlace::parse(layer)?,
+            (None, BlobPlace::Local(digest)) => {
+                let artifacts = Local::artifacts(tools.global)?.read()?;
+                let unknown = || {
+                    let why = format!(
+                        "{digest} is not in the list of artifacts; try running \"soci rebuild-db\" first"
+                    );
+                    Error::new(ErrorKind::NotFound, why)
+                };
+                BlobPlace::Local(artifacts.get(digest).ok_or_else(unknown)?.of)
+            }
+            (None, _) => {
+                let why = "please provide the layer of the ztoc: --layer docker://HOST/REPOSITORY@sha256:…";
+                return Err(Error::new(ErrorKind::Invalid, why));
+            }
+        };
+        Ok(match place {
             BlobPlace::File(path) => {
                 let file = File::open(&path).map_err(|e| Error::io(format!("open {}", path.display()), e))?;
-                Ok(Layer::File(file))
+                Layer::File(file)
             }
             BlobPlace::Registry(reference, digest) => {
-                Ok(Layer::Remote(registries.open(&reference)?.blob(&digest, None)))
+                Layer::Blob(tools.registries.open(&reference)?.blob(&digest, Some(size)))
             }
-        }
+            // Layers are always containerd's.
+            BlobPlace::Local(digest) => {
+                let store = ImageStore::new(tools.containerd().await?);
+                Layer::Blob(store.blob(&Descriptor::new("", digest, size)))
+            }
+        })
     }
 
     async fn read(&self, range: std::ops::Range<u64>) -> Result<Vec<u8>, Error> {
         let length = range.end.saturating_sub(range.start);
         match self {
-            Layer::Remote(blob) => {
+            Layer::Blob(blob) => {
                 Ok(collect(blob.read_range(range).await?, length, "fetch span").await?.into())
             }
             Layer::File(file) => {
@@ -161,23 +258,30 @@ impl Layer {
     }
 }
 
-async fn open(place: &str, registries: &Registries) -> Result<Ztoc, Error> {
+async fn open(place: &str, tools: &Tools<'_>) -> Result<Ztoc, Error> {
+    let wrong = || {
+        let message = "the provided digest belongs to a SOCI index. Use `soci index info` to get the detailed \
+                       information about it";
+        Error::new(ErrorKind::Invalid, message)
+    };
     let bytes = match BlobPlace::parse(place)? {
         BlobPlace::File(path) => read_file(&path, ZTOC_BYTES_MAX)?,
+        BlobPlace::Local(digest) => {
+            let bytes = Local::open(tools.global).await?.read(&digest, ZTOC_BYTES_MAX).await?;
+            if SociIndex::parse(digest, &bytes).is_ok() {
+                return Err(wrong());
+            }
+            bytes.into()
+        }
         BlobPlace::Registry(reference, digest) => {
-            let registry = registries.open(&reference)?;
-            let fetched = fetch(&*registry.blob(&digest, None), &digest).await;
-            match fetched {
+            let registry = tools.registries.open(&reference)?;
+            match fetch(&*registry.blob(&digest, None), &digest).await {
                 Ok(bytes) => bytes,
-                Err(error) => {
-                    let missing = error.kind() == OciErrorKind::NotFound;
-                    if missing && registry.manifest(&digest.to_string()).await.is_ok() {
-                        let message = "the provided digest belongs to a SOCI index. Use `soci index info` to \
-                                       get the detailed information about it";
-                        return Err(Error::new(ErrorKind::Invalid, message));
-                    }
-                    return Err(error.into());
+                Err(error) if error.kind() == OciErrorKind::NotFound => {
+                    let is_manifest = registry.manifest(&digest.to_string()).await.is_ok();
+                    return Err(if is_manifest { wrong() } else { error.into() });
                 }
+                Err(error) => return Err(error.into()),
             }
         }
     };
@@ -189,18 +293,6 @@ async fn fetch(blob: &dyn Blob, digest: &Digest) -> Result<Vec<u8>, OciError> {
     let bytes = collect(blob.read_all().await?, ZTOC_BYTES_MAX, &doing).await?;
     digest.verify(&bytes, &doing)?;
     Ok(bytes.into())
-}
-
-/// A file of at most `limit` bytes.
-pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let doing = format!("read {}", path.display());
-    let io = |cause| Error::io(doing.clone(), cause);
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: it is longer than {limit} bytes")));
-    }
-    Ok(bytes)
 }
 
 fn failed(doing: &str, cause: ztoc::Error) -> Error {

@@ -31,7 +31,7 @@ fn tar() -> Vec<u8> {
 }
 
 /// A registry with an image `src:t` of one uncompressed layer.
-async fn serving(rules: Rules) -> (TestRegistry, Descriptor) {
+pub(crate) async fn serving(rules: Rules) -> (TestRegistry, Descriptor) {
     let server = TestRegistry::start(rules).await.unwrap();
     let config = server.add_blob("src", OCI_CONFIG, &br#"{"architecture":"amd64","os":"linux"}"#[..]);
     let layer = server.add_blob("src", OCI_LAYER, tar());
@@ -48,7 +48,7 @@ async fn serving(rules: Rules) -> (TestRegistry, Descriptor) {
     (server, layer)
 }
 
-async fn run(args: Vec<String>) -> Told {
+pub(crate) async fn run(args: Vec<String>) -> Told {
     let run = move || soci(&args.iter().map(String::as_str).collect::<Vec<_>>());
     tokio::task::spawn_blocking(run).await.unwrap()
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod convert;
+mod places;
 mod usage;
 
 use std::process::{Command, Output};

@@ -44,8 +44,11 @@ fn refuses() {
     check(&["convert", a, "docker://h.invalid/b"], 1, "must be a tagged ref of the form");
     let digest = format!("docker://h.invalid/b:t@sha256:{}", "a".repeat(64));
     check(&["convert", a, &digest], 1, "has a digest");
-    check(&["convert", "alpine", b], 1, "supported are docker://");
-    check(&["convert", a, "oci-archive:file"], 1, "supported are docker://");
+    check(&["convert", "docker-archive:file", b], 1, "supported are docker://");
+    let nowhere = ["--address", "/nonexistent/socket", "convert", "alpine", b];
+    check(&nowhere, 1, "connect to containerd at /nonexistent/socket (is it running? see --address)");
+    check(&["--content-store", "x", "convert", a, b], 1, "unknown content store type: x; must be one of");
+    check(&["convert", "-n", "a/b", a, "h.invalid/b:t", "--address", "/nonexistent/socket"], 1, "connect to");
     check(
         &["convert", "oci:/nonexistent/folder", b],
         1,

@@ -14,3 +14,5 @@ mod faults;
 mod clients;
 
 mod interop;
+
+mod commands;

@@ -55,6 +55,13 @@ impl Credentials for Anonymous {
     }
 }
 
+/// These, for whichever registry asks.
+impl Credentials for Credential {
+    fn for_host<'a>(&'a self, _host: &'a str) -> BoxFuture<'a, Option<Credential>> {
+        Box::pin(std::future::ready(Some(self.clone())))
+    }
+}
+
 /// Docker's `config.json`, read anew each time.
 #[derive(Debug, Clone)]
 pub struct DockerConfig {

@@ -60,7 +60,8 @@ async fn referrers_are_found_whatever_the_registry_knows() {
             .map(|d| d.digest)
             .collect();
         written.pop();
-        (found.sort(), written.sort());
+        found.sort();
+        written.sort();
         assert_eq!(found, written, "no_referrers: {no_referrers}");
         assert!(registry.referrers(&subject.digest, Some("other")).await.unwrap().is_empty());
         let tag = format!("sha256-{}", subject.digest.hex());

@@ -1,0 +1,195 @@
+//! `soci push`: the newest local v1 index of an image to a registry, with everything it lists. The image itself is
+//! not pushed. A v2 index goes with its image, which any client pushes.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use index::manifest::ARTIFACT_V1;
+use index::{Missing, Platforms};
+use oci::store::MANIFEST_BYTES_MAX;
+use oci::{Descriptor, Digest, Layout, Manifest, Platform, Reference, Registry, Store};
+
+use super::Tools;
+use super::building::platforms;
+use crate::args::Push;
+use crate::artifacts::{Artifact, Kind};
+use crate::error::{Error, ErrorKind};
+use crate::local::Local;
+use crate::place::ImagePlace;
+use crate::store::ImageStore;
+
+/// What to do where the registry has an index of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Warn,
+    Skip,
+    Allow,
+}
+
+/// An index to push, and the image manifest it refers to.
+struct Pushing {
+    index: Digest,
+    image: Digest,
+}
+
+pub(super) async fn run(args: &Push, tools: &Tools<'_>) -> Result<(), Error> {
+    let invalid = |message: &str| Error::new(ErrorKind::Invalid, message);
+    let image = args.image.as_deref();
+    let image = image.ok_or_else(|| invalid("please provide an image reference to push"))?;
+    let existing = match args.existing_index.as_str() {
+        "warn" => Existing::Warn,
+        "skip" => Existing::Skip,
+        "allow" => Existing::Allow,
+        other => {
+            let why = format!(
+                "unexpected value for flag existing-index: {other}, expected types [warn skip allow]"
+            );
+            return Err(invalid(&why));
+        }
+    };
+    let (local, name, found) = match ImagePlace::parse(image)? {
+        ImagePlace::Containerd(name) => from_local(&name, args, tools).await?,
+        ImagePlace::Layout(folder, name) => from_layout(folder, &name, args, tools).await?,
+        ImagePlace::Registry(_) | ImagePlace::Archive(..) => {
+            let why = format!("{image}: pushed is from containerd or from oci:FOLDER");
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+    };
+    let to = match &args.destination {
+        Some(to) => to.strip_prefix("docker://").unwrap_or(to),
+        None => name.as_deref().ok_or_else(|| invalid("please say where to: docker://HOST/REPOSITORY"))?,
+    };
+    let reference: Reference = to.parse()?;
+    let registry = tools.registries.clone().with_user(args.user.as_deref()).open(&reference)?;
+    for pushing in found {
+        push(&pushing, &*local, &registry, existing, args, tools).await?;
+    }
+    Ok(())
+}
+
+/// The store, the image's name, and the newest v1 index of each platform, by the list of artifacts.
+async fn from_local(
+    name: &str,
+    args: &Push,
+    tools: &Tools<'_>,
+) -> Result<(Box<dyn Store>, Option<String>, Vec<Pushing>), Error> {
+    let images = ImageStore::new(tools.containerd().await?);
+    let (name, _) = images.find(name).await?;
+    let local = Local::open(tools.global).await?;
+    let artifacts = Local::artifacts(tools.global)?.read()?;
+    let wanted = platforms(&args.platform, args.all_platforms, Platforms::OneOf(Platform::host()))?;
+    let (_, manifests) = index::images(&images, &name, Missing::Keep, &wanted).await?;
+    let mut found = Vec::new();
+    for image in manifests {
+        let digest = image.descriptor.digest;
+        let indexes = artifacts.values().filter(|a| a.kind == Kind::Index && a.of == digest);
+        let (first, second): (Vec<&Artifact>, Vec<&Artifact>) = indexes.partition(|a| a.version == "v1");
+        if !second.is_empty() {
+            tools.output.line(
+                "[WARN] Skippping SOCI index manifest v2. You should push the whole image with higher level tools \
+                 like finch or nerdctl.",
+            );
+        }
+        let newest = first.into_iter().max_by_key(|artifact| artifact.created);
+        let newest = newest.ok_or_else(|| nothing_for(&image.platform))?;
+        found.push(Pushing { index: newest.digest, image: digest });
+    }
+    let store: Box<dyn Store> = match local {
+        Local::Containerd(store) => Box::new(store),
+        Local::Soci(layout) => Box::new(layout),
+    };
+    Ok((store, Some(name), found))
+}
+
+async fn from_layout(
+    folder: std::path::PathBuf,
+    name: &str,
+    args: &Push,
+    tools: &Tools<'_>,
+) -> Result<(Box<dyn Store>, Option<String>, Vec<Pushing>), Error> {
+    let _ = tools;
+    let layout = Layout::open(folder).await?;
+    let wanted = platforms(&args.platform, args.all_platforms, Platforms::All)?;
+    let (_, manifests) = index::images(&layout, name, Missing::Drop, &wanted).await?;
+    let mut found = Vec::new();
+    for image in manifests {
+        let digest = image.descriptor.digest;
+        let referrers = layout.referrers(&digest, ARTIFACT_V1).await?;
+        let newest = referrers.last().ok_or_else(|| nothing_for(&image.platform))?;
+        found.push(Pushing { index: newest.digest, image: digest });
+    }
+    Ok((Box::new(layout), None, found))
+}
+
+fn nothing_for(platform: &Platform) -> Error {
+    let why = format!("could not find any soci index manifest v1 to push for platform {platform}");
+    Error::new(ErrorKind::NotFound, why)
+}
+
+async fn push(
+    pushing: &Pushing,
+    from: &dyn Store,
+    to: &Registry,
+    existing: Existing,
+    args: &Push,
+    tools: &Tools<'_>,
+) -> Result<(), Error> {
+    let say = |line: String| match args.quiet {
+        true => {}
+        false => tools.output.line(&line),
+    };
+    if existing != Existing::Allow {
+        say("checking if a soci index already exists in remote repository...".to_owned());
+        let there = to.referrers(&pushing.image, Some(ARTIFACT_V1)).await;
+        let there = there.map_err(|cause| Error::from_oci("failed to fetch list of referrers", cause))?;
+        let one = there.first().map(|index| index.digest);
+        match (one, existing) {
+            (None, _) => {}
+            (Some(one), Existing::Skip) => {
+                say(format!(
+                    "soci index found in remote repository with digest: {one}: skipping pushing artifacts for \
+                     image manifest: {}",
+                    pushing.image
+                ));
+                return Ok(());
+            }
+            (Some(_), _) if there.len() > 1 => tools
+                .output
+                .line("[WARN] multiple soci indices found in remote repository: pushing index anyway"),
+            (Some(one), _) => tools.output.line(&format!(
+                "[WARN] soci index found in remote repository with digest: {one}: pushing index anyway"
+            )),
+        }
+    }
+    match args.quiet {
+        true => tools.output.line(&pushing.index.to_string()),
+        false => say(format!("pushing soci index with digest: {}", pushing.index)),
+    }
+    let doing = format!("read SOCI index {}", pushing.index);
+    let mut index = from.resolve(&pushing.index.to_string()).await?;
+    if index.size > MANIFEST_BYTES_MAX {
+        return Err(Error::new(ErrorKind::Corrupt, doing));
+    }
+    let bytes = from.read_manifest(&index).await?;
+    let manifest = Manifest::parse(&bytes, &doing)?;
+    let parts = std::iter::once(&manifest.config).chain(manifest.layers());
+    let parts: std::collections::BTreeMap<Digest, &Descriptor> =
+        parts.map(|part| (part.digest, part)).collect();
+    let uploads = usize::from(args.max_concurrent_uploads.max(1));
+    stream::iter(parts.into_values())
+        .map(|part| async move {
+            if to.has_blob(part).await? {
+                say(format!("skipped artifact with digest: {}", part.digest));
+                return Ok(());
+            }
+            say(format!("pushing artifact with digest: {}", part.digest));
+            to.copy_blob(part, from).await?;
+            say(format!("successfully pushed artifact with digest: {}", part.digest));
+            Ok::<_, Error>(())
+        })
+        .buffer_unordered(uploads)
+        .try_collect::<()>()
+        .await?;
+    index.artifact_type = ARTIFACT_V1.to_owned();
+    to.write_referrer(&index, bytes).await?;
+    say(format!("successfully pushed artifact with digest: {}", pushing.index));
+    Ok(())
+}

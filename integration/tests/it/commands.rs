@@ -1,0 +1,299 @@
+//! The commands on containerd's own store: what they write there is found again, outlives a garbage collection, and
+//! gets to a registry.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::containerd::Containerd;
+use integration::images::{Image, Layer, PushedImage, Tar, push_image, push_index, tar::Entry};
+use integration::lab::Lab;
+use integration::machine::{binaries, skip};
+use integration::parts;
+use integration::registry::Registry;
+use oci::Platform;
+
+use crate::image::{SMALL, noise};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A containerd with an image in it, and our command beside it.
+struct Bench {
+    lab: Lab,
+    registry: Registry,
+    containerd: Containerd,
+    pushed: PushedImage,
+}
+
+impl Bench {
+    fn new(name: &str) -> Result<Bench> {
+        let lab = Lab::new(name)?;
+        let registry = Registry::start(&lab)?;
+        let containerd = Containerd::start(&lab)?;
+        let pushed = push_image(registry.host(), "app:plain", &Image::new(layers()))?;
+        containerd.pull(&pushed.reference, "overlayfs")?;
+        Ok(Bench { lab, registry, containerd, pushed })
+    }
+
+    /// `soci` on this containerd; what it printed.
+    fn soci(&self, words: &[&str]) -> Result<String> {
+        self.lab.run(self.command(words)?, LIMIT)
+    }
+
+    /// What it says where it must fail.
+    fn refused(&self, words: &[&str]) -> Result<String> {
+        let output = self.command(words)?.output()?;
+        ensure!(!output.status.success(), "{words:?} should have failed");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn command(&self, words: &[&str]) -> Result<Command> {
+        let mut command = self.lab.command(&binaries()?.soci);
+        command.arg("--address").arg(self.containerd.address());
+        command.args(["--namespace", self.containerd.namespace(), "--root"]);
+        command.arg(self.lab.folder("root")?).args(words);
+        Ok(command)
+    }
+
+    /// containerd collects what nothing holds: the end of a lease does that, and waits for it.
+    fn collect_garbage(&self) -> Result<()> {
+        let id = self.containerd.ctr(&["leases", "create"])?;
+        self.containerd.ctr(&["leases", "rm", "--sync", id.trim()]).map(drop)
+    }
+}
+
+fn hello() -> Vec<u8> {
+    noise(7, 200_000)
+}
+
+fn layers() -> Vec<Layer> {
+    let first = Tar::new([Entry::directory("a"), Entry::file("a/hello", hello())]);
+    let second = Tar::new([Entry::file("other", noise(8, 300_000)), Entry::hard_link("same", "other")]);
+    vec![Layer::gzip(&first.bytes()), Layer::gzip(&second.bytes())]
+}
+
+/// The last words of the lines that begin so.
+fn ends<'a>(said: &'a str, start: &str) -> Vec<&'a str> {
+    let lines = said.lines().filter(|line| line.starts_with(start));
+    lines.filter_map(|line| line.rsplit(' ').next()).collect()
+}
+
+fn create(bench: &Bench) -> Result<(String, Vec<String>)> {
+    let words = [&["create"], SMALL, &[&bench.pushed.reference]].concat();
+    let said = bench.soci(&words)?;
+    let index = ends(&said, "platform ").first().context("an index was made")?.to_string();
+    let ztocs: Vec<String> = ends(&said, "layer ").iter().map(|&ztoc| ztoc.to_owned()).collect();
+    ensure!(ztocs.len() == 2, "{said}");
+    Ok((index, ztocs))
+}
+
+#[test]
+fn containerd_what_is_created_is_found_again() -> Result<()> {
+    let bench = Bench::new("commands")?;
+    let (index, ztocs) = create(&bench)?;
+    bench.collect_garbage()?;
+
+    let list = bench.soci(&["index", "ls"])?;
+    let row = list.lines().nth(1).context("an index is listed")?;
+    for word in [index.as_str(), &bench.pushed.reference, "linux/amd64", "v1", "s ago"] {
+        ensure!(row.contains(word), "{word}: {list}");
+    }
+    let reference = bench.pushed.reference.as_str();
+    for words in [&["-q"][..], &["--ref", reference, "-q"], &["-p", "linux/amd64", "-q"]] {
+        let listed = bench.soci(&[&["index", "list"], words].concat())?;
+        ensure!(listed.trim() == index, "{words:?}: {listed}");
+    }
+    ensure!(bench.soci(&["index", "ls", "-q", "-p", "linux/arm64"])?.is_empty());
+    ensure!(bench.soci(&["index", "ls", "--json"])?.contains("\"manifest_version\": \"v1\""));
+    let shown = bench.soci(&["index", "info", &index])?;
+    ensure!(ztocs.iter().all(|ztoc| shown.contains(ztoc)), "{shown}");
+    let listed = bench.soci(&["ztoc", "ls", "-q", "--image-ref", reference])?;
+    let listed: BTreeSet<&str> = listed.lines().collect();
+    ensure!(listed == ztocs.iter().map(String::as_str).collect(), "{listed:?}");
+    ensure!(bench.soci(&["ztoc", "ls", "--ztoc-digest", &ztocs[0]])?.lines().count() == 2);
+    ensure!(bench.soci(&["ztoc", "ls", "--json"])?.contains("\"span_size\": 65536"));
+
+    // The ztoc of the first layer, whichever was done first.
+    let info = |ztoc: &String| bench.soci(&["ztoc", "info", ztoc]);
+    let first = if info(&ztocs[0])?.contains("a/hello") { &ztocs[0] } else { &ztocs[1] };
+    let file = bench.lab.path().join("hello");
+    bench.soci(&["ztoc", "get-file", "-o", &file.to_string_lossy(), first, "a/hello"])?;
+    ensure!(std::fs::read(&file)? == hello());
+
+    let again = bench.soci(&[&["create"], SMALL, &[reference]].concat())?;
+    ensure!(again.matches(" (already exists)").count() == 2, "{again}");
+    let forced = bench.soci(&[&["create", "--force"], SMALL, &[reference]].concat())?;
+    ensure!(!forced.contains("already exists") && ends(&forced, "platform ") == [index.as_str()], "{forced}");
+    let verified = bench.soci(&["verify", reference])?;
+    ensure!(verified.matches("true, byte for byte").count() == 2, "{verified}");
+
+    for (words, why) in [
+        (&["create", "nothing/here:1"][..], "not found in namespace"),
+        (&["index", "info", &ztocs[0]], "is of ztoc not SOCI index"),
+        (&["ztoc", "info", &index], "belongs to a SOCI index"),
+        (&["index", "rm", &ztocs[0]], "does not correspond to an index"),
+        (&["prefetch", "info", &ztocs[0]], "is not a prefetch artifact (type: soci_layer)"),
+        (&["create", "-p", "linux/s390x", reference], "image manifest for linux/s390x: not found"),
+    ] {
+        let said = bench.refused(words)?;
+        ensure!(said.contains(why), "{words:?}: {said}");
+    }
+    bench.soci(&["index", "rm", &index])?;
+    ensure!(bench.soci(&["index", "ls", "-q"])?.is_empty());
+    let gone = bench.refused(&["index", "info", &index])?;
+    ensure!(gone.contains("couldn't retrieve artifact for"), "{gone}");
+    Ok(())
+}
+
+#[test]
+fn containerd_the_list_is_made_anew() -> Result<()> {
+    let bench = Bench::new("rebuild")?;
+    create(&bench)?;
+    let converted = format!("{}/app:soci", bench.registry.host());
+    let words = [&["convert", "--prefetch-file", "a/hello"], SMALL, &[&bench.pushed.reference, &converted]];
+    bench.soci(&words.concat())?;
+    let lists = |kind: &'static str| -> Result<BTreeSet<String>> {
+        let said = bench.soci(&[kind, "ls", "--json"])?;
+        let times = |line: &&str| !line.contains("\"created\"") && !line.contains("\"CreatedAt\"");
+        Ok(said.lines().filter(times).map(str::to_owned).collect())
+    };
+    let before = [lists("index")?, lists("ztoc")?, lists("prefetch")?];
+    let spans = before[2].iter().find_map(|line| line.trim().strip_prefix("\"TotalSpans\": "));
+    let spans: i64 = spans.context("an artifact is listed")?.trim_end_matches(',').parse()?;
+    ensure!((2..=4).contains(&spans), "200 kB lie in {spans} spans of 64 KiB and more");
+    let list = bench.lab.path().join("root/artifacts");
+    let file =
+        std::fs::read_dir(&list)?.flatten().find(|e| e.path().extension().is_some_and(|e| e == "json"));
+    std::fs::write(file.context("there is a list")?.path(), "nonsense")?;
+    let broken = bench.refused(&["index", "ls"])?;
+    ensure!(broken.contains("soci rebuild-db makes it anew"), "{broken}");
+    bench.soci(&["rebuild-db"])?;
+    ensure!([lists("index")?, lists("ztoc")?, lists("prefetch")?] == before);
+    Ok(())
+}
+
+/// The same image by way of containerd, and from the registry: the same digest. What was written stays when the
+/// source goes.
+#[test]
+fn containerd_converts_in_its_own_store() -> Result<()> {
+    let bench = Bench::new("convert")?;
+    let converted = format!("{}/app:soci", bench.registry.host());
+    let reference = bench.pushed.reference.as_str();
+    let said = bench.soci(&[&["convert"], SMALL, &[reference, &converted]].concat())?;
+    let digest = said.lines().last().and_then(|line| line.rsplit_once('@')).context("an image was made")?.1;
+    let (from, to) =
+        (format!("docker://{reference}"), format!("docker://{}/other:soci", bench.registry.host()));
+    let elsewhere = bench.soci(&[&["convert"], SMALL, &[&from, &to]].concat())?;
+    ensure!(elsewhere.trim_end().ends_with(digest), "{said} {elsewhere}");
+    let folder = format!("oci:{}", bench.lab.path().join("layout").display());
+    let copied = bench.soci(&[&["convert"], SMALL, &[&converted, &folder]].concat())?;
+    ensure!(copied.trim_end().ends_with(digest), "{copied}");
+
+    bench.containerd.ctr(&["image", "rm", "--sync", reference])?;
+    bench.collect_garbage()?;
+    let listed = bench.containerd.ctr(&["image", "ls"])?;
+    ensure!(listed.lines().any(|line| line.contains(&converted) && line.contains(digest)), "{listed}");
+    let verified = bench.soci(&["verify", &converted])?;
+    ensure!(verified.matches("true, byte for byte").count() == 2, "{verified}");
+    ensure!(bench.soci(&["index", "ls"])?.contains("v2"));
+
+    // And into containerd from outside, where nothing of it was before.
+    bench.containerd.ctr(&["image", "rm", "--sync", &converted])?;
+    bench.soci(&[&["convert"], SMALL, &[&folder, &converted]].concat())?;
+    bench.collect_garbage()?;
+    ensure!(bench.soci(&["verify", &converted])?.matches("true, byte for byte").count() == 2);
+    for (to, why) in
+        [("no-tag.example/app", "must be a tagged ref"), ("x.example/a:b@sha256:1", "parse digest")]
+    {
+        let said = bench.refused(&["convert", &converted, to])?;
+        ensure!(said.contains(why), "{said}");
+    }
+    Ok(())
+}
+
+/// Of an image for several platforms: this machine's by default, all on request; each index held.
+#[test]
+fn containerd_platforms() -> Result<()> {
+    let bench = Bench::new("platforms")?;
+    let image = Image::new(layers());
+    let arm = image.clone().platform(Platform::new("linux", "arm64", "v8"));
+    let pushed = push_index(bench.registry.host(), "app:all", &[image, arm])?;
+    let pull = ["image", "pull", "--plain-http", "--all-platforms", "--snapshotter", "overlayfs"];
+    bench.containerd.ctr(&[&pull[..], &[&pushed.reference]].concat())?;
+    let one = bench.soci(&[&["create"], SMALL, &[&pushed.reference]].concat())?;
+    ensure!(ends(&one, "platform ").len() == 1, "{one}");
+    let all = bench.soci(&[&["create", "--all-platforms"], SMALL, &[&pushed.reference]].concat())?;
+    ensure!(ends(&all, "platform linux/arm64").len() == 1, "{all}");
+    bench.collect_garbage()?;
+    for index in ends(&all, "platform ") {
+        bench.soci(&["index", "info", index])?;
+    }
+    let pushed_indexes = bench.soci(&["push", "-q", "--plain-http", "--all-platforms", &pushed.reference])?;
+    ensure!(pushed_indexes.lines().collect::<Vec<_>>() == ends(&all, "platform "), "{pushed_indexes}");
+    let from_registry = bench.soci(&["verify", &format!("docker://{}", pushed.reference)])?;
+    ensure!(from_registry.matches("true, byte for byte").count() == 4, "{from_registry}");
+    Ok(())
+}
+
+/// With `--content-store soci` containerd gets the image's layers only to read.
+#[test]
+fn containerd_a_store_of_our_own() -> Result<()> {
+    let bench = Bench::new("own-store")?;
+    let own = ["--content-store", "soci"];
+    let said = bench.soci(&[&own[..], &["create"], SMALL, &[&bench.pushed.reference]].concat())?;
+    let index = ends(&said, "platform ")[0];
+    let blobs = bench.lab.path().join("root/content/blobs/sha256");
+    ensure!(blobs.join(index.trim_start_matches("sha256:")).is_file());
+    ensure!(!bench.containerd.ctr(&["content", "ls", "-q"])?.contains(index));
+    ensure!(bench.soci(&["index", "ls", "-q"])?.is_empty());
+    for words in [&["index", "info", index][..], &["verify", &bench.pushed.reference]] {
+        bench.soci(&[&own[..], words].concat())?;
+    }
+    let pushed = bench.soci(&[&own[..], &["push", "-q", &bench.pushed.reference][..]].concat())?;
+    ensure!(pushed.trim() == index, "{pushed}");
+    bench.soci(&[&own[..], &["rebuild-db"]].concat())?;
+    ensure!(bench.soci(&[&own[..], &["index", "ls", "-q"]].concat())?.trim() == index);
+    bench.soci(&[&own[..], &["index", "rm", "--ref", &bench.pushed.reference]].concat())?;
+    ensure!(!blobs.join(index.trim_start_matches("sha256:")).exists());
+    Ok(())
+}
+
+/// nerdctl runs the `soci` it finds: create, then push, with flags of its own choice.
+#[test]
+fn containerd_nerdctl_pushes_with_our_command() -> Result<()> {
+    let nerdctl = match parts::nerdctl() {
+        Ok(nerdctl) => nerdctl,
+        Err(error) => {
+            skip(&format!("nerdctl push: {error:#}"));
+            return Ok(());
+        }
+    };
+    let bench = Bench::new("nerdctl-push")?;
+    // It keeps its lists where the machine's own would: it gets a place of its own to see there.
+    let mut command = bench.lab.command("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /var/lib && exec \"$@\""]);
+    command.arg(bench.lab.folder("home")?).arg(&nerdctl);
+    command
+        .arg("--address")
+        .arg(bench.containerd.address())
+        .args(["--namespace", bench.containerd.namespace()]);
+    command.arg("--data-root").arg(bench.lab.folder("nerdctl")?).arg("--insecure-registry");
+    command.args([
+        "push",
+        "--snapshotter",
+        "soci",
+        "--soci-min-layer-size",
+        "0",
+        "--soci-span-size",
+        "65536",
+    ]);
+    command.arg(&bench.pushed.reference);
+    let folder = binaries()?.soci.parent().context("the command lies in a folder")?.to_owned();
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", folder.display()));
+    bench.lab.run(command, LIMIT)?;
+    let verified = bench.soci(&["verify", &format!("docker://{}", bench.pushed.reference)])?;
+    ensure!(verified.matches("true, byte for byte").count() == 2, "{verified}");
+    Ok(())
+}
