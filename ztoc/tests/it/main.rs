@@ -2,6 +2,7 @@
 //! must refuse.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps has failed; clippy sees that in `#[test]` only")]
 
+mod ask;
 mod golden;
 mod hostile;
 mod layers;
