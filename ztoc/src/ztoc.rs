@@ -6,6 +6,7 @@
 //! change under us, what comes back is wrong (empty, or other bytes), but nothing panics.
 
 mod entry;
+mod extract;
 mod inflate;
 
 use std::fmt;
