@@ -216,6 +216,34 @@ fn shared_records_do_not_multiply() {
     assert_eq!(Ztoc::from_vec(long).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
+/// A long name shared by all entries: a small ztoc that would take long to walk over.
+#[test]
+fn shared_names_do_not_multiply() {
+    const FILES: usize = 3000;
+    let name = [b"d/".repeat(50_000), b"f".to_vec()].concat();
+    let members: Vec<u8> = (0..FILES).flat_map(|index| file(&format!("f{index}"), b"")).collect();
+    let long = Header::new("././@LongLink", b'L', name.len() as u64).gnu().with(&name);
+    let layer = [members, long, file("long", b""), end()].concat();
+    let mut bytes = ztoc::build(&layer[..], Compression::Uncompressed, &Options::default()).unwrap().ztoc;
+    assert!(bytes.len() < 1 << 20);
+    // the vector of entries is found by its length, and each made to lead to the last one's table
+    let count = (FILES as u32 + 1).to_le_bytes();
+    let at = bytes.windows(4).position(|word| word == count).unwrap() + 4;
+    let place = |index: usize| at + 4 * index..at + 4 * index + 4;
+    let offset = u32::from_le_bytes(bytes[place(FILES)].try_into().unwrap()) as usize;
+    let shared = at + 4 * FILES + offset;
+    for index in 0..FILES {
+        let offset = (shared - place(index).start) as u32;
+        bytes[place(index)].copy_from_slice(&offset.to_le_bytes());
+        // each entry is sound; so are few of them
+        if index == 0 {
+            let ztoc = Ztoc::from_vec(bytes.clone()).unwrap();
+            assert_eq!(ztoc.entries().filter(|entry| entry.name() == name).count(), 2);
+        }
+    }
+    assert_eq!(Ztoc::from_vec(bytes).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
 #[test]
 fn a_fetch_that_fails_or_lies() {
     let layer = &LAYERS[1];
