@@ -17,8 +17,7 @@ pub fn member(blocks: &[u8], data: &[u8]) -> Vec<u8> {
 
 /// A layer of several members, cut as `lengths` say, whose blocks are made by hand; and what it inflates to.
 pub fn in_blocks(bytes: &[u8], lengths: &[u8]) -> (Vec<u8>, Vec<u8>) {
-    // the shorter codes end at 143
-    let content: Vec<u8> = END.iter().chain(bytes).map(|byte| byte & 0x7f).collect();
+    let content = [&END, bytes].concat();
     let mut layer = Vec::new();
     let mut rest = &content[..];
     for length in lengths.iter().map(|length| usize::from(*length)).cycle() {

@@ -175,9 +175,11 @@ pub(crate) fn gzip_literals(data: &[u8], block: usize) -> Vec<u8> {
     for (index, part) in data.chunks(block).enumerate() {
         bits.extend([index + 1 == count, true, false]);
         for byte in part {
-            assert!(*byte < 144, "longer codes are not written here");
-            let code = 0x30 + *byte;
-            bits.extend((0..8).rev().map(|bit| code >> bit & 1 == 1));
+            let (code, len) = match u16::from(*byte) {
+                short @ 0..144 => (0x30 + short, 8),
+                long => (0x190 + long - 144, 9),
+            };
+            bits.extend((0..len).rev().map(|bit| code >> bit & 1 == 1));
         }
         bits.extend([false; 7]);
     }
