@@ -8,15 +8,21 @@ use ztoc::{
 
 use crate::layers::{Header, end, file, gzip_literals, gzip_stored, hello, hex, member, sha256, stored, zoo};
 
-const GZIP: Compression = Compression::Gzip;
-const PLAIN: Compression = Compression::Uncompressed;
+pub(crate) const GZIP: Compression = Compression::Gzip;
+pub(crate) const PLAIN: Compression = Compression::Uncompressed;
 
-fn build(layer: &[u8], compression: Compression, span_size: u64) -> Result<Built, ztoc::Error> {
+pub(crate) fn build(layer: &[u8], compression: Compression, span_size: u64) -> Result<Built, ztoc::Error> {
     ztoc::build(layer, compression, &Options { span_size, ..Options::default() })
 }
 
 /// Builds, compares the length and the digest of the ztoc, and opens it.
-fn check(layer: &[u8], compression: Compression, span_size: u64, len: Option<usize>, digest: &str) -> Ztoc {
+pub(crate) fn check(
+    layer: &[u8],
+    compression: Compression,
+    span_size: u64,
+    len: Option<usize>,
+    digest: &str,
+) -> Ztoc {
     let built = build(layer, compression, span_size).unwrap();
     assert_eq!(sha256(&built.ztoc), digest);
     if let Some(len) = len {
@@ -32,12 +38,12 @@ fn check(layer: &[u8], compression: Compression, span_size: u64, len: Option<usi
     ztoc
 }
 
-fn compressed(ztoc: &Ztoc) -> Vec<(u64, u64)> {
+pub(crate) fn compressed(ztoc: &Ztoc) -> Vec<(u64, u64)> {
     let ranges = (0..ztoc.spans().len()).map(|span| ztoc.spans().compressed(SpanId(span)));
     ranges.map(|range| (range.start.0, range.end.0)).collect()
 }
 
-fn starts(ztoc: &Ztoc) -> Vec<u64> {
+pub(crate) fn starts(ztoc: &Ztoc) -> Vec<u64> {
     (0..ztoc.spans().len()).map(|span| ztoc.spans().uncompressed(SpanId(span)).start.0).collect()
 }
 
@@ -46,7 +52,7 @@ fn digests(ztoc: &Ztoc) -> Vec<String> {
 }
 
 /// The bytes of `hello.txt`, through its spans.
-fn read_hello(ztoc: &Ztoc, layer: &[u8]) {
+pub(crate) fn read_hello(ztoc: &Ztoc, layer: &[u8]) {
     let entry = ztoc.find(b"hello.txt").unwrap();
     let bytes = ztoc.extract(entry.data(), &mut |_, range| {
         Ok(layer[range.start.0 as usize..range.end.0 as usize].to_vec())

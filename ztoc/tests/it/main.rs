@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps has failed; clippy sees that in `#[test]` only")]
 
 mod ask;
+mod derived;
 mod golden;
 mod hostile;
 mod layers;
