@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // the one program here that only talks to a person
 
 mod test;
+mod fuzz;
 mod demo;
 mod steps;
 
@@ -21,6 +22,11 @@ const CHORES: &[(&str, &str, &str)] = &[
         "demo",
         "[--fast]",
         "pull and run a real image, lazily and in full, on a line like a registry's (--fast: on any)",
+    ),
+    (
+        "fuzz",
+        "[TARGET] [--seconds N]",
+        "build the fuzz targets with AddressSanitizer and run them, 5 seconds each if nothing is said",
     ),
     ("tidy", "", "the shape of the tree alone"),
 ];
@@ -42,6 +48,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["test", rest @ ..] => test::run(&test::Asked::parse(rest)?),
         ["demo"] => demo::run(demo::Line::Registry),
         ["demo", "--fast"] => demo::run(demo::Line::Fast),
+        ["fuzz", rest @ ..] => fuzz::run(&fuzz::Asked::parse(rest)?),
         ["tidy"] => test::tidy(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{}", usage());
@@ -54,7 +61,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
 fn usage() -> String {
     let rows = CHORES.iter().map(|(name, arguments, what)| {
         let call = format!("{name} {arguments}");
-        format!("  cargo xtask {call:24} {what}")
+        format!("  cargo xtask {call:28} {what}")
     });
     ["usage:".to_owned()].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
 }

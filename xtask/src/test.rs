@@ -1,14 +1,15 @@
 //! `cargo xtask test`: everything that CI runs. Its last line is the sum over all test programs, tests that said
 //! [`integration::machine::skip`] not counted as passed.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use integration::machine::{self, BINARIES, HARD_PARTS, LONG, SKIPPED_LOG};
 
+use crate::fuzz;
 use crate::steps::Steps;
 
 /// Each test of the whole runs a containerd, a registry and a daemon of its own; the machine may be small.
@@ -55,7 +56,10 @@ pub(crate) fn run(asked: &Asked) -> Result<ExitCode> {
     let mut steps = Steps::default();
     steps.need("parts", || machine::ensure_debian(HARD_PARTS))?;
     if asked.filter.is_none() {
-        steps.check("format", || call(cargo(&["fmt", "--all", "--check"])));
+        steps.check("format", || {
+            call(cargo(&["fmt", "--all", "--check"]))?;
+            call(cargo(&["fmt", "--manifest-path", "ztoc/fuzz/Cargo.toml", "--check"]))
+        });
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         steps.check("clippy", || call(cargo(&clippy)));
         let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
@@ -68,6 +72,9 @@ pub(crate) fn run(asked: &Asked) -> Result<ExitCode> {
     let skipped_log = machine::target_dir()?.join("skipped.log");
     let mut sum = Sum::default();
     steps.check("tests", || tests(asked, &skipped_log, &mut sum));
+    if asked.filter.is_none() {
+        steps.check("fuzz", || fuzz_targets(&skipped_log, &mut sum));
+    }
     Ok(summary(&steps, &sum, &skipped_log))
 }
 
@@ -104,6 +111,21 @@ fn tests(asked: &Asked, skipped_log: &PathBuf, sum: &mut Sum) -> Result<()> {
         sum.failed = sum.failed.max(1);
         bail!("cargo test: {status}");
     }
+    Ok(())
+}
+
+/// Each target counts as a test.
+fn fuzz_targets(skipped_log: &PathBuf, sum: &mut Sum) -> Result<()> {
+    let outcome = fuzz::fuzz(&fuzz::Asked::smoke()).inspect_err(|_| sum.failed += 1)?;
+    sum.passed += outcome.passed;
+    sum.failed += outcome.findings.len() as u64;
+    if let Some(reason) = outcome.skipped {
+        // like a test that says so: it is taken off again in the end
+        sum.passed += 1;
+        let mut log = File::options().create(true).append(true).open(skipped_log)?;
+        writeln!(log, "SKIPPED: fuzz: {reason}")?;
+    }
+    ensure!(outcome.findings.is_empty(), "{}", outcome.findings.join("\n"));
     Ok(())
 }
 

@@ -103,6 +103,11 @@ enum Source {
 impl Builder {
     /// A builder for one layer.
     pub fn new(compression: Compression, options: &Options) -> Result<Builder, Error> {
+        Builder::with_limit(compression, options, MAX_ZTOC_BYTES)
+    }
+
+    /// A builder whose ztoc may have so many bytes.
+    fn with_limit(compression: Compression, options: &Options, limit: u64) -> Result<Builder, Error> {
         if options.span_size == 0 || options.span_size > MAX_OFFSET {
             return Err(Error::unsupported("build ztoc: a span size of 0, or beyond any layer"));
         }
@@ -117,7 +122,7 @@ impl Builder {
             compressed_size: 0,
             source,
             digests: Digests::new(),
-            output: Output::new(),
+            output: Output::new(limit),
         })
     }
 
@@ -283,17 +288,20 @@ struct Output {
     entries: Collected,
     /// At most how many bytes of a ztoc the entries become.
     encoded_len: u64,
+    /// At most how many it may become.
+    limit: u64,
     has_xattrs: bool,
     has_opaque: bool,
 }
 
 impl Output {
-    fn new() -> Output {
+    fn new(limit: u64) -> Output {
         Output {
             len: 0,
             tar: TarReader::new(),
             entries: Collected::default(),
             encoded_len: 0,
+            limit,
             has_xattrs: false,
             has_opaque: false,
         }
@@ -317,9 +325,12 @@ impl Output {
 
     /// Makes sure that the entries and `more` bytes fit into a ztoc.
     fn check_len(&self, more: u64) -> Result<(), Error> {
-        if self.encoded_len.saturating_add(more) > MAX_ZTOC_BYTES {
+        if self.encoded_len.saturating_add(more) > self.limit {
             return Err(Error::too_large("build ztoc: larger than a ztoc can be"));
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

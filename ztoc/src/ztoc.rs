@@ -7,6 +7,7 @@
 
 mod compare;
 mod entry;
+mod extract;
 mod inflate;
 
 use std::fmt;

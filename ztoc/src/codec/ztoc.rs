@@ -290,14 +290,12 @@ fn decode(bytes: &[u8]) -> Result<Parts, Error> {
 
 /// Checks every entry and gives the places of their tables, in the order of their offsets.
 fn decode_entries(bytes: &[u8], vector: FlatVector<'_>) -> Result<Vec<u32>, Error> {
-    // Every record takes at least 8 bytes of its own where records are not shared, as they never are; without
-    // a limit a small ztoc could make this loop long.
-    let mut records_left = bytes.len() / 8;
+    let mut left = Left::of(bytes);
     let mut entries = Vec::with_capacity(vector.len());
     let mut sorted = true;
     let mut last = 0;
     for index in 0..vector.len() {
-        let checked = vector.table(index).and_then(|table| check_entry(&table, &mut records_left));
+        let checked = vector.table(index).and_then(|table| check_entry(&table, &mut left));
         let (position, offset, end) =
             checked.ok_or_else(|| Error::corrupt("read toc: malformed or impossible entry"))?;
         sorted &= last <= offset;
@@ -318,10 +316,30 @@ fn decode_entries(bytes: &[u8], vector: FlatVector<'_>) -> Result<Vec<u32>, Erro
     Ok(entries.into_iter().map(|(.., position)| position).collect())
 }
 
+/// What all entries together may still hold. Tables and strings can be named many times over: without limits a
+/// small ztoc could stand for any number of long names, and whoever walks over them would not come back.
+struct Left {
+    records: usize,
+    text: usize,
+}
+
+impl Left {
+    /// Every record takes at least 8 bytes of its own where records are not shared, as they never are. Texts
+    /// are not shared by the builder, but others may write a user's name, or the target of many links, once.
+    fn of(bytes: &[u8]) -> Left {
+        Left { records: bytes.len() / 8, text: bytes.len().saturating_mul(16) }
+    }
+
+    fn text(&mut self, text: &[u8]) -> Option<()> {
+        self.text = self.text.checked_sub(text.len())?;
+        Some(())
+    }
+}
+
 /// Checks one entry; gives the place of its table, its offset, and where the next header can begin.
-fn check_entry(table: &Table<'_>, records_left: &mut usize) -> Option<(u32, u64, u64)> {
+fn check_entry(table: &Table<'_>, left: &mut Left) -> Option<(u32, u64, u64)> {
     for text in [fields::NAME, fields::LINK, fields::UNAME, fields::GNAME, fields::MOD_TIME] {
-        table.bytes(text)?;
+        left.text(table.bytes(text)?)?;
     }
     EntryKind::from_bytes(table.bytes(fields::KIND)?)?;
     for number in [fields::MODE, fields::DEVMAJOR, fields::DEVMINOR] {
@@ -333,11 +351,11 @@ fn check_entry(table: &Table<'_>, records_left: &mut usize) -> Option<(u32, u64,
     let size = u64::try_from(table.i64(fields::SIZE)?).ok()?;
     let end = offset.checked_add(size)?.checked_next_multiple_of(BLOCK)?;
     let records = table.vector(fields::PAX)?;
-    *records_left = records_left.checked_sub(records.len())?;
+    left.records = left.records.checked_sub(records.len())?;
     for index in 0..records.len() {
         let record = records.table(index)?;
-        record.bytes(0)?;
-        record.bytes(1)?;
+        left.text(record.bytes(0)?)?;
+        left.text(record.bytes(1)?)?;
     }
     let position = u32::try_from(table.position()).ok()?;
     (end <= MAX_OFFSET).then_some((position, offset, end))

@@ -1,9 +1,8 @@
-//! From compressed bytes to a file's: a span is compared with its digest, then inflated from its checkpoint.
+//! From compressed bytes to uncompressed ones: a span is compared with its digest, then inflated from its checkpoint.
 //!
 //! The caller brings the compressed bytes. What a span may inflate to is what the ztoc says, to the byte; a
 //! stream that ends early, or is damaged, is an error and never a short or padded answer.
 
-use std::io;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
@@ -11,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Ztoc;
 use crate::error::Error;
 use crate::gzip::{self, Until, WINDOW};
-use crate::units::{self, CompressedOffset, SpanId, UncompressedOffset};
+use crate::units::{self, CompressedOffset, SpanId};
 use crate::zinfo::Compression;
 
 /// The most that is reserved ahead of inflating, in bytes: spans of usual size, and no more on the word of a
@@ -62,37 +61,6 @@ impl Ztoc {
             return Err(Error::corrupt("inflate span: the stream ends early"));
         }
         Ok(())
-    }
-
-    /// The uncompressed bytes of `range`. The compressed bytes of each span that is touched are asked of
-    /// `fetch`, in order and once, verified and inflated. A range that does not end within the archive is an
-    /// error.
-    pub fn extract(
-        &self,
-        range: Range<UncompressedOffset>,
-        fetch: &mut dyn FnMut(SpanId, Range<CompressedOffset>) -> io::Result<Vec<u8>>,
-    ) -> Result<Vec<u8>, Error> {
-        if range.end.0 > self.uncompressed_size() {
-            return Err(Error::corrupt("extract: the range ends behind the archive"));
-        }
-        let mut bytes = Vec::new();
-        let mut inflated = Vec::new();
-        for span in self.spans().covering(range.clone()).map(SpanId) {
-            let compressed = fetch(span, self.spans().compressed(span))
-                .map_err(|source| Error::io(format!("fetch span {span}"), source))?;
-            inflated.clear();
-            self.inflate_span(span, &compressed, &mut inflated)?;
-            let held = self.spans().uncompressed(span);
-            let from = range.start.max(held.start);
-            let to = range.end.min(held.end);
-            let part =
-                from.0.saturating_sub(held.start.0) as usize..to.0.saturating_sub(held.start.0) as usize;
-            bytes.extend_from_slice(inflated.get(part).unwrap_or_default());
-        }
-        if bytes.len() as u64 != units::length(&range) {
-            return Err(Error::corrupt("extract: the spans do not hold the range"));
-        }
-        Ok(bytes)
     }
 
     fn known(&self, span: SpanId) -> Result<Range<CompressedOffset>, Error> {

@@ -6,17 +6,23 @@ use ztoc::{
     Ztoc,
 };
 
-use crate::layers::{Header, end, file, gzip_literals, gzip_stored, hello, hex, member, pax, sha256, stored};
+use crate::layers::{Header, end, file, gzip_literals, gzip_stored, hello, hex, member, sha256, stored, zoo};
 
-const GZIP: Compression = Compression::Gzip;
-const PLAIN: Compression = Compression::Uncompressed;
+pub(crate) const GZIP: Compression = Compression::Gzip;
+pub(crate) const PLAIN: Compression = Compression::Uncompressed;
 
-fn build(layer: &[u8], compression: Compression, span_size: u64) -> Result<Built, ztoc::Error> {
+pub(crate) fn build(layer: &[u8], compression: Compression, span_size: u64) -> Result<Built, ztoc::Error> {
     ztoc::build(layer, compression, &Options { span_size, ..Options::default() })
 }
 
 /// Builds, compares the length and the digest of the ztoc, and opens it.
-fn check(layer: &[u8], compression: Compression, span_size: u64, len: Option<usize>, digest: &str) -> Ztoc {
+pub(crate) fn check(
+    layer: &[u8],
+    compression: Compression,
+    span_size: u64,
+    len: Option<usize>,
+    digest: &str,
+) -> Ztoc {
     let built = build(layer, compression, span_size).unwrap();
     assert_eq!(sha256(&built.ztoc), digest);
     if let Some(len) = len {
@@ -32,12 +38,12 @@ fn check(layer: &[u8], compression: Compression, span_size: u64, len: Option<usi
     ztoc
 }
 
-fn compressed(ztoc: &Ztoc) -> Vec<(u64, u64)> {
+pub(crate) fn compressed(ztoc: &Ztoc) -> Vec<(u64, u64)> {
     let ranges = (0..ztoc.spans().len()).map(|span| ztoc.spans().compressed(SpanId(span)));
     ranges.map(|range| (range.start.0, range.end.0)).collect()
 }
 
-fn starts(ztoc: &Ztoc) -> Vec<u64> {
+pub(crate) fn starts(ztoc: &Ztoc) -> Vec<u64> {
     (0..ztoc.spans().len()).map(|span| ztoc.spans().uncompressed(SpanId(span)).start.0).collect()
 }
 
@@ -46,7 +52,7 @@ fn digests(ztoc: &Ztoc) -> Vec<String> {
 }
 
 /// The bytes of `hello.txt`, through its spans.
-fn read_hello(ztoc: &Ztoc, layer: &[u8]) {
+pub(crate) fn read_hello(ztoc: &Ztoc, layer: &[u8]) {
     let entry = ztoc.find(b"hello.txt").unwrap();
     let bytes = ztoc.extract(entry.data(), &mut |_, range| {
         Ok(layer[range.start.0 as usize..range.end.0 as usize].to_vec())
@@ -292,39 +298,6 @@ fn v10_gzip_of_nothing() {
     );
     assert_eq!(compressed(&ztoc), [(10, 23)]);
     assert_eq!((ztoc.len(), ztoc.uncompressed_size()), (0, 0));
-}
-
-/// One member of every kind, in every dialect (V12).
-fn zoo() -> Vec<u8> {
-    let records: &[(&str, &[u8])] = &[
-        ("SCHILY.xattr.user.b", b"2"),
-        ("SCHILY.xattr.user.a", b"1"),
-        ("mtime", b"1700000000.123456789"),
-        ("path", b"dir/longname"),
-        ("LIBARCHIVE.x", b""),
-    ];
-    let long = [b"l/".to_vec(), vec![b'n'; 150], vec![0]].concat();
-    [
-        Header::new("./dir/", b'5', 0).mode(0o755).mtime(1_700_000_000).close(),
-        Header::new("./dir/f", b'0', 3)
-            .mode(0o4755)
-            .owner(1000, 1001, "u", "g")
-            .mtime(1_700_000_000)
-            .with(b"abc"),
-        Header::new("dir/s", b'2', 0).mode(0o777).link("f").close(),
-        Header::new("dir/h", b'1', 0).link("dir/f").close(),
-        Header::new("dir/c", b'3', 0).close(),
-        Header::new("dir/b", b'4', 0).close(),
-        Header::new("dir/p", b'6', 0).close(),
-        pax(records),
-        file("x", b"hi"),
-        Header::new("old/", 0, 0).mode(0o755).close(),
-        Header::new("old/f", 0, 1).with(b"z"),
-        Header::new("././@LongLink", b'L', long.len() as u64).gnu().with(&long),
-        Header::new("l/nnn", b'0', 4).gnu().with(b"long"),
-        end(),
-    ]
-    .concat()
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use ztoc::{Compression, ErrorKind, Options, SpanId, UncompressedOffset, Ztoc};
 
+use crate::ask;
 use crate::layers::{Header, end, file, gzip, gzip_literals, padded, pax};
 
 struct Layer {
@@ -43,36 +44,8 @@ static LAYERS: LazyLock<[Layer; 3]> = LazyLock::new(|| {
     ]
 });
 
-/// Asks an opened ztoc everything; what it answers is not our concern, that it answers is.
-fn use_it(ztoc: &Ztoc, layer: &[u8]) -> usize {
-    let mut answers = 0;
-    for entry in ztoc.entries() {
-        let range = entry.header();
-        let area = layer.get(range.start.0 as usize..range.end.0 as usize).unwrap_or_default();
-        answers += usize::from(entry.verify_header(area).is_ok());
-        answers += entry.pax().count() + entry.xattrs().count() + entry.uname().len() + entry.gname().len();
-        answers += usize::from(entry.mtime().is_some()) + entry.link_target().len();
-        answers += ztoc.spans().covering(entry.data()).len();
-        answers += ztoc.spans().end_span_as_listed(entry.data().end).index();
-        assert!(format!("{entry:?}").contains("Entry"));
-    }
-    answers += usize::from(ztoc.check_hard_links().is_ok()) + usize::from(ztoc.find(b"d/f").is_some());
-    for span in (0..ztoc.spans().len()).map(SpanId) {
-        let range = ztoc.spans().compressed(span);
-        let compressed = layer.get(range.start.0 as usize..range.end.0 as usize).unwrap_or_default();
-        let mut out = Vec::new();
-        if ztoc.inflate_span(span, compressed, &mut out).is_ok() {
-            let range = ztoc.spans().uncompressed(span);
-            assert_eq!(out.len() as u64, range.end - range.start);
-            answers += 1;
-        }
-        answers += usize::from(ztoc.inflate_last_span_with_tail(compressed, 1000, &mut out).is_ok());
-    }
-    answers
-}
-
 fn open(bytes: Vec<u8>, layer: &[u8]) -> Option<usize> {
-    Ztoc::from_vec(bytes).ok().map(|ztoc| use_it(&ztoc, layer))
+    Ztoc::from_vec(bytes).ok().map(|ztoc| ask::everything(&ztoc, layer))
 }
 
 /// Every byte of the parts of a ztoc that have a structure, which its windows have not.
@@ -243,6 +216,34 @@ fn shared_records_do_not_multiply() {
     assert_eq!(Ztoc::from_vec(long).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
+/// A long name shared by all entries: a small ztoc that would take long to walk over.
+#[test]
+fn shared_names_do_not_multiply() {
+    const FILES: usize = 3000;
+    let name = [b"d/".repeat(50_000), b"f".to_vec()].concat();
+    let members: Vec<u8> = (0..FILES).flat_map(|index| file(&format!("f{index}"), b"")).collect();
+    let long = Header::new("././@LongLink", b'L', name.len() as u64).gnu().with(&name);
+    let layer = [members, long, file("long", b""), end()].concat();
+    let mut bytes = ztoc::build(&layer[..], Compression::Uncompressed, &Options::default()).unwrap().ztoc;
+    assert!(bytes.len() < 1 << 20);
+    // the vector of entries is found by its length, and each made to lead to the last one's table
+    let count = (FILES as u32 + 1).to_le_bytes();
+    let at = bytes.windows(4).position(|word| word == count).unwrap() + 4;
+    let place = |index: usize| at + 4 * index..at + 4 * index + 4;
+    let offset = u32::from_le_bytes(bytes[place(FILES)].try_into().unwrap()) as usize;
+    let shared = at + 4 * FILES + offset;
+    for index in 0..FILES {
+        let offset = (shared - place(index).start) as u32;
+        bytes[place(index)].copy_from_slice(&offset.to_le_bytes());
+        // each entry is sound; so are few of them
+        if index == 0 {
+            let ztoc = Ztoc::from_vec(bytes.clone()).unwrap();
+            assert_eq!(ztoc.entries().filter(|entry| entry.name() == name).count(), 2);
+        }
+    }
+    assert_eq!(Ztoc::from_vec(bytes).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
 #[test]
 fn a_fetch_that_fails_or_lies() {
     let layer = &LAYERS[1];
@@ -307,7 +308,7 @@ fn bytes_that_change_under_us() {
         assert!(names > 0);
         for version in 1..count {
             bytes.now.store(version, Ordering::Relaxed);
-            use_it(&ztoc, &layer.bytes);
+            ask::everything(&ztoc, &layer.bytes);
             assert_eq!(ztoc.as_bytes().len(), bytes.versions[version].len());
         }
         bytes.now.store(EMPTY, Ordering::Relaxed);

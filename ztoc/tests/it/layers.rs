@@ -115,6 +115,39 @@ pub(crate) fn hello() -> Vec<u8> {
     [file("hello.txt", b"hello\n"), end()].concat()
 }
 
+/// One member of every kind, in every dialect (V12).
+pub(crate) fn zoo() -> Vec<u8> {
+    let records: &[(&str, &[u8])] = &[
+        ("SCHILY.xattr.user.b", b"2"),
+        ("SCHILY.xattr.user.a", b"1"),
+        ("mtime", b"1700000000.123456789"),
+        ("path", b"dir/longname"),
+        ("LIBARCHIVE.x", b""),
+    ];
+    let long = [b"l/".to_vec(), vec![b'n'; 150], vec![0]].concat();
+    [
+        Header::new("./dir/", b'5', 0).mode(0o755).mtime(1_700_000_000).close(),
+        Header::new("./dir/f", b'0', 3)
+            .mode(0o4755)
+            .owner(1000, 1001, "u", "g")
+            .mtime(1_700_000_000)
+            .with(b"abc"),
+        Header::new("dir/s", b'2', 0).mode(0o777).link("f").close(),
+        Header::new("dir/h", b'1', 0).link("dir/f").close(),
+        Header::new("dir/c", b'3', 0).close(),
+        Header::new("dir/b", b'4', 0).close(),
+        Header::new("dir/p", b'6', 0).close(),
+        pax(records),
+        file("x", b"hi"),
+        Header::new("old/", 0, 0).mode(0o755).close(),
+        Header::new("old/f", 0, 1).with(b"z"),
+        Header::new("././@LongLink", b'L', long.len() as u64).gnu().with(&long),
+        Header::new("l/nnn", b'0', 4).gnu().with(b"long"),
+        end(),
+    ]
+    .concat()
+}
+
 /// A gzip member around deflate blocks made by hand.
 pub(crate) fn member(blocks: &[u8], data: &[u8]) -> Vec<u8> {
     let mut crc = flate2::Crc::new();
@@ -142,9 +175,11 @@ pub(crate) fn gzip_literals(data: &[u8], block: usize) -> Vec<u8> {
     for (index, part) in data.chunks(block).enumerate() {
         bits.extend([index + 1 == count, true, false]);
         for byte in part {
-            assert!(*byte < 144, "longer codes are not written here");
-            let code = 0x30 + *byte;
-            bits.extend((0..8).rev().map(|bit| code >> bit & 1 == 1));
+            let (code, len) = match u16::from(*byte) {
+                short @ 0..144 => (0x30 + short, 8),
+                long => (0x190 + long - 144, 9),
+            };
+            bits.extend((0..len).rev().map(|bit| code >> bit & 1 == 1));
         }
         bits.extend([false; 7]);
     }

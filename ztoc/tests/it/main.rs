@@ -2,6 +2,8 @@
 //! must refuse.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps has failed; clippy sees that in `#[test]` only")]
 
+mod ask;
+mod derived;
 mod golden;
 mod hostile;
 mod layers;

@@ -7,10 +7,34 @@ use ztoc::{Builder, Built, Compression, EntryKind, Options, SpanId, Uncompressed
 use crate::layers::{Header, end, file, gzip, gzip_literals, gzip_stored, hex, pax, sha256};
 
 #[derive(Clone, Debug)]
-enum Member {
-    File { noise: bool, len: usize, pax: bool },
+enum Kind {
+    File {
+        noise: bool,
+        len: usize,
+        pax: bool,
+    },
     Directory,
     Symlink,
+    /// To the member before, or a file if there is none.
+    HardLink,
+    Device,
+    Fifo,
+}
+
+/// How a member comes to its name.
+#[derive(Clone, Debug)]
+enum Name {
+    Short,
+    /// Any bytes but NUL, in a PAX record.
+    Record(Vec<u8>),
+    /// The same, in a GNU long name.
+    Long(Vec<u8>),
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    kind: Kind,
+    name: Name,
 }
 
 #[derive(Clone, Debug)]
@@ -30,13 +54,26 @@ struct Case {
     pieces: Vec<usize>,
 }
 
-fn member() -> impl Strategy<Value = Member> {
+fn kind() -> impl Strategy<Value = Kind> {
+    let len = prop_oneof![1 => Just(0), 4 => 0..2000usize, 4 => 0..200_000usize, 1 => 300_000..700_000usize];
     prop_oneof![
-        4 => (any::<bool>(), prop_oneof![0..2000usize, 0..200_000usize], any::<bool>())
-            .prop_map(|(noise, len, pax)| Member::File { noise, len, pax }),
-        1 => Just(Member::Directory),
-        1 => Just(Member::Symlink),
+        6 => (any::<bool>(), len, any::<bool>())
+            .prop_map(|(noise, len, pax)| Kind::File { noise, len, pax }),
+        1 => Just(Kind::Directory),
+        1 => Just(Kind::Symlink),
+        1 => Just(Kind::HardLink),
+        1 => Just(Kind::Device),
+        1 => Just(Kind::Fifo),
     ]
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    let odd = || prop::collection::vec(1..=255u8, 1..400);
+    prop_oneof![2 => Just(Name::Short), 1 => odd().prop_map(Name::Record), 1 => odd().prop_map(Name::Long)]
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    (kind(), name()).prop_map(|(kind, name)| Member { kind, name })
 }
 
 fn packing() -> impl Strategy<Value = Packing> {
@@ -61,48 +98,66 @@ prop_compose! {
     }
 }
 
-/// Bytes that do or do not compress; below 128, so that they can be literals of the short kind.
+/// Bytes that do or do not compress.
 fn data(noise: bool, len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        if noise { (state >> 32) as u8 & 0x7f } else { (state >> 40) as u8 & 3 }
+        if noise { (state >> 32) as u8 } else { (state >> 40) as u8 & 3 }
     };
     (0..len).map(next).collect()
 }
 
 struct Expected {
-    name: String,
+    name: Vec<u8>,
     kind: EntryKind,
+    link: Vec<u8>,
     data: Vec<u8>,
 }
 
 /// The tar, and what is in it.
 fn tar(case: &Case) -> (Vec<u8>, Vec<Expected>) {
     let mut tar = Vec::new();
-    let mut expected = Vec::new();
+    let mut expected: Vec<Expected> = Vec::new();
     for (index, member) in case.members.iter().enumerate() {
-        let name = format!("m{index}");
-        match member {
-            Member::Directory => {
-                tar.extend(Header::new(&name, b'5', 0).mode(0o755).close());
-                expected.push(Expected { name, kind: EntryKind::Directory, data: Vec::new() });
+        let short = format!("m{index}");
+        let before = expected.last().map(|before| before.name.clone());
+        let (typeflag, kind, link, data) = match (&member.kind, before) {
+            (Kind::File { noise, len, .. }, _) => {
+                (b'0', EntryKind::Regular, Vec::new(), data(*noise, *len, index as u64 + 1))
             }
-            Member::Symlink => {
-                tar.extend(Header::new(&name, b'2', 0).link("m0").close());
-                expected.push(Expected { name, kind: EntryKind::Symlink, data: Vec::new() });
-            }
-            Member::File { noise, len, pax: records } => {
-                let data = data(*noise, *len, index as u64 + 1);
-                if *records {
-                    tar.extend(pax(&[("mtime", b"1.5"), ("SCHILY.xattr.user.x", b"y")]));
-                }
-                tar.extend(file(&name, &data));
-                expected.push(Expected { name, kind: EntryKind::Regular, data });
-            }
+            (Kind::Directory, _) => (b'5', EntryKind::Directory, Vec::new(), Vec::new()),
+            (Kind::Symlink, _) => (b'2', EntryKind::Symlink, b"m0".to_vec(), Vec::new()),
+            (Kind::HardLink, Some(before)) => (b'1', EntryKind::HardLink, before, Vec::new()),
+            (Kind::HardLink, None) => (b'0', EntryKind::Regular, Vec::new(), Vec::new()),
+            (Kind::Device, _) => (b'3', EntryKind::CharDevice, Vec::new(), Vec::new()),
+            (Kind::Fifo, _) => (b'6', EntryKind::Fifo, Vec::new(), Vec::new()),
+        };
+        let mut records: Vec<(&str, &[u8])> = Vec::new();
+        if matches!(member.kind, Kind::File { pax: true, .. }) {
+            records.extend([("mtime", &b"1.5"[..]), ("SCHILY.xattr.user.x", &b"\xffy\0"[..])]);
         }
+        let name = match &member.name {
+            Name::Short => short.clone().into_bytes(),
+            Name::Record(name) => {
+                records.push(("path", name));
+                name.clone()
+            }
+            Name::Long(name) => {
+                tar.extend(Header::new("././@LongLink", b'L', name.len() as u64).gnu().with(name));
+                name.clone()
+            }
+        };
+        if !records.is_empty() {
+            tar.extend(pax(&records));
+        }
+        if !link.is_empty() {
+            tar.extend(Header::new("././@LongLink", b'K', link.len() as u64).gnu().with(&link));
+        }
+        tar.extend(Header::new(&short, typeflag, data.len() as u64).with(&data));
+        expected.push(Expected { name, kind, link, data });
     }
     tar.extend(end());
     tar.resize(tar.len() + case.padding, 0);
@@ -173,8 +228,8 @@ fn check(case: &Case, ranges: &[(prop::sample::Index, prop::sample::Index)]) {
         bytes.unwrap()
     };
     assert_eq!(ztoc.len(), expected.len());
-    for (entry, Expected { name, kind, data }) in ztoc.entries().zip(&expected) {
-        assert_eq!((entry.name(), entry.kind()), (name.as_bytes(), *kind));
+    for (entry, Expected { name, kind, link, data }) in ztoc.entries().zip(&expected) {
+        assert_eq!((entry.name(), entry.kind(), entry.link_target()), (&name[..], *kind, &link[..]));
         assert!(extract(entry.data().start.0, entry.data().end.0) == *data);
         entry.verify_header(&extract(entry.header().start.0, entry.header().end.0)).unwrap();
     }
@@ -217,7 +272,7 @@ proptest! {
     #[test]
     fn random_layers(
         case in case(),
-        ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..6),
+        ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..10),
     ) {
         check(&case, &ranges);
     }
@@ -227,8 +282,8 @@ proptest! {
 #[test]
 fn a_large_layer() {
     let members = vec![
-        Member::File { noise: false, len: 3 << 20, pax: false },
-        Member::File { noise: true, len: 2 << 20, pax: true },
+        Member { kind: Kind::File { noise: false, len: 3 << 20, pax: false }, name: Name::Short },
+        Member { kind: Kind::File { noise: true, len: 2 << 20, pax: true }, name: Name::Short },
     ];
     let packing = Packing::Compressed { levels: vec![6], cuts: Vec::new() };
     let case = Case { members, padding: 0, packing, span_size: 1 << 20, pieces: vec![70_000] };
