@@ -1,7 +1,6 @@
-//! The layers of an image in, their ztocs out. Each layer streams once from its blob through `ztoc::Builder` and
-//! is kept nowhere; on the way its digest and size are compared with its descriptor. Layers run side by side
-//! under a limit, the processor's work away from the async threads. A layer that gets no ztoc is named with its
-//! reason; a layer that is not what its descriptor says fails the whole.
+//! The layers of an image in, their ztocs out. Each layer is read once: on its way through the builder it is compared
+//! with its descriptor and, where it has to be copied, copied. Layers run side by side under a limit. A layer that
+//! gets no ztoc is named with its reason; a layer that is not what its descriptor says fails the whole.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,21 +8,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use oci::blob::{collect, verified};
+use oci::blob::collect;
 use oci::image::media_type::{DOCKER_LAYER, OCI_LAYER, OCI_LAYER_PREFIX};
-use oci::{ByteStream, Descriptor, Digest, Manifest, Store};
-use tokio::sync::mpsc;
+use oci::{Descriptor, Digest, Manifest, Store};
 use tracing::{debug, info};
-use ztoc::{Builder, Built, Compression, MAX_ZTOC_BYTES, Ztoc};
+use ztoc::{Compression, MAX_ZTOC_BYTES, Ztoc};
 
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
+use crate::pass::Pass;
 use crate::prefetch::{self, Prefetch, Spans};
 
 /// Layers built side by side: enough to keep two processors busy while a third layer waits for its network.
 const LAYERS_AT_ONCE: usize = 2;
-/// Pieces of a layer between the network and the builder; some 16 KiB each.
-const PIECES_WAITING_MAX: usize = 64;
 /// Smaller layers are quicker fetched whole; the Go tool's number.
 pub const MIN_LAYER_SIZE: u64 = 10 << 20;
 
@@ -129,10 +126,18 @@ impl fmt::Display for Skip {
 pub struct Layers<'a> {
     from: &'a dyn Store,
     to: &'a dyn Store,
+    copies: Copies,
     options: &'a BuildOptions,
     /// the files to prefetch as typed, and as a tar would name them
     files: Vec<(String, String)>,
     done: BTreeMap<(Digest, String), Done>,
+}
+
+/// Whether layers whose ztocs are built are copied on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    Layers,
+    Nothing,
 }
 
 /// A layer that was done with, and where in it the files to prefetch are.
@@ -143,10 +148,15 @@ struct Done {
 
 impl<'a> Layers<'a> {
     /// Layers come from `from`; ztocs go to `to` as soon as they are made.
-    pub fn new(from: &'a dyn Store, to: &'a dyn Store, options: &'a BuildOptions) -> Layers<'a> {
+    pub fn new(
+        from: &'a dyn Store,
+        to: &'a dyn Store,
+        copies: Copies,
+        options: &'a BuildOptions,
+    ) -> Layers<'a> {
         let files = options.prefetch.iter();
         let files = files.filter_map(|path| Some((path.trim().to_owned(), prefetch::clean(path)?)));
-        Layers { from, to, options, files: files.collect(), done: BTreeMap::new() }
+        Layers { from, to, copies, options, files: files.collect(), done: BTreeMap::new() }
     }
 
     /// What an image's index lists: the ztocs in the order of the layers, then the prefetch artifacts in that order.
@@ -243,12 +253,11 @@ impl<'a> Layers<'a> {
         }
         info!(layer = %layer.digest, size = layer.size, "build ztoc");
         let doing = format!("build ztoc of layer {}", layer.digest);
-        let builder = Builder::new(compression, &self.ztoc_options()).map_err(|e| failed(e, &doing))?;
-        let source = self.from.blob(layer).read_all().await?;
-        let source = verified(source, layer.digest, layer.size);
+        let pass = Pass::new(self.from, layer, compression, self.ztoc_options());
+        let to = if self.wants(layer).await? { Some(self.to) } else { None };
         observer(Event::Begun(layer));
         let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
-        let built = match run(builder, source, &doing, &heard).await? {
+        let built = match pass.run(to, layer, &heard).await? {
             Ok(built) => built,
             Err(error) => match error.kind() {
                 ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => {
@@ -263,6 +272,19 @@ impl<'a> Layers<'a> {
         let (descriptor, files) = self.describe(layer, &bytes, &ztoc, xattrs);
         self.to.write_blob(&descriptor, bytes).await?;
         Ok(Done { outcome: Outcome::Ztoc(Box::new(descriptor)), files })
+    }
+
+    /// Whether the layer is to be copied while it is read: not where it is there already, nor where a registry can
+    /// mount it from a neighbour.
+    async fn wants(&self, layer: &Descriptor) -> Result<bool, Error> {
+        if self.copies == Copies::Nothing || !layer.urls.is_empty() {
+            return Ok(false);
+        }
+        let registry = |store: &dyn Store| store.origin().map(|origin| origin.registry);
+        if registry(self.to).is_some() && registry(self.from) == registry(self.to) {
+            return Ok(false);
+        }
+        Ok(!self.to.has_blob(layer).await?)
     }
 
     fn ztoc_options(&self) -> ztoc::Options {
@@ -326,36 +348,6 @@ impl fmt::Debug for Layers<'_> {
             .field("done", &self.done.len())
             .finish_non_exhaustive()
     }
-}
-
-/// A layer through a builder. The outer error is the stream's: broken, or not the layer it should be. The stream
-/// is read to its end even after the builder has refused, so that no refusal rests on bytes that were wrong.
-pub(crate) async fn run(
-    mut builder: Builder,
-    mut source: ByteStream,
-    doing: &str,
-    heard: &(dyn Fn(u64) + Sync),
-) -> Result<Result<Built, ztoc::Error>, Error> {
-    let (sender, mut pieces) = mpsc::channel::<Bytes>(PIECES_WAITING_MAX);
-    // It ends when `sender` goes, at the latest when this future is dropped.
-    let work = tokio::task::spawn_blocking(move || {
-        let mut sink = std::io::sink();
-        while let Some(piece) = pieces.blocking_recv() {
-            builder.push(&piece, &mut sink)?;
-        }
-        builder.finish(&mut sink)
-    });
-    let mut sender = Some(sender);
-    while let Some(piece) = source.try_next().await? {
-        heard(piece.len() as u64);
-        if let Some(open) = &sender
-            && open.send(piece).await.is_err()
-        {
-            sender = None;
-        }
-    }
-    drop(sender);
-    work.await.map_err(|cause| Error::new(ErrorKind::Io, doing).because(cause))
 }
 
 pub(crate) fn failed(error: ztoc::Error, doing: &str) -> Error {

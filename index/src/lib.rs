@@ -20,6 +20,8 @@ pub mod source;
 
 pub mod build;
 
+mod pass;
+
 pub mod prefetch;
 
 pub mod locate;

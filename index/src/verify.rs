@@ -5,12 +5,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use oci::blob::{collect, verified};
+use oci::blob::collect;
 use oci::{Descriptor, Store};
-use ztoc::{Builder, MAX_ZTOC_BYTES, Ztoc};
+use ztoc::{MAX_ZTOC_BYTES, Ztoc};
 
-use crate::build::{Event, Observer, algorithm, failed, run};
+use crate::build::{Event, Observer, algorithm, failed};
 use crate::error::Error;
+use crate::pass::Pass;
 
 /// What to think of a ztoc.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,18 +64,16 @@ pub async fn verify(
         span_size: found.spans().span_size(),
         build_tool: String::from_utf8_lossy(found.build_tool()).into_owned(),
     };
-    let builder = match Builder::new(compression, &options) {
-        Ok(builder) => builder,
+    if options.span_size == 0 {
+        return Ok(Verdict::Unknown("its span size is 0".to_owned()));
+    }
+    observer(Event::Begun(layer));
+    let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
+    let built = match Pass::new(layers, layer, compression, options).run(None, layer, &heard).await? {
+        Ok(built) => built,
+        Err(error) if error.kind() == ztoc::ErrorKind::Corrupt => return Err(failed(error, &doing)),
         Err(error) => return Ok(Verdict::Unknown(error.to_string())),
     };
-    observer(Event::Begun(layer));
-    let source = verified(layers.blob(layer).read_all().await?, layer.digest, layer.size);
-    let built =
-        match run(builder, source, &doing, &|bytes| observer(Event::Read(&layer.digest, bytes))).await? {
-            Ok(built) => built,
-            Err(error) if error.kind() == ztoc::ErrorKind::Corrupt => return Err(failed(error, &doing)),
-            Err(error) => return Ok(Verdict::Unknown(error.to_string())),
-        };
     if built.ztoc == found.as_bytes() {
         return Ok(Verdict::Same);
     }

@@ -36,27 +36,39 @@ pub trait Blob: Send + Sync + Debug {
 }
 
 /// The same stream, ending in `Corrupt` unless its bytes have `digest` (and are `size` many). A stream that
-/// grows past `size` is cut there, before the byte too many is handed on.
+/// grows past `size` is cut there, before the byte too many is handed on; and the last byte is handed on only when all
+/// are known to be right, since who wants `size` bytes does not ask for more.
 pub fn verified(source: ByteStream, digest: Digest, size: u64) -> ByteStream {
     let doing = format!("read blob {digest}");
-    let start = Some((source, Verifier::new(digest), doing));
+    let start = Some((source, Some(Verifier::new(digest)), doing));
     Box::pin(stream::unfold(start, move |state| async move {
         let (mut source, mut verifier, doing) = state?;
+        let corrupt = |why: String| Some((Err(Error::new(ErrorKind::Corrupt, &doing).because(why)), None));
         match source.next().await {
             Some(Ok(chunk)) => {
-                verifier.update(&chunk);
-                if verifier.taken() > size {
-                    let error = Error::new(ErrorKind::Corrupt, doing);
-                    return Some((Err(error.because(format!("it is longer than its {size} bytes"))), None));
+                let taken =
+                    verifier.as_ref().map_or(size, Verifier::taken).saturating_add(chunk.len() as u64);
+                if taken > size {
+                    return corrupt(format!("it is longer than its {size} bytes"));
+                }
+                if let Some(open) = &mut verifier {
+                    open.update(&chunk);
+                }
+                if let Some(complete) = verifier.take_if(|_| taken == size)
+                    && let Err(error) = complete.finish(&doing)
+                {
+                    return Some((Err(error), None));
                 }
                 Some((Ok(chunk), Some((source, verifier, doing))))
             }
             Some(Err(error)) => Some((Err(error), None)),
-            None if verifier.taken() != size => {
-                let why = format!("it has {} bytes, expected {size}", verifier.taken());
-                Some((Err(Error::new(ErrorKind::Corrupt, doing).because(why)), None))
-            }
-            None => verifier.finish(&doing).err().map(|error| (Err(error), None)),
+            None => match verifier.map(|open| (open.taken(), open.finish(&doing))) {
+                Some((taken, _)) if taken != size => {
+                    corrupt(format!("it has {taken} bytes, expected {size}"))
+                }
+                Some((_, Err(error))) => Some((Err(error), None)),
+                Some((_, Ok(()))) | None => None,
+            },
         }
     }))
 }

@@ -272,17 +272,13 @@ impl Store for Layout {
         })
     }
 
-    fn copy_blob<'a>(
+    fn write_from<'a>(
         &'a self,
         descriptor: &'a Descriptor,
-        from: &'a dyn Store,
+        source: &'a dyn Blob,
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            if self.has_blob(descriptor).await? {
-                return Ok(());
-            }
-            let source = from.blob(descriptor).read_all().await?;
-            let source = verified(source, descriptor.digest, descriptor.size);
+            let source = verified(source.read_all().await?, descriptor.digest, descriptor.size);
             self.place.put(&file_of(&descriptor.digest), descriptor.size, source).await
         })
     }

@@ -257,6 +257,14 @@ impl Store for Registry {
         Box::pin(push::write_blob(&self.session, descriptor, bytes))
     }
 
+    fn write_from<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        source: &'a dyn Blob,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(push::write_from(&self.session, descriptor, source, None))
+    }
+
     fn copy_blob<'a>(
         &'a self,
         descriptor: &'a Descriptor,

@@ -50,13 +50,28 @@ pub trait Store: Send + Sync + Debug {
     fn write_blob<'a>(&'a self, descriptor: &'a Descriptor, bytes: Bytes)
     -> BoxFuture<'a, Result<(), Error>>;
 
+    /// A blob whose bytes come from somewhere else, streamed through and never held whole. The source may be read
+    /// more than once, where a transfer breaks; the bytes are compared with the descriptor.
+    fn write_from<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        source: &'a dyn Blob,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
     /// A blob of another store: nothing to do where it is there already, mounted where both are repositories of
-    /// one registry, else streamed through, never held whole.
+    /// one registry, else streamed through.
     fn copy_blob<'a>(
         &'a self,
         descriptor: &'a Descriptor,
         from: &'a dyn Store,
-    ) -> BoxFuture<'a, Result<(), Error>>;
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            if self.has_blob(descriptor).await? {
+                return Ok(());
+            }
+            self.write_from(descriptor, &*from.blob(descriptor)).await
+        })
+    }
 
     /// A manifest or image index under its digest; what it names must be there before.
     fn write_manifest<'a>(

@@ -104,20 +104,29 @@ impl Store for ImageStore {
         Box::pin(async move { self.write(descriptor, bytes, &Labels::new()).await })
     }
 
+    fn write_from<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        source: &'a dyn Blob,
+    ) -> BoxFuture<'a, Result<(), oci::Error>> {
+        Box::pin(async move {
+            let source = verified(source.read_all().await?, descriptor.digest, descriptor.size);
+            self.containerd.write(descriptor, source, &Labels::new()).await.map_err(Error::into_oci)
+        })
+    }
+
     fn copy_blob<'a>(
         &'a self,
         descriptor: &'a Descriptor,
         from: &'a dyn Store,
     ) -> BoxFuture<'a, Result<(), oci::Error>> {
         Box::pin(async move {
-            let none = Labels::new();
             if self.has_blob(descriptor).await? {
-                let held = self.containerd.adopt(&descriptor.digest, &none).await;
+                // What is there already must not be collected before the image stands.
+                let held = self.containerd.adopt(&descriptor.digest, &Labels::new()).await;
                 return held.map_err(Error::into_oci);
             }
-            let source = from.blob(descriptor).read_all().await?;
-            let source = verified(source, descriptor.digest, descriptor.size);
-            self.containerd.write(descriptor, source, &none).await.map_err(Error::into_oci)
+            self.write_from(descriptor, &*from.blob(descriptor)).await
         })
     }
 

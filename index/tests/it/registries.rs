@@ -52,6 +52,29 @@ async fn to_a_neighbour_and_to_another_registry() {
     assert_eq!(found.unwrap().ztocs.len(), 1);
 }
 
+/// One pass: the ztoc is built of the very bytes that are on their way to the other registry. Where a transfer breaks
+/// it is begun again, and so is the ztoc.
+#[tokio::test]
+async fn a_layer_is_read_once() {
+    let layer = "/blobs/sha256:57907f95";
+    let source = serving(Rules::default()).await;
+    for (broken, reads) in [(false, 1), (true, 2)] {
+        let target = TestRegistry::start(Rules::default()).await.unwrap();
+        if broken {
+            // The first upload is the empty configuration of the index.
+            target.fail_next("PUT", "/blobs/uploads/2", Fault::Drop);
+        }
+        let before = source.count("GET", layer);
+        let report = run(&open(&source, "src"), "example", &open(&target, "dst"), &options()).await.unwrap();
+        assert_eq!(report.image.digest.to_string(), CONVERTED);
+        assert_eq!(source.count("GET", layer) - before, reads);
+        // There already, it is read for its ztoc only.
+        let again = run(&open(&source, "src"), "example", &open(&target, "dst"), &options()).await.unwrap();
+        assert_eq!(again.image, report.image);
+        assert_eq!(source.count("GET", layer) - before, reads + 1);
+    }
+}
+
 #[tokio::test]
 async fn registry_that_dies() {
     let source = serving(Rules::default()).await;
@@ -82,7 +105,7 @@ async fn source_that_breaks_and_lies() {
     let layer = "/blobs/sha256:57907f95";
     source.fail_next("GET", layer, Fault::WrongBytes);
     let error = run(&from, "example", &to, &options()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
     source.fail_next("GET", layer, Fault::Cut(1000));
     run(&from, "example", &to, &options()).await.unwrap();
 }

@@ -16,8 +16,8 @@ use super::archive::Archive;
 use crate::blob::ByteStream;
 use crate::error::{Error, ErrorKind};
 
-/// Bytes of a file read at once.
-const PIECE_BYTES: u64 = 1 << 20;
+/// Bytes of a file read at once: each piece costs a hop to another thread, and several layers are on their way at once.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// See the module.
 #[derive(Debug, Clone)]

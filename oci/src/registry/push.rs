@@ -3,16 +3,17 @@
 //! compared here as well, so that a lying source ends the upload before the registry is asked to believe it.
 //! Missing courtesies are tolerated: no `Location` after a manifest, no digest header.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Method, StatusCode, Url};
 use tracing::debug;
 
 use super::session::{Access, Answer, Payload, Session};
-use crate::blob::{ByteStream, verified};
+use crate::blob::{Blob, ByteStream, verified};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::image::{Descriptor, media_type};
@@ -69,20 +70,30 @@ pub(super) async fn copy_blob(
         return Ok(());
     }
     let neighbour = origin.filter(|origin| origin.registry == here.registry);
-    let mut location = match neighbour {
+    let location = match neighbour {
         None => None,
         Some(origin) => match mount(session, descriptor, &origin.repository).await? {
             Mounted::Done => return Ok(()),
             Mounted::Continue(location) => location,
         },
     };
+    write_from(session, descriptor, &*from.blob(descriptor), location).await
+}
+
+/// `location`: of an upload that was begun already.
+pub(super) async fn write_from(
+    session: &Session,
+    descriptor: &Descriptor,
+    source: &dyn Blob,
+    mut location: Option<Url>,
+) -> Result<(), Error> {
     let mut attempt = 1;
     loop {
         let target = match location.take() {
             Some(location) => location,
             None => begin(session, descriptor).await?,
         };
-        match stream_blob(session, descriptor, from, target).await {
+        match stream_blob(session, descriptor, source, target).await {
             Ok(()) => return Ok(()),
             Err(error) if may_pass(error.kind()) && attempt < COPIES_MAX => {
                 debug!(attempt, "copy again: {error}");
@@ -96,18 +107,31 @@ pub(super) async fn copy_blob(
 async fn stream_blob(
     session: &Session,
     descriptor: &Descriptor,
-    from: &dyn Store,
+    source: &dyn Blob,
     location: Url,
 ) -> Result<(), Error> {
+    // What breaks the source ends the upload, and to the upload that looks like a broken connection.
+    let broken: Arc<Mutex<Option<Error>>> = Arc::default();
     let open = async || {
-        let source = from.blob(descriptor).read_all().await?;
-        Ok(verified(source, descriptor.digest, descriptor.size))
+        let broken = broken.clone();
+        let stream = verified(source.read_all().await?, descriptor.digest, descriptor.size);
+        let noted = stream.map_err(move |error| {
+            let told = Error::new(error.kind(), error.doing());
+            broken.lock().unwrap_or_else(PoisonError::into_inner).replace(error);
+            told
+        });
+        Ok::<ByteStream, Error>(Box::pin(noted))
     };
-    let status = put(session, descriptor, location, Payload::stream(open().await?)).await?;
-    if wants_pieces(status) {
-        return send_pieces(session, descriptor, open().await?).await;
-    }
-    Ok(())
+    let sent = async {
+        let status = put(session, descriptor, location, Payload::stream(open().await?)).await?;
+        if wants_pieces(status) {
+            return send_pieces(session, descriptor, open().await?).await;
+        }
+        Ok(())
+    };
+    let sent = sent.await;
+    let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    sent.map_err(|error| broken.unwrap_or(error))
 }
 
 enum Mounted {

@@ -163,17 +163,13 @@ impl Store for MemoryStore {
         Box::pin(std::future::ready(written))
     }
 
-    fn copy_blob<'a>(
+    fn write_from<'a>(
         &'a self,
         descriptor: &'a Descriptor,
-        from: &'a dyn Store,
+        source: &'a dyn Blob,
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            if self.has_blob(descriptor).await? {
-                return Ok(());
-            }
-            let source = from.blob(descriptor).read_all().await?;
-            let source = verified(source, descriptor.digest, descriptor.size);
+            let source = verified(source.read_all().await?, descriptor.digest, descriptor.size);
             let bytes = collect(source, descriptor.size, "copy blob").await?;
             self.write_blob(descriptor, bytes).await
         })
