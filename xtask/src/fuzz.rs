@@ -233,8 +233,10 @@ impl std::fmt::Display for Summary {
     }
 }
 
+/// The last input that was written: slow ones, which are no findings, come before it.
 fn reproducer(text: &str) -> Option<PathBuf> {
-    text.lines().find_map(|line| line.split("Test unit written to ").nth(1)).map(PathBuf::from)
+    let mut written = text.lines().filter_map(|line| line.split("Test unit written to ").nth(1));
+    written.next_back().map(PathBuf::from)
 }
 
 /// The first line that says what went wrong.
@@ -283,7 +285,8 @@ mod tests {
                     #11954\tDONE   cov: 3080 ft: 9451 corp: 282/958Kb lim: 8192 exec/s: 1086 rss: 425Mb\n\
                     stat::number_of_executed_units: 11954\n";
         assert_eq!(Summary::of(text), Summary { runs: 11954, edges: 3080, features: 9451 });
-        let text = "thread '<unnamed>' panicked at src/lib.rs:1:2:\nboom\n\
+        let text = "artifact_prefix='a/'; Test unit written to a/slow-unit-1\n\
+                    thread '<unnamed>' panicked at src/lib.rs:1:2:\nboom\n\
                     artifact_prefix='a/'; Test unit written to a/crash-1\n";
         assert_eq!(reproducer(text), Some(PathBuf::from("a/crash-1")));
         assert_eq!(reason(text), "thread '<unnamed>' panicked at src/lib.rs:1:2: boom");

@@ -47,8 +47,8 @@ pub(super) struct Map {
 enum Source {
     /// Offsets and lengths in turn.
     Records(Vec<i64>),
-    /// The blocks read so far.
-    Data { text: Vec<u8>, lines: u64 },
+    /// The blocks read so far, and how many lines the first of them announces, once it is there.
+    Data { text: Vec<u8>, lines: u64, announced: Option<u64> },
 }
 
 /// Makes the entry what it is if it is a sparse file: its name and size from the records. Gives its map.
@@ -65,7 +65,7 @@ pub(super) fn apply(entry: &mut FileEntry) -> Result<Option<Map>, Error> {
         _ => return Ok(None),
     };
     let source = if in_data {
-        Source::Data { text: Vec::new(), lines: 0 }
+        Source::Data { text: Vec::new(), lines: 0, announced: None }
     } else {
         let map = value(MAP);
         let numbers = if map.is_empty() { Vec::new() } else { list(map, b',').ok_or_else(bad)? };
@@ -97,15 +97,17 @@ impl Map {
 
     /// Takes a block of data; true when the map is complete.
     pub(super) fn push(&mut self, block: &[u8]) -> Result<bool, Error> {
-        let Source::Data { text, lines } = &mut self.source else { return Ok(true) };
+        let Source::Data { text, lines, announced } = &mut self.source else { return Ok(true) };
         text.extend_from_slice(block);
         *lines += block.iter().filter(|byte| **byte == b'\n').count() as u64;
-        if *lines > 0 {
+        // read once: the line may be as long as the map
+        if *lines > 0 && announced.is_none() {
             let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let count = pax::integer(first).and_then(|count| u64::try_from(count).ok()).ok_or_else(bad)?;
-            if count.checked_mul(2).ok_or_else(bad)? < *lines {
-                return Ok(true);
-            }
+            *announced = Some(count.checked_mul(2).ok_or_else(bad)?);
+        }
+        if announced.is_some_and(|announced| announced < *lines) {
+            return Ok(true);
         }
         if text.len() as u64 + BLOCK > MAX_SPECIAL {
             return Err(Error::too_large("read sparse map: longer than 1 MiB"));

@@ -109,17 +109,12 @@ impl Ztoc {
         bytes: &mut Vec<u8>,
     ) -> Result<(), Error> {
         thread::scope(|scope| {
-            let mut under_way = VecDeque::new();
+            let mut under_way: VecDeque<UnderWay<'_>> = VecDeque::new();
             let mut ahead: u64 = 0;
+            let mut outcome = Ok(());
             for span in self.spans().covering(range.clone()).map(SpanId) {
-                let compressed = match self.fetch(span, fetch) {
-                    Ok(compressed) => compressed,
-                    Err(error) => {
-                        // what is wrong further in front is told first
-                        under_way.drain(..).try_for_each(|earlier| append(join(earlier), bytes))?;
-                        return Err(error);
-                    }
-                };
+                let compressed = self.fetch(span, fetch);
+                let fetched = compressed.is_ok();
                 let len = units::length(&self.spans().uncompressed(span));
                 let mut done = Vec::new();
                 while under_way.len() >= threads || ahead.saturating_add(len) > AHEAD {
@@ -128,11 +123,19 @@ impl Ztoc {
                     done.push(join(first));
                 }
                 // first the next one, so that it is inflated while others are copied
-                under_way.push_back(self.start(scope, span, range, compressed));
+                let place = match compressed {
+                    Ok(compressed) => self.start(scope, span, range, compressed),
+                    Err(error) => Place::Here(Err(error)),
+                };
+                under_way.push_back(UnderWay { len, place });
                 ahead += len;
-                done.into_iter().try_for_each(|part| append(part, bytes))?;
+                outcome = done.into_iter().fold(outcome, |outcome, part| append(outcome, part, bytes));
+                if !fetched || outcome.is_err() {
+                    break;
+                }
             }
-            under_way.into_iter().try_for_each(|last| append(join(last), bytes))
+            // each is waited for, behind an error too: no thread outlives the call
+            under_way.into_iter().fold(outcome, |outcome, last| append(outcome, join(last), bytes))
         })
     }
 
@@ -143,7 +146,7 @@ impl Ztoc {
         span: SpanId,
         range: &Range<UncompressedOffset>,
         compressed: Vec<u8>,
-    ) -> UnderWay<'scope> {
+    ) -> Place<'scope> {
         // shared, so that it is not lost with the thread that does not start
         let compressed = Arc::new(compressed);
         let theirs = compressed.clone();
@@ -157,11 +160,10 @@ impl Ztoc {
         };
         let thread = thread::Builder::new().name("ztoc-inflate".to_owned());
         let started = thread.spawn_scoped(scope, move || work(theirs));
-        let place = match started {
+        match started {
             Ok(handle) => Place::There(handle),
             Err(_) => Place::Here(work(compressed)),
-        };
-        UnderWay { len: units::length(&self.spans().uncompressed(span)), place }
+        }
     }
 
     fn fetch(&self, span: SpanId, fetch: &mut Fetch<'_>) -> Result<Vec<u8>, Error> {
@@ -188,7 +190,9 @@ fn join(span: UnderWay<'_>) -> Part {
     }
 }
 
-fn append(part: Part, bytes: &mut Vec<u8>) -> Result<(), Error> {
+/// Appends a span if nothing in front of it failed.
+fn append(before: Result<(), Error>, part: Part, bytes: &mut Vec<u8>) -> Result<(), Error> {
+    before?;
     bytes.extend_from_slice(&part?);
     Ok(())
 }
@@ -306,6 +310,51 @@ mod tests {
             });
             error.unwrap_err();
             assert!(fetched <= 1 + 3, "{fetched}");
+        }
+    }
+
+    /// Threads are gone, with all that is theirs, when the call is over: also when it failed half way.
+    #[test]
+    fn no_thread_outlives_the_call() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::thread::ThreadId;
+
+        static ALIVE: AtomicUsize = AtomicUsize::new(0);
+        struct Guard;
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                // whoever does not wait is faster
+                (0..10_000).for_each(|_| thread::yield_now());
+                ALIVE.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        thread_local! {
+            static HERE: Guard = {
+                ALIVE.fetch_add(1, Ordering::SeqCst);
+                Guard
+            };
+        }
+        struct Watched(Vec<u8>, ThreadId);
+        impl AsRef<[u8]> for Watched {
+            fn as_ref(&self) -> &[u8] {
+                if thread::current().id() != self.1 {
+                    HERE.with(|_| ());
+                }
+                &self.0
+            }
+        }
+        let (layer, _, ztoc) = layers().pop().unwrap();
+        let bytes = Watched(ztoc.as_bytes().to_vec(), thread::current().id());
+        let ztoc = Ztoc::open(Arc::new(bytes)).unwrap();
+        for broken in [0, 3, u32::MAX] {
+            let range = UncompressedOffset(0)..UncompressedOffset(ztoc.uncompressed_size());
+            let bytes = ztoc.extract_on(4, range, &mut |span, range| {
+                let mut bytes = slice(&layer, range);
+                bytes[1] ^= u8::from(span.0 == broken);
+                Ok(bytes)
+            });
+            assert_eq!(bytes.is_err(), broken < u32::MAX);
+            assert_eq!(ALIVE.load(Ordering::SeqCst), 0);
         }
     }
 }
