@@ -12,7 +12,7 @@ use oci::blob::collect;
 use oci::image::media_type::{DOCKER_LAYER, OCI_LAYER, OCI_LAYER_PREFIX};
 use oci::{Descriptor, Digest, Manifest, Store};
 use tracing::{debug, info};
-use ztoc::{Compression, MAX_ZTOC_BYTES, Ztoc};
+use ztoc::{Compression, MAX_ZTOC_BYTES, Whole, Ztoc};
 
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
@@ -288,7 +288,12 @@ impl<'a> Layers<'a> {
     }
 
     fn ztoc_options(&self) -> ztoc::Options {
-        ztoc::Options { span_size: self.options.span_size, build_tool: self.options.build_tool.clone() }
+        ztoc::Options {
+            span_size: self.options.span_size,
+            build_tool: self.options.build_tool.clone(),
+            // Whoever reads the layer compares it with its digest.
+            whole: Whole::Ignored,
+        }
     }
 
     fn describe(

@@ -82,26 +82,12 @@ impl Pass {
                 return joined(builder, &doing).await;
             }
         }
-        let mut pieces = self.read_all().await?;
+        let mut pieces = verified(self.read_all().await?, layer.digest, layer.size);
         while pieces.try_next().await?.is_some() {}
         drop(pieces);
         let builder = self.builder_of_all();
         let builder = builder.ok_or_else(|| Error::new(ErrorKind::Io, &doing).because("it was not read"))?;
-        let outcome = joined(builder, &doing).await?;
-        match &outcome {
-            Ok(built) if built.layer_digest == *layer.digest.bytes() => {}
-            Ok(built) => {
-                let found = Digest::from_sha256(built.layer_digest);
-                let error = Error::new(ErrorKind::Corrupt, format!("read blob {}", layer.digest));
-                return Err(error.because(format!("its digest is {found}")));
-            }
-            // The builder did not see it to its end: so that no refusal rests on wrong bytes, once more.
-            Err(_) => {
-                let mut source = verified(self.layer.read_all().await?, layer.digest, layer.size);
-                while source.try_next().await?.is_some() {}
-            }
-        }
-        Ok(outcome)
+        joined(builder, &doing).await
     }
 
     fn builder_of_all(&self) -> Option<JoinHandle<Outcome>> {

@@ -152,10 +152,13 @@ impl Source {
         };
         let mut chosen: Vec<(Platform, Digest)> = Vec::new();
         for platform in platforms {
-            if chosen.iter().any(|(other, _)| other.matches(&platform)) {
+            let wanted = platform.normalised();
+            if chosen.iter().any(|(other, _)| other.normalised() == wanted) {
                 continue;
             }
-            let found = self.platforms.iter().find(|(other, _)| platform.matches(other));
+            // Of an image with and one without a feature, the one that was asked for.
+            let same = self.platforms.iter().find(|(other, _)| other.normalised() == wanted);
+            let found = same.or_else(|| self.platforms.iter().find(|(other, _)| platform.matches(other)));
             let (_, digest) = found.ok_or_else(|| absent(&platform))?;
             chosen.push((platform, *digest));
         }

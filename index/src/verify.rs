@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use oci::blob::collect;
 use oci::{Descriptor, Store};
-use ztoc::{MAX_ZTOC_BYTES, Ztoc};
+use ztoc::{MAX_ZTOC_BYTES, Whole, Ztoc};
 
 use crate::build::{Event, Observer, algorithm, failed};
 use crate::error::Error;
@@ -63,6 +63,7 @@ pub async fn verify(
     let options = ztoc::Options {
         span_size: found.spans().span_size(),
         build_tool: String::from_utf8_lossy(found.build_tool()).into_owned(),
+        whole: Whole::Ignored,
     };
     if options.span_size == 0 {
         return Ok(Verdict::Unknown("its span size is 0".to_owned()));

@@ -60,7 +60,8 @@ fn build(
         builder.push(&chunk, &mut sink.file).map_err(|e| Error::ztoc(doing(), e))?;
     }
     let built = builder.finish(&mut sink.file).map_err(|e| Error::ztoc(doing(), e))?;
-    let found = Digest::from_sha256(built.layer_digest);
+    let whole = built.whole.ok_or_else(|| Error::new(ErrorKind::Io, doing()))?;
+    let found = Digest::from_sha256(whole.layer);
     if found != *expected {
         return Err(Error::new(
             ErrorKind::Corrupt,

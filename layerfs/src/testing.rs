@@ -89,7 +89,8 @@ pub(crate) fn made(tar: &[u8]) -> Made {
     let options = ztoc::Options { span_size: SPAN, ..ztoc::Options::default() };
     let built = ztoc::build(bytes.as_slice(), ztoc::Compression::Gzip, &options).expect("it is a tar");
     let blob = Arc::new(FaultyBlob::new(bytes, 7_000));
-    Made { digest: Digest::from_sha256(built.layer_digest), ztoc: built.ztoc, blob }
+    let whole = built.whole.expect("the layer is hashed by default");
+    Made { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
 }
 
 pub(crate) fn engine() -> Arc<Engine> {

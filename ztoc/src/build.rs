@@ -36,12 +36,26 @@ pub struct Options {
     pub span_size: u64,
     /// The name of the tool, as the ztoc states it.
     pub build_tool: String,
+    /// Part of no byte of the ztoc.
+    pub whole: Whole,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { span_size: DEFAULT_SPAN_SIZE, build_tool: DEFAULT_BUILD_TOOL.to_owned() }
+        Options {
+            span_size: DEFAULT_SPAN_SIZE,
+            build_tool: DEFAULT_BUILD_TOOL.to_owned(),
+            whole: Whole::Hashed,
+        }
     }
+}
+
+/// Whether digests are taken of the layer as a whole, besides those of its spans. They cost a third of the building;
+/// who knows the layer's digest by other means, and does not want its diff ID, saves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whole {
+    Hashed,
+    Ignored,
 }
 
 /// A ztoc, and what was learnt on the way.
@@ -49,10 +63,8 @@ impl Default for Options {
 pub struct Built {
     /// The ztoc's bytes; [`Ztoc::from_vec`] opens them.
     pub ztoc: Vec<u8>,
-    /// The SHA-256 of the layer as it came.
-    pub layer_digest: [u8; 32],
-    /// The SHA-256 of the layer inflated, padding included.
-    pub diff_id: [u8; 32],
+    /// The digests of the layer as a whole, if they were asked for.
+    pub whole: Option<WholeDigests>,
     /// The length of the layer as it came, in bytes.
     pub compressed_size: u64,
     /// The length of the layer inflated, padding included, in bytes; may exceed [`Ztoc::uncompressed_size`].
@@ -61,6 +73,15 @@ pub struct Built {
     pub has_xattrs: bool,
     /// Whether any member marks its directory as opaque.
     pub has_opaque: bool,
+}
+
+/// SHA-256 of a layer as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WholeDigests {
+    /// Of the layer as it came.
+    pub layer: [u8; 32],
+    /// Of the layer inflated, padding included.
+    pub diff_id: [u8; 32],
 }
 
 /// Builds a ztoc from a layer's bytes.
@@ -121,7 +142,7 @@ impl Builder {
             options: options.clone(),
             compressed_size: 0,
             source,
-            digests: Digests::new(),
+            digests: Digests::new(options.whole),
             output: Output::new(limit),
         })
     }
@@ -178,7 +199,7 @@ impl Builder {
                 plain::spans(self.compressed_size, span_size)
                     .ok_or_else(|| Error::too_large("build ztoc: too many spans"))?;
                 let zinfo = tar_zinfo::encode(signed(span_size), signed(self.compressed_size));
-                (Compression::Uncompressed, zinfo, self.digests.finish(&[]))
+                (Compression::Uncompressed, vec![zinfo], self.digests.finish(&[]))
             }
         };
         sink.flush().map_err(|error| Error::io("write inflated layer", error))?;
@@ -194,18 +215,26 @@ impl Builder {
                 .map_err(|_| Error::too_large("build ztoc: too many spans"))?
                 - 1,
             digests: &digests,
-            checkpoints: &checkpoints,
+            checkpoints,
         };
+        let checkpoints: u64 = content.checkpoints.iter().map(|part| part.len() as u64).sum();
         let fixed = VTABLES + content.build_tool.len() as u64 + ENCODED_DIGEST * digests.len() as u64;
-        self.output.check_len(checkpoints.len() as u64 + fixed)?;
-        let capacity = self.output.encoded_len + checkpoints.len() as u64 + fixed;
-        let rows = self.output.entries.iter().map(Row::of);
-        let bytes = encode(&content, rows, usize::try_from(capacity).unwrap_or(0));
-        let ztoc = refuse(bytes, &self.output.entries)?;
+        self.output.check_len(checkpoints + fixed)?;
+        let capacity = self.output.encoded_len + checkpoints + fixed;
+        let entries = self.output.entries;
+        let headers: Vec<u64> = entries.headers().collect();
+        if let Some(name) = entries.holes() {
+            let name = name.escape_ascii();
+            return Err(Error::unsupported(format!("build ztoc: {name} is a sparse file with holes")));
+        }
+        let rows = |each: &mut dyn FnMut(&Row<'_>)| {
+            entries.drain_backwards(|entry| each(&Row::of(entry)));
+        };
+        let bytes = encode(content, rows, usize::try_from(capacity).unwrap_or(0));
+        let ztoc = refuse(bytes, &headers)?;
         Ok(Built {
             ztoc,
-            layer_digest: taken.layer,
-            diff_id: taken.diff_id,
+            whole: taken.whole,
             compressed_size: self.compressed_size,
             uncompressed_len: self.output.len,
             has_xattrs: self.output.has_xattrs,
@@ -257,21 +286,17 @@ fn check_first(count: i32, checkpoint: Checkpoint) -> Result<(), Error> {
 }
 
 /// Opens the ztoc as a reader would, and refuses what a reader would refuse: hard links or directories that
-/// claim a size and so reach into the next member, hard links to other layers. Then what it would misread:
-/// files with holes, and entries whose headers are not where a reader will look for them.
-fn refuse(bytes: Vec<u8>, entries: &Collected) -> Result<Vec<u8>, Error> {
-    if let Some(sparse) = entries.iter().find(|entry| entry.numbers.holes) {
-        let name = sparse.name.escape_ascii();
-        return Err(Error::unsupported(format!("build ztoc: {name} is a sparse file with holes")));
-    }
+/// claim a size and so reach into the next member, hard links to other layers. Then what it would misread: entries
+/// whose headers are not where a reader will look for them; they are at `headers`.
+fn refuse(bytes: Vec<u8>, headers: &[u64]) -> Result<Vec<u8>, Error> {
     let unusable = |error: Error| error.within(ErrorKind::Unsupported, "build ztoc: no reader could use it");
     // shared and taken back, so that it is not copied
     let shared = std::sync::Arc::new(bytes);
     let ztoc = Ztoc::open(shared.clone()).map_err(unusable)?;
     ztoc.check_hard_links().map_err(unusable)?;
-    for (read, written) in ztoc.entries().zip(entries.iter()) {
-        if read.header().start != UncompressedOffset(written.numbers.header) {
-            let name = written.name.escape_ascii();
+    for (read, written) in ztoc.entries().zip(headers) {
+        if read.header().start != UncompressedOffset(*written) {
+            let name = read.name().escape_ascii();
             return Err(Error::unsupported(format!(
                 "build ztoc: what precedes {name} has a size but no data"
             )));

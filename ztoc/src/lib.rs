@@ -34,7 +34,7 @@ mod flat;
 mod units;
 mod error;
 
-pub use build::{Builder, Built, DEFAULT_BUILD_TOOL, DEFAULT_SPAN_SIZE, Options, build};
+pub use build::{Builder, Built, DEFAULT_BUILD_TOOL, DEFAULT_SPAN_SIZE, Options, Whole, WholeDigests, build};
 pub use error::{Error, ErrorKind};
 pub use toc::{EntryKind, MTime};
 pub use units::{CompressedOffset, SpanId, UncompressedOffset};

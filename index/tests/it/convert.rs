@@ -259,6 +259,41 @@ async fn xattr_optimization() {
     assert!(index::manifest::disables_xattrs(&ztoc));
 }
 
+/// Two images for one processor, of which one wants a feature: each gets its own index.
+#[tokio::test]
+async fn features_tell_platforms_apart() {
+    let store = MemoryStore::new();
+    let platform = Platform::new("linux", "amd64", "");
+    let special = Platform { os_features: vec!["x".to_owned()], ..platform.clone() };
+    let mut entries_made = Vec::new();
+    for (platform, file) in [(platform, "hello.txt"), (special, "other.txt")] {
+        let image = manifest(config(&store, "linux/amd64"), vec![layer(&store, file)]);
+        let mut entry = store.add_manifest(OCI_MANIFEST, canonical_json(&image));
+        entry.platform = Some(platform);
+        entries_made.push(entry);
+    }
+    for order in [[0, 1], [1, 0]] {
+        let entries_here = order.map(|at| entries_made[at].clone()).to_vec();
+        let index = Index {
+            schema_version: 2,
+            media_type: OCI_INDEX.to_owned(),
+            artifact_type: String::new(),
+            manifests: Some(entries_here),
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        let descriptor = store.add_manifest(OCI_INDEX, canonical_json(&index));
+        store.add_tag("features", descriptor.digest);
+        let report = run(&store, "features", &store, &options()).await.unwrap();
+        let found = entries(&store, &report.image.digest);
+        let of = |entry: &Descriptor| entry.annotations["com.amazon.soci.image-manifest-digest"].clone();
+        assert_eq!(found.len(), 4);
+        assert_eq!([of(&found[2]), of(&found[3])], [0, 1].map(|at| found[at].digest.to_string()));
+        let again = run(&store, "converted", &store, &options()).await.unwrap();
+        assert_eq!(again.image, report.image);
+    }
+}
+
 /// One platform of two was copied into a folder: the other one's manifest is not there.
 #[tokio::test]
 async fn what_is_missing_stays_or_goes() {

@@ -31,9 +31,9 @@ fn our_ztoc(layer: &Layer, span_size: u64, tool: &str) -> Result<Digest> {
     } else {
         ztoc::Compression::Gzip
     };
-    let options = ztoc::Options { span_size, build_tool: tool.to_owned() };
+    let options = ztoc::Options { span_size, build_tool: tool.to_owned(), ..ztoc::Options::default() };
     let built = ztoc::build(&layer.bytes[..], compression, &options)?;
-    ensure!(Digest::from_sha256(built.layer_digest) == layer.digest);
+    ensure!(built.whole.map(|whole| Digest::from_sha256(whole.layer)) == Some(layer.digest));
     Ok(Digest::sha256(&built.ztoc))
 }
 

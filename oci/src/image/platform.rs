@@ -70,12 +70,14 @@ impl Platform {
         }
     }
 
-    /// Whether both name the same platform once normalised. The version of the operating system counts for
-    /// Windows only, where an image runs on one version and not on another.
+    /// Whether `other` is what this asks for, once both are normalised; features that it needs must be asked for, too.
+    /// The version of the operating system counts for Windows only, where an image runs on one version and not on
+    /// another.
     pub fn matches(&self, other: &Platform) -> bool {
         let (a, b) = (self.normalised(), other.normalised());
         let same = a.os == b.os && a.architecture == b.architecture && a.variant == b.variant;
-        same && (a.os != "windows" || a.os_version.is_empty() || a.os_version == b.os_version)
+        let features = b.os_features.iter().all(|feature| a.os_features.contains(feature));
+        same && features && (a.os != "windows" || a.os_version.is_empty() || a.os_version == b.os_version)
     }
 
     /// Whether it is the mark of something that is no image, as attestations carry it.
@@ -237,6 +239,9 @@ mod tests {
         check(["linux", "arm", "v6"], ["linux", "arm", "v7"], false);
         check(["linux", "amd64", ""], ["windows", "amd64", ""], false);
         check(["linux", "386", ""], ["linux", "i386", ""], true);
+        let plain = Platform::new("linux", "amd64", "");
+        let special = Platform { os_features: vec!["x".to_owned()], ..plain.clone() };
+        assert!(special.matches(&plain) && special.matches(&special) && !plain.matches(&special));
     }
 
     #[test]

@@ -20,8 +20,8 @@ pub fn build(
             assert!(whole.ztoc == pieces.ztoc, "the ztoc depends on how the layer is cut");
             assert!(inflated == inflated_in_pieces, "what is inflated depends on how the layer is cut");
             assert_eq!(
-                (whole.layer_digest, whole.diff_id, whole.compressed_size, whole.uncompressed_len),
-                (pieces.layer_digest, pieces.diff_id, pieces.compressed_size, pieces.uncompressed_len)
+                (whole.whole, whole.compressed_size, whole.uncompressed_len),
+                (pieces.whole, pieces.compressed_size, pieces.uncompressed_len)
             );
             assert_eq!((whole.has_xattrs, whole.has_opaque), (pieces.has_xattrs, pieces.has_opaque));
         }

@@ -12,6 +12,8 @@ use std::thread::{self, JoinHandle};
 
 use sha2::{Digest, Sha256};
 
+use super::{Whole, WholeDigests};
+
 /// Compressed bytes are handed over so many at a time.
 const PIECE: usize = 128 * 1024;
 
@@ -21,17 +23,16 @@ const SMALL: u64 = 1 << 20;
 /// How many buffers may wait: enough to ride out a caller's pause, about a mebibyte.
 const QUEUE: usize = 4;
 
-/// What was taken of a whole layer.
+/// What was taken.
 pub(super) struct Taken {
-    pub(super) layer: [u8; 32],
-    /// Of the output; of the layer itself if there was no other output.
-    pub(super) diff_id: [u8; 32],
+    pub(super) whole: Option<WholeDigests>,
     pub(super) spans: Vec<[u8; 32]>,
 }
 
 /// Takes the digests of one layer.
 pub(super) struct Digests {
     place: Place,
+    whole: Whole,
     seen: u64,
     piece: Piece,
 }
@@ -61,8 +62,15 @@ enum Place {
 }
 
 impl Digests {
-    pub(super) fn new() -> Digests {
-        Digests { place: Place::Here(Box::default()), seen: 0, piece: Piece::default() }
+    pub(super) fn new(whole: Whole) -> Digests {
+        let hashes = Hashes {
+            layer: match whole {
+                Whole::Hashed => Some(Sha256::new()),
+                Whole::Ignored => None,
+            },
+            ..Hashes::default()
+        };
+        Digests { place: Place::Here(Box::new(hashes)), whole, seen: 0, piece: Piece::default() }
     }
 
     /// The next bytes of the layer.
@@ -83,6 +91,9 @@ impl Digests {
     /// The next bytes of output: the buffer from `start` on. Gives a buffer of the same length to go on with,
     /// with any content.
     pub(super) fn output(&mut self, buffer: Vec<u8>, start: usize) -> Vec<u8> {
+        if self.whole == Whole::Ignored {
+            return buffer;
+        }
         let len = buffer.len();
         let returned = self.run(Job::Output(buffer, start));
         returned.filter(|buffer| buffer.len() == len).unwrap_or_else(|| vec![0; len])
@@ -114,7 +125,8 @@ impl Digests {
 
 #[derive(Default)]
 struct Hashes {
-    layer: Sha256,
+    /// Nothing if the layer as a whole is ignored.
+    layer: Option<Sha256>,
     output: Option<Sha256>,
     /// The span that is open; nothing in front of the first one.
     span: Option<Sha256>,
@@ -132,7 +144,9 @@ impl Hashes {
                 return Some(buffer);
             }
             Job::Compressed(piece) => {
-                self.layer.update(&piece.bytes);
+                if let Some(layer) = &mut self.layer {
+                    layer.update(&piece.bytes);
+                }
                 let mut reached = 0;
                 for cut in piece.cuts {
                     self.span(&piece.bytes[reached..cut.at]);
@@ -159,12 +173,16 @@ impl Hashes {
 
     fn finish(mut self, output: &[u8]) -> Taken {
         self.spans.extend(self.span.take().map(|done| <[u8; 32]>::from(done.finalize())));
-        let layer = self.layer.finalize().into();
-        let diff_id = match self.output {
-            None if output.is_empty() => layer,
-            hash => hash.unwrap_or_default().chain_update(output).finalize().into(),
-        };
-        Taken { layer, diff_id, spans: self.spans }
+        let whole = self.layer.map(|hash| {
+            let layer = hash.finalize().into();
+            // A layer without other output is its own.
+            let diff_id = match self.output {
+                None if output.is_empty() => layer,
+                hash => hash.unwrap_or_default().chain_update(output).finalize().into(),
+            };
+            WholeDigests { layer, diff_id }
+        });
+        Taken { whole, spans: self.spans }
     }
 }
 

@@ -14,20 +14,24 @@ pub(crate) const RECORD: usize = 17 + WINDOW;
 /// Where the first window that is stored is.
 pub(crate) const FIRST_WINDOW: usize = HEADER + RECORD - WINDOW;
 
-/// Collects checkpoints as they are found.
+/// Records of a part: about a mebibyte.
+const PART: usize = 32;
+
+/// Collects checkpoints as they are found, in parts that can be let go one by one.
 pub(crate) struct Writer {
-    blob: Vec<u8>,
+    parts: Vec<Vec<u8>>,
+    len: usize,
     count: i32,
 }
 
 impl Writer {
     pub(crate) fn new() -> Writer {
-        Writer { blob: vec![0; HEADER], count: 0 }
+        Writer { parts: Vec::new(), len: HEADER, count: 0 }
     }
 
     /// How long the bytes are by now.
     pub(crate) fn len(&self) -> usize {
-        self.blob.len()
+        self.len
     }
 
     pub(crate) fn count(&self) -> i32 {
@@ -35,17 +39,23 @@ impl Writer {
     }
 
     pub(crate) fn push(&mut self, checkpoint: Checkpoint, window: &[u8]) {
-        self.blob.extend_from_slice(&checkpoint.input.to_le_bytes());
-        self.blob.extend_from_slice(&checkpoint.output.to_le_bytes());
-        self.blob.push(checkpoint.bits);
-        self.blob.extend_from_slice(window);
+        if self.parts.last().is_none_or(|part| part.len() >= PART * RECORD) {
+            self.parts.push(Vec::new());
+        }
+        let Some(part) = self.parts.last_mut() else { return };
+        part.extend_from_slice(&checkpoint.input.to_le_bytes());
+        part.extend_from_slice(&checkpoint.output.to_le_bytes());
+        part.push(checkpoint.bits);
+        part.extend_from_slice(window);
+        self.len += RECORD;
         self.count += 1;
     }
 
-    pub(crate) fn finish(mut self, span_size: u64) -> Vec<u8> {
-        self.blob[..4].copy_from_slice(&self.count.to_le_bytes());
-        self.blob[4..HEADER].copy_from_slice(&span_size.to_le_bytes());
-        self.blob
+    /// The bytes, in parts.
+    pub(crate) fn finish(mut self, span_size: u64) -> Vec<Vec<u8>> {
+        let header = [&self.count.to_le_bytes()[..], &span_size.to_le_bytes()].concat();
+        self.parts.insert(0, header);
+        self.parts
     }
 }
 

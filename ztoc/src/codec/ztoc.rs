@@ -28,7 +28,8 @@ pub(crate) struct Content<'a> {
     pub(crate) compression: Compression,
     pub(crate) max_span_id: i32,
     pub(crate) digests: &'a [[u8; 32]],
-    pub(crate) checkpoints: &'a [u8],
+    /// in parts, which are let go as they are written
+    pub(crate) checkpoints: Vec<Vec<u8>>,
 }
 
 /// One entry, to be written.
@@ -90,26 +91,27 @@ const LONGEST_TIME: usize = "2006-01-02T15:04:05.999999999Z".len();
 /// Room for every vtable there can be: which of seven numbers are there, and how they are padded.
 pub(crate) const VTABLES: u64 = 16 * 1024;
 
-/// Writes a ztoc. The rows come in archive order and are asked for from the last to the first. `capacity` is a
-/// guess at the length; it has no influence on the bytes. The caller has made sure that they fit into
-/// [`MAX_ZTOC_BYTES`].
-pub(crate) fn encode<'a>(
-    content: &Content<'_>,
-    rows: impl DoubleEndedIterator<Item = Row<'a>>,
+/// Writes a ztoc. `rows` hands over the entries, from the last to the first. `capacity` is a guess at the length; it
+/// has no influence on the bytes. The caller has made sure that they fit into [`MAX_ZTOC_BYTES`].
+pub(crate) fn encode(
+    content: Content<'_>,
+    rows: impl FnOnce(&mut dyn FnMut(&Row<'_>)),
     capacity: usize,
 ) -> Vec<u8> {
     let mut fbb = FlatBufferBuilder::with_capacity(capacity);
     let version = fbb.create_byte_string(content.version);
     let build_tool = fbb.create_byte_string(content.build_tool);
 
-    let mut tables: Vec<_> = rows.rev().map(|row| encode_row(&mut fbb, &row)).collect();
+    let mut tables = Vec::new();
+    rows(&mut |row| tables.push(encode_row(&mut fbb, row)));
     tables.reverse();
     let metadata = encode_offsets(&mut fbb, &tables);
     let toc = fbb.start_table();
     fbb.push_slot_always(slot(0), metadata);
     let toc = fbb.end_table(toc);
+    drop(tables);
 
-    let checkpoints = fbb.create_vector(content.checkpoints);
+    let checkpoints = encode_parts(&mut fbb, content.checkpoints);
     let digests: Vec<_> =
         content.digests.iter().map(|digest| fbb.create_byte_string(digest_text(digest).as_bytes())).collect();
     let digests = encode_offsets(&mut fbb, &digests);
@@ -181,6 +183,18 @@ fn encode_row(fbb: &mut FlatBufferBuilder<'_>, row: &Row<'_>) -> Finished {
     fbb.push_slot(slot(12), row.device.1, 0);
     fbb.push_slot_always(slot(13), records);
     fbb.end_table(table)
+}
+
+/// A vector of bytes. As every vector it is written from its end.
+fn encode_parts<'f>(fbb: &mut FlatBufferBuilder<'f>, parts: Vec<Vec<u8>>) -> WIPOffset<Vector<'f, u8>> {
+    let len = parts.iter().map(Vec::len).sum();
+    fbb.start_vector::<u8>(len);
+    for part in parts.into_iter().rev() {
+        for byte in part.iter().rev() {
+            fbb.push(*byte);
+        }
+    }
+    fbb.end_vector::<u8>(len)
 }
 
 fn encode_offsets<'f, T>(
@@ -385,7 +399,7 @@ mod tests {
             device: (0, 0),
             pax: Vec::new(),
         };
-        let content = Content {
+        let content = || Content {
             version: VERSION,
             build_tool: b"AWS SOCI CLI",
             compressed_size: 2_000_000,
@@ -393,16 +407,17 @@ mod tests {
             compression: Compression::Gzip,
             max_span_id: 3,
             digests: &[],
-            checkpoints: &[0; 65536],
+            checkpoints: vec![vec![0; 40000], vec![0; 25536]],
         };
-        let bytes = encode(&content, [row(), row()].into_iter(), 0);
+        let rows = |each: &mut dyn FnMut(&Row<'_>)| [row(), row()].iter().for_each(each);
+        let bytes = encode(content(), rows, 0);
         assert_eq!(bytes.len(), 65928);
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
         assert_eq!(
             digest_text(&digest),
             "sha256:eba28fdf50b1b57543f57dd051b2468c1d4f57b64d2006c75aa4de1d03e6c7ec"
         );
-        assert_eq!(encode(&content, [row(), row()].into_iter(), 1 << 20), bytes);
+        assert_eq!(encode(content(), rows, 1 << 20), bytes);
     }
 
     #[test]

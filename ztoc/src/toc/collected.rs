@@ -1,11 +1,20 @@
 //! The entries of a tar while a ztoc is being built: numbers in one vector, text in another, so that a layer of
-//! several hundred thousand files costs tens of mebibytes and not hundreds.
+//! several hundred thousand files costs tens of mebibytes and not hundreds. They are kept in chunks, which go one by
+//! one while the ztoc is written: it is never there twice.
 
 use super::{EntryKind, FileEntry, MTime};
+
+/// Entries of a chunk: half a mebibyte or so of numbers.
+const CHUNK: usize = 4096;
 
 /// All entries so far, in archive order.
 #[derive(Default)]
 pub(crate) struct Collected {
+    chunks: Vec<Chunk>,
+}
+
+#[derive(Default)]
+struct Chunk {
     rows: Vec<Row>,
     text: Vec<u8>,
 }
@@ -49,9 +58,13 @@ pub(crate) struct CollectedEntry<'a> {
 impl Collected {
     /// Texts of an entry are at most a few mebibytes each, see `TarReader`; so lengths are `u32`.
     pub(crate) fn push(&mut self, entry: &FileEntry) {
-        let text = self.text.len();
+        if self.chunks.last().is_none_or(|chunk| chunk.rows.len() == CHUNK) {
+            self.chunks.push(Chunk { rows: Vec::with_capacity(CHUNK.min(self.len())), text: Vec::new() });
+        }
+        let Some(chunk) = self.chunks.last_mut() else { return };
+        let text = chunk.text.len();
         let mut add = |part: &[u8]| {
-            self.text.extend_from_slice(part);
+            chunk.text.extend_from_slice(part);
             part.len() as u32
         };
         let [name, link, uname, gname] =
@@ -75,30 +88,50 @@ impl Collected {
             holes: entry.holes,
         };
         let records = entry.pax.len() as u32;
-        self.rows.push(Row { numbers, text, name, link, uname, gname, records });
+        chunk.rows.push(Row { numbers, text, name, link, uname, gname, records });
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.rows.len()
+        self.chunks.iter().map(|chunk| chunk.rows.len()).sum()
     }
 
-    /// The entries, in archive order.
-    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = CollectedEntry<'_>> {
-        self.rows.iter().map(|row| {
-            let mut rest = &self.text[row.text..];
-            let mut part = |len: u32| {
-                let (part, after) = rest.split_at(len as usize);
-                rest = after;
-                part
-            };
-            let [name, link, uname, gname] = [row.name, row.link, row.uname, row.gname].map(&mut part);
-            let mut record = |_| {
-                let mut len = || u32::from_le_bytes(part(4).try_into().expect("four bytes"));
-                let (key, value) = (len(), len());
-                (part(key), part(value))
-            };
-            let records = (0..row.records).map(&mut record).collect();
-            CollectedEntry { numbers: row.numbers, name, link, uname, gname, records }
-        })
+    /// Where the headers of each entry begin, in archive order.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = u64> {
+        self.chunks.iter().flat_map(|chunk| &chunk.rows).map(|row| row.numbers.header)
+    }
+
+    /// The name of the first file with holes.
+    pub(crate) fn holes(&self) -> Option<Vec<u8>> {
+        let mut rows = self.chunks.iter().flat_map(|chunk| chunk.rows.iter().map(move |row| (chunk, row)));
+        let (chunk, row) = rows.find(|(_, row)| row.numbers.holes)?;
+        Some(row.entry(&chunk.text).name.to_vec())
+    }
+
+    /// Hands over the entries, from the last to the first, and lets go of them.
+    pub(crate) fn drain_backwards(self, mut each: impl FnMut(CollectedEntry<'_>)) {
+        for chunk in self.chunks.into_iter().rev() {
+            for row in chunk.rows.iter().rev() {
+                each(row.entry(&chunk.text));
+            }
+        }
+    }
+}
+
+impl Row {
+    fn entry<'a>(&self, text: &'a [u8]) -> CollectedEntry<'a> {
+        let mut rest = &text[self.text..];
+        let mut part = |len: u32| {
+            let (part, after) = rest.split_at(len as usize);
+            rest = after;
+            part
+        };
+        let [name, link, uname, gname] = [self.name, self.link, self.uname, self.gname].map(&mut part);
+        let mut record = |_| {
+            let mut len = || u32::from_le_bytes(part(4).try_into().expect("four bytes"));
+            let (key, value) = (len(), len());
+            (part(key), part(value))
+        };
+        let records = (0..self.records).map(&mut record).collect();
+        CollectedEntry { numbers: self.numbers, name, link, uname, gname, records }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn check(
     if let Some(len) = len {
         assert_eq!(built.ztoc.len(), len);
     }
-    assert_eq!(hex(&built.layer_digest), sha256(layer));
+    assert_eq!(hex(&built.whole.unwrap().layer), sha256(layer));
     assert_eq!(built.compressed_size, layer.len() as u64);
     let ztoc = Ztoc::from_vec(built.ztoc).unwrap();
     assert_eq!(ztoc.version(), b"0.9");
@@ -95,7 +95,7 @@ fn v1_one_stored_block() {
     assert_eq!(entry.pax().count(), 0);
 
     let built = build(&layer, GZIP, 4_194_304).unwrap();
-    assert_eq!(hex(&built.diff_id), sha256(&hello()));
+    assert_eq!(hex(&built.whole.unwrap().diff_id), sha256(&hello()));
     assert!(!built.has_xattrs && !built.has_opaque);
 }
 
@@ -219,7 +219,7 @@ fn v7_padding_behind_the_end() {
     assert!(ztoc.spans().uncompressed(SpanId(2)).is_empty());
     let built = build(&layer, PLAIN, 4096).unwrap();
     assert_eq!(built.uncompressed_len, 10240);
-    assert_eq!(hex(&built.diff_id), sha256(&layer));
+    assert_eq!(hex(&built.whole.unwrap().diff_id), sha256(&layer));
     read_hello(&ztoc, &layer);
 }
 
