@@ -199,7 +199,7 @@ impl Builder {
                 plain::spans(self.compressed_size, span_size)
                     .ok_or_else(|| Error::too_large("build ztoc: too many spans"))?;
                 let zinfo = tar_zinfo::encode(signed(span_size), signed(self.compressed_size));
-                (Compression::Uncompressed, vec![zinfo], self.digests.finish(&[]))
+                (Compression::Uncompressed, zinfo.into(), self.digests.finish(&[]))
             }
         };
         sink.flush().map_err(|error| Error::io("write inflated layer", error))?;
@@ -217,7 +217,7 @@ impl Builder {
             digests: &digests,
             checkpoints,
         };
-        let checkpoints: u64 = content.checkpoints.iter().map(|part| part.len() as u64).sum();
+        let checkpoints = content.checkpoints.len() as u64;
         let fixed = VTABLES + content.build_tool.len() as u64 + ENCODED_DIGEST * digests.len() as u64;
         self.output.check_len(checkpoints + fixed)?;
         let capacity = self.output.encoded_len + checkpoints + fixed;

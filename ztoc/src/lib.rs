@@ -31,6 +31,7 @@ mod zinfo;
 mod gzip;
 mod plain;
 mod flat;
+mod stack;
 mod units;
 mod error;
 

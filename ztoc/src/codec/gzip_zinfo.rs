@@ -7,6 +7,7 @@
 
 use crate::error::Error;
 use crate::gzip::{Checkpoint, WINDOW};
+use crate::stack::Stack;
 
 const HEADER: usize = 12;
 /// The length of a record, and so the distance between two windows.
@@ -14,24 +15,22 @@ pub(crate) const RECORD: usize = 17 + WINDOW;
 /// Where the first window that is stored is.
 pub(crate) const FIRST_WINDOW: usize = HEADER + RECORD - WINDOW;
 
-/// Records of a part: about a mebibyte.
-const PART: usize = 32;
-
-/// Collects checkpoints as they are found, in parts that can be let go one by one.
+/// Collects checkpoints as they are found.
 pub(crate) struct Writer {
-    parts: Vec<Vec<u8>>,
-    len: usize,
+    blob: Stack<u8>,
     count: i32,
 }
 
 impl Writer {
     pub(crate) fn new() -> Writer {
-        Writer { parts: Vec::new(), len: HEADER, count: 0 }
+        let mut blob = Stack::default();
+        blob.extend_from_slice(&[0; HEADER]);
+        Writer { blob, count: 0 }
     }
 
     /// How long the bytes are by now.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.blob.len()
     }
 
     pub(crate) fn count(&self) -> i32 {
@@ -39,23 +38,17 @@ impl Writer {
     }
 
     pub(crate) fn push(&mut self, checkpoint: Checkpoint, window: &[u8]) {
-        if self.parts.last().is_none_or(|part| part.len() >= PART * RECORD) {
-            self.parts.push(Vec::new());
-        }
-        let Some(part) = self.parts.last_mut() else { return };
-        part.extend_from_slice(&checkpoint.input.to_le_bytes());
-        part.extend_from_slice(&checkpoint.output.to_le_bytes());
-        part.push(checkpoint.bits);
-        part.extend_from_slice(window);
-        self.len += RECORD;
+        self.blob.extend_from_slice(&checkpoint.input.to_le_bytes());
+        self.blob.extend_from_slice(&checkpoint.output.to_le_bytes());
+        self.blob.extend_from_slice(&[checkpoint.bits]);
+        self.blob.extend_from_slice(window);
         self.count += 1;
     }
 
-    /// The bytes, in parts.
-    pub(crate) fn finish(mut self, span_size: u64) -> Vec<Vec<u8>> {
-        let header = [&self.count.to_le_bytes()[..], &span_size.to_le_bytes()].concat();
-        self.parts.insert(0, header);
-        self.parts
+    pub(crate) fn finish(mut self, span_size: u64) -> Stack<u8> {
+        self.blob[..4].copy_from_slice(&self.count.to_le_bytes());
+        self.blob[4..HEADER].copy_from_slice(&span_size.to_le_bytes());
+        self.blob
     }
 }
 

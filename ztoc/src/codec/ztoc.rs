@@ -12,6 +12,7 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, TableFinishedWIPOffset, Ve
 use super::{gzip_zinfo, slot, tar_zinfo};
 use crate::error::Error;
 use crate::flat::{Table, Vector as FlatVector};
+use crate::stack::Stack;
 use crate::toc::{BLOCK, CollectedEntry, EntryKind, FileEntry};
 use crate::zinfo::{Compression, MAX_OFFSET, SpanTable, Stated};
 use crate::ztoc::{Bytes, MAX_ZTOC_BYTES, Parts, Windows, Ztoc, fields};
@@ -28,8 +29,8 @@ pub(crate) struct Content<'a> {
     pub(crate) compression: Compression,
     pub(crate) max_span_id: i32,
     pub(crate) digests: &'a [[u8; 32]],
-    /// in parts, which are let go as they are written
-    pub(crate) checkpoints: Vec<Vec<u8>>,
+    /// let go as they are written
+    pub(crate) checkpoints: Stack<u8>,
 }
 
 /// One entry, to be written.
@@ -111,7 +112,7 @@ pub(crate) fn encode(
     let toc = fbb.end_table(toc);
     drop(tables);
 
-    let checkpoints = encode_parts(&mut fbb, content.checkpoints);
+    let checkpoints = encode_bytes(&mut fbb, content.checkpoints);
     let digests: Vec<_> =
         content.digests.iter().map(|digest| fbb.create_byte_string(digest_text(digest).as_bytes())).collect();
     let digests = encode_offsets(&mut fbb, &digests);
@@ -185,14 +186,18 @@ fn encode_row(fbb: &mut FlatBufferBuilder<'_>, row: &Row<'_>) -> Finished {
     fbb.end_table(table)
 }
 
-/// A vector of bytes. As every vector it is written from its end.
-fn encode_parts<'f>(fbb: &mut FlatBufferBuilder<'f>, parts: Vec<Vec<u8>>) -> WIPOffset<Vector<'f, u8>> {
-    let len = parts.iter().map(Vec::len).sum();
+/// A vector of bytes, written from its end as every vector is.
+fn encode_bytes<'f>(fbb: &mut FlatBufferBuilder<'f>, mut bytes: Stack<u8>) -> WIPOffset<Vector<'f, u8>> {
+    /// So many are written before they are let go.
+    const PART: usize = 1 << 20;
+    let len = bytes.len();
     fbb.start_vector::<u8>(len);
-    for part in parts.into_iter().rev() {
-        for byte in part.iter().rev() {
+    while !bytes.is_empty() {
+        let rest = bytes.len().saturating_sub(PART);
+        for byte in bytes[rest..].iter().rev() {
             fbb.push(*byte);
         }
+        bytes.truncate(rest);
     }
     fbb.end_vector::<u8>(len)
 }
@@ -407,7 +412,7 @@ mod tests {
             compression: Compression::Gzip,
             max_span_id: 3,
             digests: &[],
-            checkpoints: vec![vec![0; 40000], vec![0; 25536]],
+            checkpoints: vec![0; 65536].into(),
         };
         let rows = |each: &mut dyn FnMut(&Row<'_>)| [row(), row()].iter().for_each(each);
         let bytes = encode(content(), rows, 0);

@@ -1,22 +1,15 @@
 //! The entries of a tar while a ztoc is being built: numbers in one vector, text in another, so that a layer of
-//! several hundred thousand files costs tens of mebibytes and not hundreds. They are kept in chunks, which go one by
-//! one while the ztoc is written: it is never there twice.
+//! several hundred thousand files costs tens of mebibytes and not hundreds. They go one by one while the ztoc is
+//! written, so that it is never there twice.
 
 use super::{EntryKind, FileEntry, MTime};
-
-/// Entries of a chunk: half a mebibyte or so of numbers.
-const CHUNK: usize = 4096;
+use crate::stack::Stack;
 
 /// All entries so far, in archive order.
 #[derive(Default)]
 pub(crate) struct Collected {
-    chunks: Vec<Chunk>,
-}
-
-#[derive(Default)]
-struct Chunk {
-    rows: Vec<Row>,
-    text: Vec<u8>,
+    rows: Stack<Row>,
+    text: Stack<u8>,
 }
 
 struct Row {
@@ -58,13 +51,9 @@ pub(crate) struct CollectedEntry<'a> {
 impl Collected {
     /// Texts of an entry are at most a few mebibytes each, see `TarReader`; so lengths are `u32`.
     pub(crate) fn push(&mut self, entry: &FileEntry) {
-        if self.chunks.last().is_none_or(|chunk| chunk.rows.len() == CHUNK) {
-            self.chunks.push(Chunk { rows: Vec::with_capacity(CHUNK.min(self.len())), text: Vec::new() });
-        }
-        let Some(chunk) = self.chunks.last_mut() else { return };
-        let text = chunk.text.len();
+        let text = self.text.len();
         let mut add = |part: &[u8]| {
-            chunk.text.extend_from_slice(part);
+            self.text.extend_from_slice(part);
             part.len() as u32
         };
         let [name, link, uname, gname] =
@@ -88,31 +77,30 @@ impl Collected {
             holes: entry.holes,
         };
         let records = entry.pax.len() as u32;
-        chunk.rows.push(Row { numbers, text, name, link, uname, gname, records });
+        self.rows.push(Row { numbers, text, name, link, uname, gname, records });
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.rows.len()).sum()
+        self.rows.len()
     }
 
     /// Where the headers of each entry begin, in archive order.
     pub(crate) fn headers(&self) -> impl Iterator<Item = u64> {
-        self.chunks.iter().flat_map(|chunk| &chunk.rows).map(|row| row.numbers.header)
+        self.rows.iter().map(|row| row.numbers.header)
     }
 
     /// The name of the first file with holes.
     pub(crate) fn holes(&self) -> Option<Vec<u8>> {
-        let mut rows = self.chunks.iter().flat_map(|chunk| chunk.rows.iter().map(move |row| (chunk, row)));
-        let (chunk, row) = rows.find(|(_, row)| row.numbers.holes)?;
-        Some(row.entry(&chunk.text).name.to_vec())
+        let row = self.rows.iter().find(|row| row.numbers.holes)?;
+        Some(row.entry(&self.text).name.to_vec())
     }
 
     /// Hands over the entries, from the last to the first, and lets go of them.
-    pub(crate) fn drain_backwards(self, mut each: impl FnMut(CollectedEntry<'_>)) {
-        for chunk in self.chunks.into_iter().rev() {
-            for row in chunk.rows.iter().rev() {
-                each(row.entry(&chunk.text));
-            }
+    pub(crate) fn drain_backwards(mut self, mut each: impl FnMut(CollectedEntry<'_>)) {
+        while let Some(row) = self.rows.last() {
+            each(row.entry(&self.text));
+            self.text.truncate(row.text);
+            self.rows.truncate(self.rows.len() - 1);
         }
     }
 }
