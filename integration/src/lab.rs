@@ -91,6 +91,15 @@ impl Lab {
         Lab::command_in(self.path(), program)
     }
 
+    /// The same for a program that keeps something in `/var/lib`: it sees `home` there, and the machine's own is left
+    /// alone.
+    pub fn secluded(&self, program: impl AsRef<std::ffi::OsStr>, home: &Path) -> Command {
+        let mut command = self.command("unshare");
+        command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /var/lib && exec \"$@\""]);
+        command.arg(home).arg(program);
+        command
+    }
+
     /// The same, where only the lab's folder is known.
     pub(crate) fn command_in(folder: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);

@@ -147,13 +147,39 @@ pub fn run(command: Command, limit: Duration) -> Result<String> {
 }
 
 /// The same, with its failure as a value.
-pub fn output(mut command: Command, limit: Duration) -> Result<Output> {
+pub fn output(command: Command, limit: Duration) -> Result<Output> {
+    watched(command, limit, |_| {})
+}
+
+/// Runs a program to its end; what it printed, and the most memory it had resident, in bytes.
+pub fn run_measured(command: Command, limit: Duration) -> Result<(String, u64)> {
+    let shown = shown(&command);
+    let mut peak = 0;
+    let output = watched(command, limit, |pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        // The kernel keeps the peak until the program ends.
+        let kib = status.lines().find_map(|line| {
+            line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        });
+        peak = peak.max(kib.unwrap_or(0) * 1024);
+    })?;
+    if !output.status.success() {
+        bail!("run {shown}: {}\n{}", output.status, tail(&String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok((String::from_utf8_lossy(&output.stdout).into_owned(), peak))
+}
+
+/// Looks at the program, by its id, again and again until it has ended.
+fn watched(mut command: Command, limit: Duration, mut look: impl FnMut(u32)) -> Result<Output> {
     let shown = shown(&command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command).with_context(|| format!("run {shown}"))?;
     let out = drain(child.stdout.take());
     let err = drain(child.stderr.take());
-    let ended = wait_until("its end", limit, || Ok(child.try_wait()?));
+    let ended = wait_until("its end", limit, || {
+        look(child.id());
+        Ok(child.try_wait()?)
+    });
     if ended.is_err() {
         let _ = child.kill();
         let _ = child.wait();

@@ -1,5 +1,7 @@
 //! Help, version, and what cannot be done.
 
+use std::collections::BTreeSet;
+
 use crate::soci;
 
 #[test]
@@ -67,4 +69,46 @@ fn refuses() {
     check(&["ztoc", "info", "/nonexistent/file"], 1, "soci: read /nonexistent/file: not found");
     check(&["ztoc", "info", "sha256:12"], 1, "parse digest");
     check(&["ztoc", "get-file", "x"], 1, "please provide both a ztoc digest and a filename to extract");
+}
+
+/// Every flag of every command stands in docs/commands.md, and nothing else does.
+#[test]
+fn the_documented_flags_are_the_flags() {
+    let page = include_str!("../../../docs/commands.md");
+    let documented: BTreeSet<&str> = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|code| code.strip_prefix("--"))
+        .map(|flag| flag.split([' ', '=']).next().unwrap_or_default())
+        .collect();
+    let commands = [
+        "convert",
+        "create",
+        "push",
+        "verify",
+        "rebuild-db",
+        "index list",
+        "index info",
+        "index remove",
+        "ztoc list",
+        "ztoc info",
+        "ztoc get-file",
+        "prefetch list",
+        "prefetch info",
+        "image pull",
+    ];
+    let mut flags = BTreeSet::from(["version".to_owned()]);
+    for command in commands {
+        assert!(page.contains(&format!("`soci {}", command.split(' ').next().unwrap())), "{command}");
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = soci(&words).stdout;
+        let found =
+            help.lines().filter_map(|line| line.split("--").nth(1).filter(|_| line.starts_with("  ")));
+        flags.extend(found.map(|flag| {
+            flag.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect::<String>()
+        }));
+    }
+    let flags: BTreeSet<&str> = flags.iter().map(String::as_str).collect();
+    assert_eq!(documented, flags);
 }

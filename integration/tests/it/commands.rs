@@ -2,17 +2,26 @@
 //! gets to a registry.
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use integration::containerd::Containerd;
 use integration::images::{Image, Layer, PushedImage, Tar, push_image, push_index, tar::Entry};
 use integration::lab::Lab;
-use integration::machine::{binaries, skip};
+use integration::machine::{binaries, long, skip};
 use integration::parts;
+use integration::process::run_measured;
 use integration::registry::Registry;
-use oci::Platform;
+use oci::image::media_type::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST};
+use oci::{Descriptor, Digest, Platform};
+use serde_json::json;
+use sha2::Digest as _;
 
 use crate::image::{SMALL, noise};
 
@@ -119,7 +128,7 @@ fn containerd_what_is_created_is_found_again() -> Result<()> {
     let first = if info(&ztocs[0])?.contains("a/hello") { &ztocs[0] } else { &ztocs[1] };
     let file = bench.lab.path().join("hello");
     bench.soci(&["ztoc", "get-file", "-o", &file.to_string_lossy(), first, "a/hello"])?;
-    ensure!(std::fs::read(&file)? == hello());
+    ensure!(fs::read(&file)? == hello());
 
     let again = bench.soci(&[&["create"], SMALL, &[reference]].concat())?;
     ensure!(again.matches(" (already exists)").count() == 2, "{again}");
@@ -163,9 +172,8 @@ fn containerd_the_list_is_made_anew() -> Result<()> {
     let spans: i64 = spans.context("an artifact is listed")?.trim_end_matches(',').parse()?;
     ensure!((2..=4).contains(&spans), "200 kB lie in {spans} spans of 64 KiB and more");
     let list = bench.lab.path().join("root/artifacts");
-    let file =
-        std::fs::read_dir(&list)?.flatten().find(|e| e.path().extension().is_some_and(|e| e == "json"));
-    std::fs::write(file.context("there is a list")?.path(), "nonsense")?;
+    let file = fs::read_dir(&list)?.flatten().find(|e| e.path().extension().is_some_and(|e| e == "json"));
+    fs::write(file.context("there is a list")?.path(), "nonsense")?;
     let broken = bench.refused(&["index", "ls"])?;
     ensure!(broken.contains("soci rebuild-db makes it anew"), "{broken}");
     bench.soci(&["rebuild-db"])?;
@@ -270,10 +278,7 @@ fn containerd_nerdctl_pushes_with_our_command() -> Result<()> {
         }
     };
     let bench = Bench::new("nerdctl-push")?;
-    // It keeps its lists where the machine's own would: it gets a place of its own to see there.
-    let mut command = bench.lab.command("unshare");
-    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /var/lib && exec \"$@\""]);
-    command.arg(bench.lab.folder("home")?).arg(&nerdctl);
+    let mut command = bench.lab.secluded(&nerdctl, &bench.lab.folder("home")?);
     command
         .arg("--address")
         .arg(bench.containerd.address())
@@ -295,5 +300,81 @@ fn containerd_nerdctl_pushes_with_our_command() -> Result<()> {
     bench.lab.run(command, LIMIT)?;
     let verified = bench.soci(&["verify", &format!("docker://{}", bench.pushed.reference)])?;
     ensure!(verified.matches("true, byte for byte").count() == 2, "{verified}");
+    Ok(())
+}
+
+/// Bytes of memory that a conversion may take besides the ztocs that it makes, whatever the size of the layers.
+const MEMORY_MAX: u64 = 64 << 20;
+
+/// An OCI layout of two layers with one large file of zeros each, one of them gzipped: on the disk they take little.
+fn large_layout(folder: &Path, bytes: u64) -> Result<()> {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let content = bytes / 512 * 512;
+    let zeros = vec![0; 1 << 20];
+    let header = Tar::new([Entry::file("large", [])]).bytes();
+    let mut header = header[..512].to_vec();
+    // The size by hand: twelve digits hold 8 GiB. The checksum counts its own place as blanks.
+    header[124..136].copy_from_slice(format!("{content:011o}\0").as_bytes());
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let draft = blobs.join("draft");
+    let mut plain = sha2::Sha256::new_with_prefix(&header);
+    let mut gzip = GzEncoder::new(File::create(&draft)?, Compression::fast());
+    gzip.write_all(&header)?;
+    let mut left = content + 1024;
+    while left > 0 {
+        let part = &zeros[..usize::try_from(left.min(zeros.len() as u64))?];
+        plain.update(part);
+        gzip.write_all(part)?;
+        left -= part.len() as u64;
+    }
+    gzip.finish()?.sync_all()?;
+    let diff_id = Digest::from_sha256(plain.finalize().into());
+    let gzipped = fs::read(&draft)?;
+    let mut layers = vec![Descriptor::of(OCI_LAYER_GZIP, &gzipped)];
+    fs::rename(&draft, blobs.join(layers[0].digest.hex()))?;
+    let sparse = File::create(blobs.join(diff_id.hex()))?;
+    (&sparse).write_all(&header)?;
+    sparse.set_len(512 + content + 1024)?;
+    layers.push(Descriptor::new(OCI_LAYER, diff_id, 512 + content + 1024));
+
+    let write = |media_type: &str, value: &serde_json::Value| -> Result<Descriptor> {
+        let bytes = serde_json::to_vec(value)?;
+        let descriptor = Descriptor::of(media_type, &bytes);
+        fs::write(blobs.join(descriptor.digest.hex()), bytes)?;
+        Ok(descriptor)
+    };
+    let point = |to: &Descriptor| json!({"mediaType": to.media_type, "digest": to.digest.to_string(), "size": to.size});
+    let ids = vec![diff_id.to_string(); 2];
+    let rootfs = json!({"type": "layers", "diff_ids": ids});
+    let config = write(OCI_CONFIG, &json!({"os": "linux", "architecture": "amd64", "rootfs": rootfs}))?;
+    let layers: Vec<_> = layers.iter().map(point).collect();
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": point(&config), "layers": layers});
+    let manifest = write(OCI_MANIFEST, &manifest)?;
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [point(&manifest)]});
+    fs::write(folder.join("index.json"), index.to_string())?;
+    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    Ok(())
+}
+
+#[test]
+fn large_layers_take_no_memory() -> Result<()> {
+    let lab = Lab::new("large")?;
+    let folder = lab.folder("layout")?;
+    large_layout(&folder, if long() { 4 << 30 } else { 256 << 20 })?;
+    let mut command = lab.command(&binaries()?.soci);
+    command.args(["create", "--min-layer-size", "0"]).arg(format!("oci:{}", folder.display()));
+    let (said, peak) = run_measured(command, LIMIT)?;
+    let ztocs = ends(&said, "layer ").into_iter().map(|ztoc| {
+        let file = folder.join("blobs/sha256").join(ztoc.trim_start_matches("sha256:"));
+        Ok(fs::metadata(file)?.len())
+    });
+    let ztocs: Vec<u64> = ztocs.collect::<Result<_>>()?;
+    ensure!(ztocs.len() == 2 && peak > 0, "{said}");
+    let limit = MEMORY_MAX + ztocs.iter().sum::<u64>();
+    ensure!(peak <= limit, "{peak} bytes of memory for ztocs of {ztocs:?}; {limit} are allowed");
     Ok(())
 }

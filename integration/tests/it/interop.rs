@@ -59,12 +59,7 @@ fn containerd_ztocs_have_the_bytes_of_the_go_tools() -> Result<()> {
     for (number, (layers, span_size)) in cases.iter().enumerate() {
         let pushed = push_image(registry.host(), &format!("app:{number}"), &Image::new(layers.clone()))?;
         containerd.pull(&pushed.reference, "overlayfs")?;
-        // It keeps its store where the machine's own daemon would: it gets a place of its own to see there.
-        let mut command = lab.command("unshare");
-        command
-            .args(["--mount", "sh", "-c", "mount --bind \"$0\" /var/lib && exec \"$@\""])
-            .arg(&home)
-            .arg(&program);
+        let mut command = lab.secluded(&program, &home);
         command.arg("--address").arg(containerd.address()).args(["--namespace", containerd.namespace()]);
         command.args(["create", "--min-layer-size", "0", "--span-size"]);
         command.arg(span_size.to_string()).arg(&pushed.reference).env("TZ", "UTC");

@@ -67,3 +67,76 @@ fn entry_difference(stated: &Entry<'_>, found: &Entry<'_>) -> Option<&'static st
     ];
     same.iter().find(|(_, same)| !same).map(|(what, _)| *what)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::tar_zinfo;
+    use crate::codec::ztoc::{Content, Row, encode};
+    use crate::zinfo::Compression;
+
+    /// A ztoc of one file in a plain tar of 2048 bytes, written with these changes.
+    fn written(change: impl Fn(&mut Row<'_>), also: impl Fn(&mut Content<'_>)) -> Ztoc {
+        let mut row = Row {
+            name: b"file",
+            kind: "reg",
+            offset: 512,
+            size: 3,
+            link: b"",
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            uname: b"u",
+            gname: b"g",
+            mod_time: "1970-01-01T01:00:00+01:00".to_owned(),
+            device: (0, 0),
+            pax: vec![(b"SCHILY.xattr.user.a", b"1")],
+        };
+        change(&mut row);
+        let mut content = Content {
+            version: b"0.9",
+            build_tool: b"tool",
+            compressed_size: 2048,
+            uncompressed_size: 2048,
+            compression: Compression::Uncompressed,
+            max_span_id: 0,
+            digests: &[[7; 32]],
+            checkpoints: tar_zinfo::encode(4096, 2048).into(),
+        };
+        also(&mut content);
+        let bytes = encode(content, |each: &mut dyn FnMut(&Row<'_>)| each(&row), 0);
+        Ztoc::from_vec(bytes).unwrap()
+    }
+
+    #[test]
+    fn what_is_told_apart_and_what_is_not() {
+        let truth = written(|_| {}, |_| {});
+        let check = |found: &Ztoc, expected: Option<&str>| {
+            assert_eq!(found.difference(&truth).as_deref(), expected);
+        };
+        check(&written(|row| row.mod_time = "1970-01-01T00:00:00Z".to_owned(), |_| {}), None);
+        check(&written(|_| {}, |content| content.build_tool = b"another"), None);
+        let file = |what: &str| format!("file file: another {what}");
+        let rows: [(&str, fn(&mut Row<'_>)); 10] = [
+            ("type", |row| row.kind = "fifo"),
+            ("place", |row| row.offset = 1024),
+            ("link", |row| row.link = b"x"),
+            ("mode", |row| row.mode = 0o600),
+            ("user", |row| row.uid = 3),
+            ("user", |row| row.uname = b"v"),
+            ("group", |row| row.gname = b"h"),
+            ("time", |row| row.mod_time = "1970-01-01T01:00:00Z".to_owned()),
+            ("device", |row| row.device = (0, 1)),
+            ("list of records", |row| row.pax.clear()),
+        ];
+        for (what, change) in rows {
+            check(&written(change, |_| {}), Some(&file(what)));
+        }
+        check(&written(|_| {}, |content| content.digests = &[[8; 32]]), Some("span 0 has another digest"));
+        let other_spans = |content: &mut Content<'_>| {
+            (content.max_span_id, content.digests) = (1, &[[7; 32]; 2]);
+            content.checkpoints = tar_zinfo::encode(1024, 2048).into();
+        };
+        check(&written(|_| {}, other_spans), Some("the number of spans is 1, the ztoc says 2"));
+    }
+}
