@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Io,
     /// the libraries' own words say it all
     NoZtocs,
+    /// somebody wants the command to end
+    Interrupted,
 }
 
 /// See the module.
@@ -61,7 +63,7 @@ impl Error {
             ErrorKind::Unsupported => oci::ErrorKind::Unsupported,
             ErrorKind::Full => oci::ErrorKind::Full,
             ErrorKind::Invalid => oci::ErrorKind::Invalid,
-            ErrorKind::Io | ErrorKind::NoZtocs => oci::ErrorKind::Io,
+            ErrorKind::Io | ErrorKind::NoZtocs | ErrorKind::Interrupted => oci::ErrorKind::Io,
         };
         let error = oci::Error::new(kind, self.doing);
         match self.source {

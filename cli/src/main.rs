@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use cli::args::{self, Asked};
 use cli::commands;
+use cli::error::ErrorKind;
 use cli::output::Output;
 
 fn main() -> ExitCode {
@@ -31,7 +32,11 @@ fn main() -> ExitCode {
         Ok(()) => end(&output, 0),
         Err(error) => {
             output.tell(&error.chain());
-            end(&output, 1)
+            match error.kind() {
+                // As a shell says it of a program that the signal ended.
+                ErrorKind::Interrupted => ExitCode::from(130),
+                _ => end(&output, 1),
+            }
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Registry to registry, and a look at what came out.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use oci::image::media_type::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
-use oci::testing::{Login, Rules, TestRegistry};
+use oci::testing::{Fault, Login, Rules, TestRegistry};
 use oci::{Descriptor, Manifest, canonical_json};
 
 use crate::{Told, soci};
@@ -174,6 +178,45 @@ async fn errors_tell_what_and_why() {
     let told = run(vec!["convert".into(), missing, destination]).await;
     assert!(told.stderr.starts_with("soci: fetch manifest of "), "{}", told.stderr);
     assert!(told.stderr.contains("src:missing: not found"), "{}", told.stderr);
+}
+
+/// Ended in the middle of a layer, it says so and leaves nothing that is half written.
+#[tokio::test]
+async fn interrupted() {
+    for to in ["oci", "oci-archive"] {
+        let (server, layer) = serving(Rules::default()).await;
+        // The first byte of a layer, of which no more comes.
+        let path = format!("/blobs/{}", layer.digest);
+        let headers = vec![("content-length".to_owned(), layer.size.to_string())];
+        server.fail_next("GET", &path, Fault::Status(200, headers, "h".to_owned()));
+        let folder = tempfile::tempdir().unwrap();
+        let destination = format!("{to}:{}", folder.path().join("to").display());
+        let source = format!("docker://{}", server.reference("src:t"));
+        let child = Command::new(env!("CARGO_BIN_EXE_soci"))
+            .args(["convert", "--min-layer-size", "0", &source, &destination])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let asked = async {
+            while server.count("GET", &path) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap();
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+        let told = Told::from(output);
+        assert_eq!((told.code, told.stderr.as_str()), (130, "soci: interrupted\n"), "{}", told.stdout);
+        let left = |folder: &Path| -> Vec<String> {
+            let names =
+                std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+            names.map(|name| name.to_string_lossy().into_owned()).collect()
+        };
+        let half = [left(folder.path()), left(&folder.path().join("to"))].concat();
+        assert!(half.iter().all(|name| !name.starts_with('.')), "{half:?}");
+        assert_eq!(folder.path().join("to").exists(), to == "oci");
+    }
 }
 
 #[tokio::test]

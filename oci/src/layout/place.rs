@@ -84,25 +84,27 @@ pub(super) fn draft_beside(path: &Path) -> PathBuf {
     path.parent().map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name))
 }
 
+/// A file that is not yet what it will be; gone if it never is.
+struct Draft(PathBuf);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Once it was moved to its place there is nothing here; what else is left of a draft harms nobody.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 async fn put_file(folder: &Path, path: &Path, mut source: ByteStream) -> Result<(), Error> {
     let doing = format!("write {}", path.display());
     let io = |cause| Error::io(&doing, cause);
-    let draft = draft_beside(&folder.join("x"));
-    let written = async {
-        let mut file = tokio::fs::File::create(&draft).await.map_err(io)?;
-        while let Some(piece) = source.try_next().await? {
-            file.write_all(&piece).await.map_err(io)?;
-        }
-        file.flush().await.map_err(io)?;
-        file.sync_all().await.map_err(io)?;
-        tokio::fs::rename(&draft, path).await.map_err(io)
-    };
-    let written = written.await;
-    if written.is_err() {
-        // What is left of a draft harms nobody; the first error is the one to tell.
-        let _ = tokio::fs::remove_file(&draft).await;
+    let draft = Draft(draft_beside(&folder.join("x")));
+    let mut file = tokio::fs::File::create(&draft.0).await.map_err(io)?;
+    while let Some(piece) = source.try_next().await? {
+        file.write_all(&piece).await.map_err(io)?;
     }
-    written
+    file.flush().await.map_err(io)?;
+    file.sync_all().await.map_err(io)?;
+    tokio::fs::rename(&draft.0, path).await.map_err(io)
 }
 
 async fn put_member(
