@@ -229,3 +229,18 @@ async fn lists_of_nothing() {
     let told = refused(&[&local[..], &["ztoc", "info", &missing]].concat()).await;
     assert!(told.stderr.contains("is it running? see --address"), "{}", told.stderr);
 }
+
+/// On a terminal a bar for each layer that is read; in a pipe (as in every other test) nothing but the results.
+#[tokio::test]
+async fn bars_on_a_terminal() {
+    let (server, layer) = serving(Rules::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let plain = layout(&server, folder.path()).await;
+    let to = format!("oci:{}", folder.path().join("to").display());
+    let line = format!("{} convert --min-layer-size 0 {plain} {to}", env!("CARGO_BIN_EXE_soci"));
+    let shown = std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let bar = format!("{} \u{2588}", &layer.digest.hex()[..12]);
+    assert!(shown.contains(&bar) && shown.contains("2.00 KiB/2.00 KiB"), "{shown:?}");
+    assert!(shown.contains("created image oci:"), "{shown:?}");
+}
