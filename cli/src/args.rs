@@ -17,6 +17,9 @@ use crate::output::Debug;
 
 pub use commands::*;
 
+/// Where containerd listens unless somebody says otherwise.
+pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Asked {
@@ -35,6 +38,7 @@ pub enum Asked {
     about = "Build SOCI indexes for container images, and look into them",
     version = version(),
     disable_version_flag = true,
+    args_override_self = true,
 )]
 struct Cli {
     #[command(flatten)]
@@ -56,7 +60,7 @@ struct GlobalArgs {
         global = true,
         value_name = "PATH",
         env = "CONTAINERD_ADDRESS",
-        default_value = "/run/containerd/containerd.sock"
+        default_value = DEFAULT_ADDRESS
     )]
     address: String,
     /// containerd's namespace
@@ -116,6 +120,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Asked {
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp
             | ErrorKind::DisplayVersion
+            | ErrorKind::MissingSubcommand
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Asked::Text(error.render().to_string()),
             _ => nonsense(&error),
         },
@@ -135,19 +140,27 @@ fn nonsense(error: &clap::Error) -> Asked {
         }
         ErrorKind::UnknownArgument => {
             let flag = context(ContextKind::InvalidArg);
+            if !flag.starts_with('-') {
+                return Asked::Nonsense { message: format!("soci: a word too many: {flag}{hint}"), code: 1 };
+            }
             let flag = flag.strip_prefix('-').filter(|flag| flag.starts_with('-')).unwrap_or(&flag);
             (format!("soci: flag provided but not defined: {flag}{hint}"), 1)
         }
         _ => {
             let text = error.render().to_string();
             let first = text.lines().next().unwrap_or_default();
-            (format!("soci: {}{hint}", first.strip_prefix("error: ").unwrap_or(first)), 1)
+            let missing = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(names)) => format!(" {}", names.join(" ")),
+                _ => String::new(),
+            };
+            (format!("soci: {}{missing}{hint}", first.strip_prefix("error: ").unwrap_or(first)), 1)
         }
     };
     Asked::Nonsense { message, code }
 }
 
 /// `-platform` is `--platform`: short flags are never joined here.
+/// And `h` is `help`.
 fn two_dashes(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut ended = false;
     let spell = |word: OsString| {
@@ -161,7 +174,11 @@ fn two_dashes(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
         }
         word
     };
-    words.map(spell).collect()
+    let mut words: Vec<OsString> = words.map(spell).collect();
+    if words.get(1).is_some_and(|word| word == "h") {
+        words[1] = "help".into();
+    }
+    words
 }
 
 /// `soci --version`: the release this one stands in for, and which of ours it is.
@@ -258,6 +275,12 @@ mod tests {
         let building = &convert.building;
         assert_eq!((building.span_size, building.all_platforms, building.force), (-5, false, true));
         assert_eq!((global.namespace.as_str(), global.debug), ("moby", Debug::On));
+        // Of a flag that is given twice the last counts, so that an alias can be overruled.
+        let (convert, global) = check("soci -n a convert -n b --span-size 1 -f=false --span-size 2 -f A B");
+        assert_eq!(
+            (global.namespace.as_str(), convert.building.span_size, convert.building.force),
+            ("b", 2, true)
+        );
     }
 
     #[test]
@@ -274,6 +297,9 @@ mod tests {
         check("soci convert --timeout x A B", "soci: invalid value 'x'", 1);
         check("soci --content-store x convert A B", "soci: invalid value 'x'", 1);
         check("soci convert --span-size", "soci: a value is required for", 1);
+        check("soci rebuild-db x", "soci: a word too many: x", 1);
+        check("soci verify", "soci: the following required arguments were not provided: <IMAGE>", 1);
+        assert!(matches!(parsed("soci h convert"), Asked::Text(text) if text.contains("--span-size")));
         assert!(matches!(parsed("soci"), Asked::Text(text) if text.contains("convert")));
     }
 

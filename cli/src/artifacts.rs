@@ -50,8 +50,11 @@ pub(crate) struct Artifact {
     /// of a ztoc, uncompressed bytes
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) span_size: u64,
-    /// seconds since 1970
+    /// nanoseconds since 1970
     pub(crate) created: u64,
+    /// built here; what was only found in the store may be anybody's, and is not built upon
+    #[serde(default)]
+    pub(crate) built: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,8 +70,31 @@ pub(crate) struct Artifacts {
     store: String,
 }
 
-/// Artifacts by their digests.
-pub(crate) type ByDigest = BTreeMap<Digest, Artifact>;
+/// Artifacts by their digests, and by what they belong to: an index of several images is several artifacts.
+#[derive(Debug, Default)]
+pub(crate) struct List(BTreeMap<(Digest, Digest), Artifact>);
+
+impl List {
+    pub(crate) fn get(&self, digest: &Digest) -> Option<&Artifact> {
+        self.values().find(|artifact| artifact.digest == *digest)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Artifact> {
+        self.0.values()
+    }
+
+    /// One that was built here stays one.
+    pub(crate) fn insert(&mut self, mut artifact: Artifact) {
+        let key = (artifact.digest, artifact.of);
+        artifact.built |= self.0.get(&key).is_some_and(|old| old.built);
+        self.0.insert(key, artifact);
+    }
+
+    /// Takes out all that have one of these digests.
+    pub(crate) fn remove(&mut self, digests: &[Digest]) {
+        self.0.retain(|(digest, _), _| !digests.contains(digest));
+    }
+}
 
 impl Artifacts {
     /// The list of the store of that name below `root`. Nothing is read or made yet.
@@ -81,11 +107,11 @@ impl Artifacts {
     }
 
     /// All artifacts; none where there is no list yet.
-    pub(crate) fn read(&self) -> Result<ByDigest, Error> {
+    pub(crate) fn read(&self) -> Result<List, Error> {
         let path = self.path();
         let bytes = match read_file(&path, LIST_BYTES_MAX) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ByDigest::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(List::default()),
             Err(error) if error.kind() == ErrorKind::Denied => {
                 let what =
                     format!("read the list of artifacts {}: permission denied; see --root", path.display());
@@ -100,11 +126,19 @@ impl Artifacts {
             let why = format!("its format is {}", listing.format);
             return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
         }
-        Ok(listing.artifacts.into_iter().map(|artifact| (artifact.digest, artifact)).collect())
+        let mut list = List::default();
+        listing.artifacts.into_iter().for_each(|artifact| list.insert(artifact));
+        Ok(list)
+    }
+
+    /// Ok if the list can be changed: for who would do long work first.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        self.read().map(drop)
     }
 
     /// Changes the list, with nobody in between.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut ByDigest)) -> Result<(), Error> {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut List)) -> Result<(), Error> {
         let _lock = self.lock()?;
         let mut artifacts = self.read()?;
         change(&mut artifacts);
@@ -116,19 +150,21 @@ impl Artifacts {
         if artifacts.is_empty() {
             return Ok(());
         }
-        self.change(|list| list.extend(artifacts.into_iter().map(|artifact| (artifact.digest, artifact))))
+        self.change(|list| artifacts.into_iter().for_each(|artifact| list.insert(artifact)))
     }
 
-    /// Puts these in the place of all that was listed, whatever state the list was in. An artifact that was listed
-    /// keeps the time of its making.
-    pub(crate) fn replace(&self, mut artifacts: ByDigest) -> Result<(), Error> {
+    /// Puts what was found since `began` (nanoseconds since 1970) in the place of all that was listed before, whatever
+    /// state the list was in. What was listed, too, keeps the time of its making, and whether it was built here.
+    pub(crate) fn replace(&self, mut found: List, began: u64) -> Result<(), Error> {
         let _lock = self.lock()?;
-        for (digest, old) in self.read().unwrap_or_default() {
-            if let Some(new) = artifacts.get_mut(&digest) {
-                new.created = old.created;
+        for old in self.read().unwrap_or_default().0.into_values() {
+            match found.0.get_mut(&(old.digest, old.of)) {
+                Some(new) => (new.created, new.built) = (old.created, old.built),
+                None if old.created >= began => found.insert(old),
+                None => {}
             }
         }
-        self.write(artifacts)
+        self.write(found)
     }
 
     fn path(&self) -> PathBuf {
@@ -149,10 +185,10 @@ impl Artifacts {
         Ok(file)
     }
 
-    fn write(&self, artifacts: ByDigest) -> Result<(), Error> {
+    fn write(&self, artifacts: List) -> Result<(), Error> {
         let path = self.path();
         let io = |cause| Error::io(format!("write the list of artifacts {}", path.display()), cause);
-        let listing = Listing { format: FORMAT, artifacts: artifacts.into_values().collect() };
+        let listing = Listing { format: FORMAT, artifacts: artifacts.0.into_values().collect() };
         let draft = path.with_extension("draft");
         let mut file = File::options();
         let mut file = file.write(true).create(true).truncate(true).mode(0o600).open(&draft).map_err(io)?;
@@ -182,6 +218,7 @@ mod tests {
             platform: String::new(),
             span_size: 4 << 20,
             created,
+            built: true,
         }
     }
 
@@ -189,18 +226,42 @@ mod tests {
     fn kept_and_changed() {
         let root = tempfile::tempdir().unwrap();
         let list = Artifacts::of(&root.path().join("not/there"), "containerd-default").unwrap();
-        assert!(list.read().unwrap().is_empty());
+        assert_eq!(list.read().unwrap().values().count(), 0);
         assert!(!root.path().join("not").exists(), "reading makes nothing");
         list.add(Vec::new()).unwrap();
         list.add(vec![artifact("a", 1), artifact("b", 2)]).unwrap();
         list.add(vec![artifact("b", 3)]).unwrap();
-        let times = || list.read().unwrap().into_values().map(|a| a.created).sum::<u64>();
+        let times = || list.read().unwrap().values().map(|a| a.created).sum::<u64>();
         assert_eq!(times(), 4);
-        let kept = [artifact("b", 9), artifact("c", 9)].map(|a| (a.digest, a));
-        list.replace(kept.into()).unwrap();
+        let found = |built: bool| {
+            let mut found = List::default();
+            for artifact in [artifact("b", 9), artifact("c", 9)] {
+                found.insert(Artifact { built, ..artifact });
+            }
+            found
+        };
+        list.replace(found(false), 4).unwrap();
         assert_eq!(times(), 3 + 9, "b keeps its time, a is gone");
+        let built = |content: &str| list.read().unwrap().get(&artifact(content, 0).digest).unwrap().built;
+        assert!(built("b") && !built("c"));
+        list.add(vec![Artifact { built: false, ..artifact("b", 5) }]).unwrap();
+        assert!(built("b"), "built once, it stays so");
+        list.replace(List::default(), 9).unwrap();
+        assert_eq!(times(), 9, "what came since is kept");
         let other = Artifacts::of(&root.path().join("not/there"), "soci").unwrap();
-        assert!(other.read().unwrap().is_empty());
+        assert_eq!(other.read().unwrap().values().count(), 0);
+    }
+
+    /// Two images may have the very same index.
+    #[test]
+    fn one_index_of_two_images() {
+        let root = tempfile::tempdir().unwrap();
+        let list = Artifacts::of(root.path(), "soci").unwrap();
+        let other = Artifact { of: Digest::sha256(b"another"), ..artifact("a", 1) };
+        list.add(vec![artifact("a", 1), other]).unwrap();
+        assert_eq!(list.read().unwrap().values().count(), 2);
+        list.change(|list| list.remove(&[artifact("a", 1).digest])).unwrap();
+        assert_eq!(list.read().unwrap().values().count(), 0);
     }
 
     #[test]
@@ -217,7 +278,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(list.read().unwrap().len(), 32);
+        assert_eq!(list.read().unwrap().values().count(), 32);
     }
 
     #[test]
@@ -235,8 +296,8 @@ mod tests {
             assert!(error.to_string().contains("rebuild-db"), "{error}");
             assert!(list.add(vec![artifact("b", 1)]).is_err(), "it is not written over");
         }
-        list.replace(ByDigest::new()).unwrap();
-        assert!(list.read().unwrap().is_empty());
+        list.replace(List::default(), 0).unwrap();
+        assert_eq!(list.read().unwrap().values().count(), 0);
         assert!(Artifacts::of(root.path(), "../x").is_err());
     }
 }

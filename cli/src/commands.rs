@@ -15,13 +15,14 @@ mod ztoc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tracing::debug;
 
 use crate::args::{Command, Global, ImageCommand, IndexCommand, PrefetchCommand, ZtocCommand};
 use crate::error::{Error, ErrorKind};
 use crate::output::Output;
 use crate::place::Registries;
 use crate::store::Containerd;
+use crate::time;
 
 /// How long an answer to giving back a lease is waited for when the command ends early.
 const LEASE_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,29 +48,29 @@ impl Tools<'_> {
         work: impl AsyncFnOnce(&Containerd) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let containerd = self.containerd().await?;
-        let leased = containerd.lease(&format!("soci-{purpose}-{}", unique())).await?;
+        let leased = containerd.lease(&format!("soci-{purpose}-{}", time::unique())).await?;
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).push(leased.clone());
         let done = work(&leased).await;
-        // An expired or lost lease harms nobody; the error of the work is the one to tell.
-        let ended = leased.end_lease().await;
+        // A lease that is lost, or stays until it expires, harms nobody.
+        if let Err(error) = leased.end_lease().await {
+            debug!("{}", error.chain());
+        }
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        done.and_then(|done| ended.map(|()| done))
+        done
     }
 }
 
-/// A word that no other run of ours uses at the same time.
-fn unique() -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}", std::process::id(), now.as_nanos())
-}
-
-/// Does what was asked for, unless it takes longer than it may, or somebody wants it to end.
-pub async fn run(command: &Command, global: &Global, output: &Output) -> Result<(), Error> {
+/// Does what was asked for, unless it takes longer than it may, or somebody wants it to end (`interrupted`).
+pub async fn run(
+    command: &Command,
+    global: &Global,
+    output: &Output,
+    interrupted: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let leases = Mutex::default();
-    let interrupted = interrupted()?;
     let cut_short = tokio::select! {
         done = dispatch(command, global, output, &leases) => return done,
-        error = interrupted => error,
+        () = interrupted => Error::new(ErrorKind::Interrupted, "interrupted"),
         error = too_late(global.timeout) => error,
     };
     // What was begun is dropped, and leaves nothing behind but this.
@@ -79,19 +80,6 @@ pub async fn run(command: &Command, global: &Global, output: &Output) -> Result<
         let _ = tokio::time::timeout(LEASE_PATIENCE, lease.end_lease()).await;
     }
     Err(cut_short)
-}
-
-/// Comes true with the first signal that asks the process to end.
-fn interrupted() -> Result<impl Future<Output = Error>, Error> {
-    let listen = |kind| signal(kind).map_err(|cause| Error::io("listen to signals", cause));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        Error::new(ErrorKind::Interrupted, "interrupted")
-    })
 }
 
 async fn too_late(limit: Option<Duration>) -> Error {

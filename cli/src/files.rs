@@ -10,6 +10,10 @@ use crate::error::{Error, ErrorKind};
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let doing = format!("read {}", path.display());
     let io = |cause| Error::io(doing.clone(), cause);
+    // A pipe would be waited for; a device has no end.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: it is not a file")));
+    }
     let mut bytes = Vec::new();
     File::open(path).map_err(io)?.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > limit {

@@ -6,11 +6,11 @@
 
 pub mod commands;
 
+mod local;
+
 pub mod args;
 
 mod place;
-
-mod local;
 
 mod artifacts;
 

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use oci::{Digest, Layout, Store};
 
-use crate::args::{ContentStore, Global};
+use crate::args::{ContentStore, DEFAULT_ADDRESS, Global};
 use crate::artifacts::Artifacts;
 use crate::error::{Error, ErrorKind};
 use crate::store::{Containerd, ImageStore, Stored};
@@ -100,7 +100,12 @@ impl Local {
     }
 }
 
-/// The list of what lies in containerd's store, of this namespace.
+/// The list of what lies in containerd's store, of this namespace; one at another address is another store.
 pub(crate) fn containerd_artifacts(global: &Global) -> Result<Artifacts, Error> {
-    Artifacts::of(&global.root, &format!("containerd-{}", global.namespace))
+    let path = global.address.strip_prefix("unix://").unwrap_or(&global.address);
+    let other = match path {
+        DEFAULT_ADDRESS => String::new(),
+        path => format!("-{}", &Digest::sha256(path.as_bytes()).hex()[..8]),
+    };
+    Artifacts::of(&global.root, &format!("containerd-{}{other}", global.namespace))
 }

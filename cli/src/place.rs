@@ -22,6 +22,8 @@ pub(crate) enum ImagePlace {
     Registry(Reference),
     /// an OCI layout; the empty name is its only image
     Layout(PathBuf, String),
+    /// the same to be written, with one image in it and no other
+    Alone(PathBuf),
     /// the same in a tar
     Archive(PathBuf, String),
     /// containerd's images, by their full names
@@ -146,6 +148,7 @@ pub(crate) async fn open_source(
     let (store, name): (Box<dyn Store>, String) = match place {
         ImagePlace::Registry(reference) => (Box::new(registries.open(reference)?), reference.target()),
         ImagePlace::Layout(folder, name) => (Box::new(Layout::open(folder).await?), name.clone()),
+        ImagePlace::Alone(folder) => (Box::new(Layout::open(folder).await?), String::new()),
         ImagePlace::Archive(file, name) => (Box::new(Layout::open_archive(file).await?), name.clone()),
         ImagePlace::Containerd(name) => (Box::new(image_store(containerd)?), name.clone()),
     };
@@ -161,6 +164,7 @@ pub(crate) async fn open_destination(
     Ok(match place {
         ImagePlace::Registry(reference) => Box::new(registries.open(reference)?),
         ImagePlace::Layout(folder, _) => Box::new(Layout::create(folder).await?),
+        ImagePlace::Alone(folder) => Box::new(Layout::create(folder).await?.alone()),
         ImagePlace::Archive(file, _) => Box::new(Layout::create_archive(file).await?),
         ImagePlace::Containerd(_) => Box::new(image_store(containerd)?),
     })

@@ -9,11 +9,14 @@ mod content;
 mod images;
 mod snapshots;
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use oci::Descriptor;
 use proto::containerd::{
-    services::leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
+    services::{
+        leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
+        version::v1::version_client::VersionClient,
+    },
     types,
 };
 use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
@@ -29,6 +32,9 @@ pub(crate) use snapshots::Prepared;
 
 /// Labels as containerd keeps them.
 pub(crate) type Labels = HashMap<String, String>;
+
+/// How long containerd may take to answer for the first time; the Go tool's number.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lease nobody gives back ends by itself: no conversion takes a day.
 const LEASE_SECONDS: u64 = 24 * 60 * 60;
@@ -50,6 +56,13 @@ impl Containerd {
         let channel = channel.map_err(|e| {
             Error::new(ErrorKind::Unreachable, format!("{doing} (is it running? see --address)")).because(e)
         })?;
+        let mut version = VersionClient::new(channel.clone());
+        // Somebody may listen there and answer nothing.
+        let answered = tokio::time::timeout(CONNECT_PATIENCE, version.version(())).await;
+        let answered = answered.map_err(|_| {
+            Error::new(ErrorKind::Unreachable, format!("{doing}: no answer within {CONNECT_PATIENCE:?}"))
+        })?;
+        answered.map_err(|s| status(&doing, s))?;
         Ok(Self { channel, namespace: namespace.to_owned(), lease: None })
     }
 
@@ -72,7 +85,7 @@ impl Containerd {
 
     /// The same connection under a new lease, which expires if nobody gives it back.
     pub(crate) async fn lease(&self, id: &str) -> Result<Self, Error> {
-        let expire = time::rfc3339(time::now().saturating_add(LEASE_SECONDS));
+        let expire = time::rfc3339(time::seconds(time::now()).saturating_add(LEASE_SECONDS));
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expire)]);
         let request = self.request(CreateRequest { id: id.to_owned(), labels })?;
         LeasesClient::new(self.channel.clone())
@@ -109,7 +122,7 @@ fn status(doing: &str, status: Status) -> Error {
         Code::PermissionDenied | Code::Unauthenticated => ErrorKind::Denied,
         Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unreachable,
         Code::InvalidArgument | Code::FailedPrecondition => ErrorKind::Invalid,
-        Code::ResourceExhausted => ErrorKind::Full,
+        Code::ResourceExhausted if status.message().contains("space") => ErrorKind::Full,
         Code::Unimplemented => ErrorKind::Unsupported,
         _ => ErrorKind::Io,
     };

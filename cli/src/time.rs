@@ -1,10 +1,29 @@
-//! Times as they are kept and shown: seconds since 1970, in UTC.
+//! Times as they are kept and shown: since 1970, in UTC.
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Seconds since 1970.
+const SECOND: u64 = 1_000_000_000;
+
+/// Nanoseconds since 1970; they last until the year 2554.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The seconds in so many nanoseconds.
+pub(crate) fn seconds(nanoseconds: u64) -> u64 {
+    nanoseconds / SECOND
+}
+
+/// A word that nobody else uses: not this process at another time, and not one with the same number in another
+/// container.
+pub(crate) fn unique() -> String {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let salt = RandomState::new().hash_one((std::process::id(), now(), call));
+    format!("{}-{salt:016x}", std::process::id())
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC, by the civil calendar.

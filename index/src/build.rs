@@ -2,7 +2,7 @@
 //! with its descriptor and, where it has to be copied, copied. Layers run side by side under a limit. A layer that
 //! gets no ztoc is named with its reason; a layer that is not what its descriptor says fails the whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -166,11 +166,8 @@ impl<'a> Layers<'a> {
         image: &Manifest,
         observer: Observer<'_>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let mut wanted = Vec::new();
-        for layer in image.layers() {
-            if layer.media_type == PREFETCH {
-                continue;
-            }
+        let mut wanted: Vec<(Descriptor, Result<Compression, String>)> = Vec::new();
+        for layer in image.layers().iter().filter(|layer| layer.media_type != PREFETCH) {
             let compression = algorithm(&layer.media_type)?;
             if !self.done.contains_key(&key(layer))
                 && !wanted.iter().any(|(other, _)| key(other) == key(layer))
@@ -178,8 +175,29 @@ impl<'a> Layers<'a> {
                 wanted.push((layer.clone(), compression));
             }
         }
+        while !wanted.is_empty() {
+            // The same bytes under two media types are not written twice at once.
+            let mut digests = BTreeSet::new();
+            let (round, rest) = wanted.into_iter().partition(|(layer, _)| digests.insert(layer.digest));
+            wanted = rest;
+            self.round(round, observer).await?;
+        }
+        let mut entries: Vec<Descriptor> =
+            image.layers().iter().filter_map(|layer| self.ztoc(layer)).collect();
+        if !entries.is_empty() {
+            entries.extend(self.prefetch(image, observer).await?);
+        }
+        Ok(entries)
+    }
+
+    /// These layers, side by side.
+    async fn round(
+        &mut self,
+        layers: Vec<(Descriptor, Result<Compression, String>)>,
+        observer: Observer<'_>,
+    ) -> Result<(), Error> {
         let this = &*self;
-        let mut outcomes = stream::iter(wanted)
+        let mut outcomes = stream::iter(layers)
             .map(|(layer, compression)| async move {
                 let done = this.one(&layer, compression, observer).await?;
                 Ok::<_, Error>((layer, done))
@@ -193,12 +211,7 @@ impl<'a> Layers<'a> {
         }
         drop(outcomes);
         self.done.extend(fresh);
-        let mut entries: Vec<Descriptor> =
-            image.layers().iter().filter_map(|layer| self.ztoc(layer)).collect();
-        if !entries.is_empty() {
-            entries.extend(self.prefetch(image, observer).await?);
-        }
-        Ok(entries)
+        Ok(())
     }
 
     fn ztoc(&self, layer: &Descriptor) -> Option<Descriptor> {
@@ -249,6 +262,9 @@ impl<'a> Layers<'a> {
         if let Some(ztoc) = self.known(layer, compression).await {
             let xattrs = Xattrs::of(&ztoc);
             let (descriptor, files) = self.describe(layer, ztoc.as_bytes(), &ztoc, xattrs);
+            // It is there, and must not be taken away before the index names it.
+            let bytes = Bytes::copy_from_slice(ztoc.as_bytes());
+            self.to.write_blob(&descriptor, bytes).await?;
             return Ok(Done { outcome: Outcome::Known(Box::new(descriptor)), files });
         }
         info!(layer = %layer.digest, size = layer.size, "build ztoc");

@@ -5,13 +5,13 @@
 //! A platform none of whose layers gets a ztoc stays in the image without an index; if that goes for every
 //! platform asked for, the conversion is an error ([`ErrorKind::NoZtocs`]) and nothing is tagged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use oci::image::media_type::is_index;
 use oci::{Descriptor, Digest, Index, Manifest, Platform, Store};
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::build::{BuildOptions, Copies, Layers, Observer};
 use crate::error::{Error, ErrorKind};
@@ -90,7 +90,8 @@ pub async fn convert(
         return Err(Error::new(ErrorKind::NoZtocs, format!("convert {}", route.source)));
     }
     let rewritten = rewrite(source.index.clone(), &source.manifests, &built);
-    write(route, &source, &built, &rewritten).await?;
+    let chosen: BTreeSet<Digest> = platforms.iter().map(|(_, digest, _)| *digest).collect();
+    write(route, &source, &chosen, &built, &rewritten).await?;
     let mut indexes = built.iter();
     let platforms = platforms.into_iter().map(|(platform, image, has_index)| {
         let index = if has_index { indexes.next() } else { None };
@@ -107,12 +108,17 @@ pub async fn convert(
 async fn write(
     route: Route<'_>,
     source: &Source,
+    chosen: &BTreeSet<Digest>,
     built: &[NewIndex],
     rewritten: &Rewritten,
 ) -> Result<(), Error> {
     let to = route.to;
-    let blobs = source.manifests.values().flat_map(blobs_of);
-    copy_blobs(route, blobs).await?;
+    let (asked, others): (Vec<_>, Vec<_>) =
+        source.manifests.iter().partition(|(digest, _)| chosen.contains(digest));
+    copy_blobs(route, asked.into_iter().flat_map(|(_, manifest)| blobs_of(manifest))).await?;
+    for (digest, manifest) in others {
+        copy_rest(route, digest, manifest).await?;
+    }
     // Entries that were not rewritten and stay: earlier SOCI indexes, image indexes inside this one.
     let kept = |entry: &&Descriptor| {
         let mut new = rewritten.manifests.iter().map(|(descriptor, _)| descriptor.digest);
@@ -150,6 +156,22 @@ async fn copy_blobs(route: Route<'_>, blobs: impl Iterator<Item = &Descriptor>) 
         .try_collect::<()>()
         .await?;
     Ok(())
+}
+
+/// The blobs of a manifest that was not asked for. Within one store, what is not there was not there before: a client
+/// pulls the blobs of one platform only. Elsewhere the image would lose them.
+async fn copy_rest(route: Route<'_>, digest: &Digest, manifest: &Manifest) -> Result<(), Error> {
+    match copy_blobs(route, blobs_of(manifest)).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        copied => return copied,
+    }
+    if route.from.name() == route.to.name() {
+        debug!(%digest, "of this manifest not everything is there");
+        return Ok(());
+    }
+    let error = Error::new(ErrorKind::NotFound, format!("copy manifest {digest}"));
+    let why = format!("{} has not all of its layers; pull every platform first", route.from.name());
+    Err(error.because(why))
 }
 
 /// A manifest or image index as it is, with everything below it. What the source lacks is left out, as it was.

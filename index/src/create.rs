@@ -21,18 +21,28 @@ pub struct Created {
     pub index: Descriptor,
 }
 
-/// Builds the indexes of the image that `source` (tag or digest) names in `from`, and writes them to `to`. A platform
+/// From where to where, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub struct CreateRoute<'a> {
+    pub from: &'a dyn Store,
+    /// tag or digest
+    pub source: &'a str,
+    /// where ztocs and indexes go
+    pub to: &'a dyn Store,
+    pub platforms: &'a Platforms,
+    pub missing: Missing,
+}
+
+/// Builds the indexes of an image, and writes them. A platform
 /// none of whose layers gets a ztoc gets no index; if that goes for every one, the call fails with
 /// [`ErrorKind::NoZtocs`]. Also says what the name stands for.
 pub async fn create(
-    from: &dyn Store,
-    source: &str,
-    to: &dyn Store,
-    platforms: &Platforms,
+    route: CreateRoute<'_>,
     options: &BuildOptions,
     observer: Observer<'_>,
 ) -> Result<(Descriptor, Vec<Created>), Error> {
-    let image = Source::read(from, source, Missing::Keep).await?;
+    let CreateRoute { from, source, to, platforms, missing } = route;
+    let image = Source::read(from, source, missing).await?;
     let targets = image.choose(platforms)?;
     if image.has_candidate(&targets, options.min_layer_size) {
         // Who may not write learns it before the layers were read.

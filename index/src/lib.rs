@@ -36,7 +36,7 @@ pub use build::{
     BuildOptions, Event, LayerReport, Observer, Outcome, Skip, XattrOptimization, compression_of,
 };
 pub use convert::{ConvertOptions, Indexed, Report, Route, convert};
-pub use create::{Created, create};
+pub use create::{CreateRoute, Created, create};
 pub use error::{Error, ErrorKind};
 pub use locate::{Source, Sources, locate};
 pub use manifest::{SociIndex, Version};

@@ -2,7 +2,7 @@
 //! user names, in the form that the Go tools write and read; read, it is hostile, and of its spans only those count
 //! that the layer has. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use oci::{Descriptor, Digest, canonical_json};
 use serde::{Deserialize, Serialize};
@@ -106,16 +106,21 @@ pub(crate) fn clean(path: &str) -> Option<String> {
 /// The spans in which each of `paths` (clean) lies in a layer, where it is in it: the first member of that very name.
 /// Its end is counted as the Go tool counts it: a file that ends where a span does has the next one, too.
 pub(crate) fn spans_of(ztoc: &Ztoc, paths: &[String]) -> Vec<Option<Spans>> {
+    if paths.is_empty() {
+        return Vec::new();
+    }
     let spans = ztoc.spans();
     let number = |span: ztoc::SpanId| i32::try_from(span.0).unwrap_or(i32::MAX);
-    let of = |path: &String| {
-        let entry = ztoc.find(path.as_bytes())?;
-        let start = entry.data().start;
-        let end = UncompressedOffset(start.0.saturating_add(entry.size()));
-        let (start, end) = (number(spans.span_of(start)), number(spans.end_span_as_listed(end)));
-        Some(Spans { start, end: end.max(start), priority: 0 })
-    };
-    paths.iter().map(of).collect()
+    let mut found: HashMap<&[u8], Option<Spans>> = paths.iter().map(|path| (path.as_bytes(), None)).collect();
+    for entry in ztoc.entries() {
+        if let Some(place @ None) = found.get_mut(entry.name()) {
+            let start = entry.data().start;
+            let end = UncompressedOffset(start.0.saturating_add(entry.size()));
+            let (start, end) = (number(spans.span_of(start)), number(spans.end_span_as_listed(end)));
+            *place = Some(Spans { start, end: end.max(start), priority: 0 });
+        }
+    }
+    paths.iter().map(|path| found.get(path.as_bytes()).copied().flatten()).collect()
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // the form in which serde calls it

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use oci::image::media_type::{OCI_INDEX, is_index, is_manifest};
+use oci::image::media_type::{DOCKER_CONFIG, OCI_CONFIG, OCI_INDEX, is_index, is_manifest};
 use oci::store::MANIFEST_BYTES_MAX;
 use oci::{Config, Descriptor, Digest, Index, Manifest, Platform, Store};
 use tracing::debug;
@@ -13,6 +13,9 @@ use crate::rewrite::{index_of_one, is_soci_index};
 
 /// Manifests of one image that are read at most: platforms, attestations and SOCI indexes of all there are.
 const MANIFESTS_MAX: usize = 512;
+
+/// Bytes of them, together: hundreds of platforms with hundreds of layers each.
+const MANIFEST_BYTES_TOTAL: u64 = 64 << 20;
 
 /// Which platforms get an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +120,15 @@ impl Source {
             return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
         }
         let (mut manifests, mut platforms) = (BTreeMap::new(), Vec::new());
+        let mut left = MANIFEST_BYTES_TOTAL;
         for entry in index.manifests().iter().filter(|entry| !is_soci_index(entry)) {
             if !manifests.contains_key(&entry.digest) && is_manifest(&entry.media_type) {
                 match from.read_manifest(entry).await {
                     Ok(bytes) => {
+                        left = left.checked_sub(bytes.len() as u64).ok_or_else(|| {
+                            let why = format!("its manifests have more than {MANIFEST_BYTES_TOTAL} bytes");
+                            Error::new(ErrorKind::Unsupported, doing).because(why)
+                        })?;
                         manifests.insert(entry.digest, Manifest::parse(&bytes, doing)?);
                     }
                     Err(error) if error.kind() == oci::ErrorKind::NotFound => {
@@ -131,8 +139,9 @@ impl Source {
             }
             let platform = match (&entry.platform, manifests.get(&entry.digest)) {
                 (Some(platform), _) => Some(platform.clone()),
-                (None, Some(manifest)) => Some(read_platform(from, manifest).await?),
-                (None, None) => None,
+                // An artifact without a platform is nobody's image.
+                (None, Some(manifest)) if is_image(manifest) => Some(read_platform(from, manifest).await?),
+                (None, _) => None,
             };
             platforms.extend(platform.map(|platform| (platform, entry.digest)));
         }
@@ -216,6 +225,10 @@ async fn read_platform(from: &dyn Store, manifest: &Manifest) -> Result<Platform
     let bytes = oci::blob::collect(stream, config.size, &doing).await?;
     config.verify(&bytes, &doing)?;
     Ok(Config::parse(&bytes, &doing)?.platform.normalised())
+}
+
+fn is_image(manifest: &Manifest) -> bool {
+    matches!(manifest.config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG | "")
 }
 
 fn absent(platform: &Platform) -> Error {

@@ -11,6 +11,7 @@ use ztoc::{MAX_ZTOC_BYTES, Whole, Ztoc};
 
 use crate::build::{Event, Observer, algorithm, failed};
 use crate::error::Error;
+use crate::manifest::disables_xattrs;
 use crate::pass::Pass;
 
 /// What to think of a ztoc.
@@ -22,7 +23,7 @@ pub enum Verdict {
     True,
     /// it says what is not so: the first such thing
     False(String),
-    /// the layer is one of which we build none, so that there is nothing to compare with
+    /// there is nothing to compare with: the layer is one of which we build no ztoc
     Unknown(String),
 }
 
@@ -66,7 +67,7 @@ pub async fn verify(
         whole: Whole::Ignored,
     };
     if options.span_size == 0 {
-        return Ok(Verdict::Unknown("its span size is 0".to_owned()));
+        return Ok(Verdict::False("its span size is 0".to_owned()));
     }
     observer(Event::Begun(layer));
     let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
@@ -75,6 +76,10 @@ pub async fn verify(
         Err(error) if error.kind() == ztoc::ErrorKind::Corrupt => return Err(failed(error, &doing)),
         Err(error) => return Ok(Verdict::Unknown(error.to_string())),
     };
+    if disables_xattrs(ztoc) && (built.has_xattrs || built.has_opaque) {
+        let why = "the index says that the layer has no extended attributes, and it has some";
+        return Ok(Verdict::False(why.to_owned()));
+    }
     if built.ztoc == found.as_bytes() {
         return Ok(Verdict::Same);
     }

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use self::archive::Archive;
 use self::names::Found;
-use self::place::{Place, blocking, draft_beside, pieces};
+use self::place::{Place, blocking, pieces};
 use crate::blob::{Blob, BoxFuture, ByteStream, collect, verified};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
@@ -33,16 +33,24 @@ const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 
 /// A layout. As a [`Store`], a tag is a name; the empty tag is the only image, or the one without a name, or, where
-/// `index.json` lists platforms and no names, the image index that it is itself.
+/// `index.json` lists several platforms without names, the image index that they are together.
 #[derive(Debug, Clone)]
 pub struct Layout {
     place: Place,
+    alone: Alone,
+}
+
+/// Whether an image that is written takes the place of all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    Yes,
+    No,
 }
 
 impl Layout {
     /// A layout that is there, in a folder. `NotFound` where it is not, `Unsupported` where it is of another version.
     pub async fn open(folder: impl Into<PathBuf>) -> Result<Layout, Error> {
-        Layout { place: Place::Folder(folder.into()) }.checked().await
+        Layout { place: Place::Folder(folder.into()), alone: Alone::No }.checked().await
     }
 
     /// The same, made where it is not there yet.
@@ -55,7 +63,11 @@ impl Layout {
         let doing = format!("create OCI layout {}", folder.display());
         let blobs = folder.join("blobs").join("sha256");
         tokio::fs::create_dir_all(&blobs).await.map_err(|cause| Error::io(doing, cause))?;
-        let layout = Layout { place: Place::Folder(folder) };
+        let layout = Layout { place: Place::Folder(folder), alone: Alone::No };
+        if layout.place.has(INDEX).await? {
+            let error = Error::new(ErrorKind::Unsupported, format!("create OCI layout {}", layout.name()));
+            return Err(error.because("there is an index.json that belongs to something else"));
+        }
         layout.write_index(&empty_index()).await?;
         layout.write_marker().await?;
         Ok(layout)
@@ -65,15 +77,20 @@ impl Layout {
     pub async fn open_archive(file: impl Into<PathBuf>) -> Result<Layout, Error> {
         let file = file.into();
         let archive = blocking("open OCI archive", move || Archive::open(&file)).await?;
-        Layout { place: Place::Archive(Arc::new(archive)) }.checked().await
+        Layout { place: Place::Archive(Arc::new(archive)), alone: Alone::No }.checked().await
     }
 
     /// A new one, in a tar that takes the place of `file` when its tag is written.
     pub async fn create_archive(file: impl Into<PathBuf>) -> Result<Layout, Error> {
         let file = file.into();
-        let archive =
-            blocking("create OCI archive", move || Archive::create(&file, draft_beside(&file))).await?;
-        Ok(Layout { place: Place::Archive(Arc::new(archive)) })
+        let archive = blocking("create OCI archive", move || Archive::create(&file)).await?;
+        Ok(Layout { place: Place::Archive(Arc::new(archive)), alone: Alone::No })
+    }
+
+    /// The same layout, in which the next image that is written becomes the only one that is listed.
+    #[must_use]
+    pub fn alone(self) -> Layout {
+        Layout { alone: Alone::Yes, ..self }
     }
 
     /// What refers to a manifest and is of this artifact type, in the order in which it was listed.
@@ -196,12 +213,23 @@ impl Layout {
         self.place.put(name, size, Box::pin(stream::once(std::future::ready(Ok(bytes))))).await
     }
 
+    /// The image index that entries of `index.json` are together: that very document where there is nothing else in it.
+    async fn together(&self, entries: Vec<Descriptor>) -> Result<Bytes, Error> {
+        let doing = format!("read {}", self.place.say(INDEX));
+        let bytes = self.read(INDEX, &doing).await?;
+        let whole = Index::parse(&bytes, &doing)?;
+        if whole.manifests() == entries {
+            return Ok(bytes);
+        }
+        Ok(canonical_json(&Index { manifests: Some(entries), ..empty_index() }).into())
+    }
+
     async fn find(&self, name: &str) -> Result<Descriptor, Error> {
         let doing = format!("find image {name:?} in {}", self.name());
         let digest = match names::find(&self.read_index().await?, name) {
             Found::Entry(entry) => return Ok(*entry),
-            Found::Whole => {
-                return Ok(Descriptor::of(media_type::OCI_INDEX, &self.read(INDEX, &doing).await?));
+            Found::Platforms(entries) => {
+                return Ok(Descriptor::of(media_type::OCI_INDEX, &self.together(entries).await?));
             }
             Found::Nothing(names) => {
                 let why = format!("its names are: {}", names.join(", "));
@@ -233,13 +261,16 @@ impl Store for Layout {
         Box::pin(async move {
             let doing = format!("read manifest {} in {}", descriptor.digest, self.name());
             let bytes = match self.read(&file_of(&descriptor.digest), &doing).await {
-                // It may be the image index that `index.json` is itself.
+                // It may be the image index that entries of `index.json` are together.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let whole = self.read(INDEX, &doing).await?;
-                    if Digest::sha256(&whole) != descriptor.digest {
+                    let Found::Platforms(entries) = names::find(&self.read_index().await?, "") else {
+                        return Err(error);
+                    };
+                    let together = self.together(entries).await?;
+                    if Digest::sha256(&together) != descriptor.digest {
                         return Err(error);
                     }
-                    whole
+                    together
                 }
                 read => read?,
             };
@@ -312,7 +343,10 @@ impl Store for Layout {
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             self.write_blob(descriptor, bytes).await?;
-            let mut index = self.read_index().await?;
+            let mut index = match self.alone {
+                Alone::Yes => empty_index(),
+                Alone::No => self.read_index().await?,
+            };
             names::name(&mut index, tag, descriptor);
             self.write_index(&index).await?;
             let Place::Archive(archive) = self.place.clone() else { return Ok(()) };

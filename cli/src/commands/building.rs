@@ -43,23 +43,37 @@ pub(super) fn options(args: &Building, known: Option<&Artifacts>) -> Result<Buil
         options.prefetch.extend(files);
     }
     if let Some(known) = known.filter(|_| !args.force) {
-        let ztocs = known.read()?.into_values();
-        let ztocs = ztocs.filter(|artifact| artifact.kind == Kind::Ztoc && artifact.span_size == span_size);
+        let list = known.read()?;
+        // Of what was only found nobody knows who has built it.
+        let ztocs = list.values().filter(|artifact| artifact.kind == Kind::Ztoc && artifact.built);
+        let ztocs = ztocs.filter(|artifact| artifact.span_size == span_size);
         options.known = ztocs.map(|ztoc| (ztoc.of, Descriptor::new("", ztoc.digest, ztoc.size))).collect();
     }
     Ok(options)
 }
 
 /// Platforms as typed; `default` where none are.
-pub(super) fn platforms(typed: &[String], all: bool, default: Platforms) -> Result<Platforms, Error> {
-    if all {
-        return Ok(Platforms::All);
-    }
+pub(super) fn platforms(typed: &[String], default: Platforms) -> Result<Platforms, Error> {
     if typed.is_empty() {
         return Ok(default);
     }
     let parsed: Result<Vec<Platform>, oci::Error> = typed.iter().map(|text| text.parse()).collect();
     Ok(Platforms::These(parsed?))
+}
+
+/// The same where all can be asked for, too.
+pub(super) fn platforms_of(args: &Building, default: Platforms) -> Result<Platforms, Error> {
+    match args.all_platforms {
+        true => Ok(Platforms::All),
+        false => platforms(&args.platform, default),
+    }
+}
+
+/// Lists what was made, behind a success: what is not listed is there all the same.
+pub(super) fn list(artifacts: &Artifacts, made: Vec<Artifact>, output: &Output) {
+    if let Err(error) = artifacts.add(made) {
+        output.tell(&format!("{}; soci rebuild-db lists what was made", error.chain()));
+    }
 }
 
 /// Hears what the builder tells.
@@ -108,6 +122,7 @@ impl<'a> Hearing<'a> {
             platform: String::new(),
             span_size,
             created: time::now(),
+            built: true,
         };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).push(artifact);
     }
@@ -136,6 +151,7 @@ pub(super) fn index_artifact(
         platform: platform.to_string(),
         span_size: 0,
         created: time::now(),
+        built: true,
     }
 }
 
@@ -150,7 +166,9 @@ fn told(report: &LayerReport) -> String {
                 Skip::TooSmall { .. } => format!("size {} ", layer.size),
                 Skip::Compression(_) | Skip::Inexpressible(_) => String::new(),
             };
-            format!("ztoc skipped - layer {} ({}) {size}{skip}", layer.digest, layer.media_type)
+            // The image's own words: none of them may pass for a line of ours.
+            let media_type = layer.media_type.escape_debug();
+            format!("ztoc skipped - layer {} ({media_type}) {size}{skip}", layer.digest)
         }
     }
 }

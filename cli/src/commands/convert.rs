@@ -4,8 +4,9 @@ use index::{ConvertOptions, Missing, Platforms, Report, Route, Version};
 use oci::Platform;
 
 use super::Tools;
-use super::building::{Hearing, index_artifact, options, platforms};
+use super::building::{Hearing, index_artifact, list, options, platforms_of};
 use crate::args::Convert;
+use crate::artifacts::Artifacts;
 use crate::error::{Error, ErrorKind};
 use crate::local::containerd_artifacts;
 use crate::place::{ImagePlace, open_destination, open_source};
@@ -24,14 +25,15 @@ pub(super) async fn run(args: &Convert, tools: &Tools<'_>) -> Result<(), Error> 
 
 fn places(args: &Convert) -> Result<(ImagePlace, ImagePlace), Error> {
     let missing = |what: &str| Error::new(ErrorKind::Invalid, format!("{what} needs to be specified"));
-    let source = args.source.as_deref().ok_or_else(|| missing("source image"))?;
-    let destination = args.destination.as_deref().ok_or_else(|| missing("destination"))?;
+    let given = |word: &'_ Option<String>| word.clone().filter(|word| !word.is_empty());
+    let source = &given(&args.source).ok_or_else(|| missing("source image"))?;
+    let destination = &given(&args.destination).ok_or_else(|| missing("destination"))?;
     if !args.standalone {
         return Ok((ImagePlace::parse(source)?, ImagePlace::parse(destination)?));
     }
     let destination = match args.format.as_str() {
         "oci-archive" => ImagePlace::Archive(destination.into(), String::new()),
-        "oci-dir" => ImagePlace::Layout(destination.into(), String::new()),
+        "oci-dir" => ImagePlace::Alone(destination.into()),
         other => {
             let why = format!("unsupported output format {other:?}: must be \"oci-archive\" or \"oci-dir\"");
             return Err(Error::new(ErrorKind::Invalid, why));
@@ -53,10 +55,11 @@ async fn convert(
         true => Some(containerd_artifacts(tools.global)?),
         false => None,
     };
+    artifacts.as_ref().map_or(Ok(()), Artifacts::check)?;
     let options = ConvertOptions {
         platforms: default_platforms(args, source)?,
         missing: match source {
-            ImagePlace::Layout(..) | ImagePlace::Archive(..) => Missing::Drop,
+            ImagePlace::Layout(..) | ImagePlace::Alone(_) | ImagePlace::Archive(..) => Missing::Drop,
             ImagePlace::Registry(_) | ImagePlace::Containerd(_) => Missing::Keep,
         },
         build: options(&args.building, artifacts.as_ref())?,
@@ -66,6 +69,7 @@ async fn convert(
     let route = Route { from: &*from.store, source: &from.name, to: &*to, tag: &tag };
     let hearing = Hearing::new(tools.output, &options.build);
     let report = index::convert(route, &options, &|event| hearing.hear(event)).await?;
+    tell(&report, &named, tools);
     if let Some(artifacts) = artifacts {
         let mut made = hearing.made();
         made.extend(report.platforms.iter().filter_map(|(platform, indexed)| {
@@ -73,9 +77,8 @@ async fn convert(
             let (_, image) = indexed.image;
             Some(index_artifact(&indexed.index, Version::V2, platform, image, report.image.digest))
         }));
-        artifacts.add(made)?;
+        list(&artifacts, made, tools.output);
     }
-    tell(&report, &named, tools);
     Ok(())
 }
 
@@ -98,7 +101,7 @@ fn default_platforms(args: &Convert, source: &ImagePlace) -> Result<Platforms, E
         true => Platforms::OneOf(Platform::host()),
         false => Platforms::All,
     };
-    platforms(&args.building.platform, args.building.all_platforms, default)
+    platforms_of(&args.building, default)
 }
 
 /// The tag to write, and the destination as the user is told of it. No tag is guessed, since it replaces what is
@@ -119,6 +122,7 @@ fn target_of(destination: &ImagePlace) -> Result<(String, String), Error> {
     };
     match destination {
         ImagePlace::Layout(folder, name) => Ok(in_layout("oci", folder, name)),
+        ImagePlace::Alone(folder) => Ok(in_layout("oci", folder, "")),
         ImagePlace::Archive(file, name) => Ok(in_layout("oci-archive", file, name)),
         ImagePlace::Registry(reference) => Ok((tagged(reference)?, reference.to_string())),
         ImagePlace::Containerd(name) => {

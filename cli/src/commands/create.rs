@@ -1,11 +1,11 @@
 //! `soci create`: v1 indexes for an image that stays as it is. In containerd they go to the local store and are held
 //! by a label of the image; in a registry or a layout they refer to the image where it is.
 
-use index::{Created, Platforms, Version};
-use oci::{Platform, Store};
+use index::{CreateRoute, Created, Missing, Platforms, Version};
+use oci::Platform;
 
 use super::Tools;
-use super::building::{Hearing, index_artifact, options, platforms};
+use super::building::{Hearing, index_artifact, list, options, platforms_of};
 use crate::args::Create;
 use crate::error::{Error, ErrorKind};
 use crate::local::Local;
@@ -28,14 +28,20 @@ pub(super) async fn run(args: &Create, tools: &Tools<'_>) -> Result<(), Error> {
             let why = format!("{image}: an archive cannot be added to; use oci:FOLDER, or soci convert");
             Err(Error::new(ErrorKind::Unsupported, why))
         }
-        place @ (ImagePlace::Registry(_) | ImagePlace::Layout(..)) => {
+        place @ (ImagePlace::Registry(_) | ImagePlace::Layout(..) | ImagePlace::Alone(_)) => {
             let options = options(&args.building, None)?;
-            let platforms = platforms(&args.building.platform, args.building.all_platforms, Platforms::All)?;
+            let platforms = platforms_of(&args.building, Platforms::All)?;
             let opened = open_source(&place, &tools.registries, None).await?;
             let hearing = Hearing::new(tools.output, &options);
             let store = &*opened.store;
             let hear = |event: index::Event<'_>| hearing.hear(event);
-            let (_, created) = index::create(store, &opened.name, store, &platforms, &options, &hear).await?;
+            let missing = match place {
+                ImagePlace::Layout(..) => Missing::Drop,
+                _ => Missing::Keep,
+            };
+            let route =
+                CreateRoute { from: store, source: &opened.name, to: store, platforms: &platforms, missing };
+            let (_, created) = index::create(route, &options, &hear).await?;
             tell(&created, tools);
             Ok(())
         }
@@ -49,39 +55,41 @@ async fn in_containerd(
     containerd: &Containerd,
 ) -> Result<(), Error> {
     let artifacts = Local::artifacts(tools.global)?;
+    artifacts.check()?;
     let options = options(&args.building, Some(&artifacts))?;
     let host = Platforms::OneOf(Platform::host());
-    let platforms = platforms(&args.building.platform, args.building.all_platforms, host)?;
+    let platforms = platforms_of(&args.building, host)?;
     let store = ImageStore::new(containerd.clone());
-    let (name, _) = store.find(name).await?;
+    let (name, target) = store.find(name).await?;
     let local = Local::for_writing(tools.global, containerd).await?;
     let hearing = Hearing::new(tools.output, &options);
     let hear = |event: index::Event<'_>| hearing.hear(event);
-    let to: &dyn Store = local.store();
-    let (image, created) = index::create(&store, &name, to, &platforms, &options, &hear).await?;
+    let missing = Missing::Keep;
+    let route =
+        CreateRoute { from: &store, source: &name, to: local.store(), platforms: &platforms, missing };
+    let (image, created) = index::create(route, &options, &hear).await?;
     if let Local::Containerd(_) = local {
-        containerd.label_image(&name, labels(&created)).await?;
+        containerd.label_image(&name, &target, labels(&created)).await?;
     }
     let mut made = hearing.made();
     made.extend(created.iter().map(|created| {
         let Created { platform, subject, index } = created;
         index_artifact(index, Version::V1, platform, subject.digest, image.digest)
     }));
-    artifacts.add(made)?;
     tell(&created, tools);
+    list(&artifacts, made, tools.output);
     Ok(())
 }
 
 /// The Go tool has one label, so that of several platforms' indexes the last is kept and the others are collected.
-/// Here each platform has its own beside it.
+/// Here each image manifest has its own beside it.
 fn labels(created: &[Created]) -> Labels {
     let mut labels = Labels::new();
-    for Created { platform, index, .. } in created {
+    for Created { subject, index, .. } in created {
         labels.insert(INDEX_LABEL.to_owned(), index.digest.to_string());
-        if created.len() > 1 {
-            let platform = platform.to_string().replace('/', "-");
-            labels.insert(format!("{INDEX_LABEL}.{platform}"), index.digest.to_string());
-        }
+        // A label has no room for a whole digest's name; so much of it names one of an image's manifests.
+        let manifest = &subject.digest.hex()[..16];
+        labels.insert(format!("{INDEX_LABEL}.{manifest}"), index.digest.to_string());
     }
     labels
 }

@@ -85,8 +85,8 @@ fn row(artifact: &Artifact, name: &str) -> Listed {
         platform: artifact.platform.clone(),
         media_type: OCI_MANIFEST,
         manifest_version: artifact.version.clone(),
-        created: time::rfc3339(artifact.created),
-        age: time::now().saturating_sub(artifact.created),
+        created: time::rfc3339(time::seconds(artifact.created)),
+        age: time::seconds(time::now().saturating_sub(artifact.created)),
     }
 }
 
@@ -163,13 +163,18 @@ pub(super) async fn info(place: &str, tools: &Tools<'_>) -> Result<(), Error> {
         }
     };
     if let Err(error) = SociIndex::parse(digest, &bytes) {
+        if index::Prefetch::parse(&bytes).is_ok() {
+            let message = "the provided digest belongs to a prefetch artifact. Use `soci prefetch info`";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         return Err(if Ztoc::from_vec(bytes.into()).is_ok() { wrong() } else { error.into() });
     }
     tools.output.indented(&bytes);
     Ok(())
 }
 
-/// Takes indexes out of the list and the store. Their ztocs stay, as other indexes may name them.
+/// Takes indexes out of the list, and those that no image holds out of the store. Their ztocs stay, as other indexes may
+/// name them.
 pub(super) async fn remove(args: &IndexRemove, tools: &Tools<'_>) -> Result<(), Error> {
     let artifacts = Local::artifacts(tools.global)?;
     let listed = artifacts.read()?;
@@ -208,7 +213,10 @@ pub(super) async fn remove(args: &IndexRemove, tools: &Tools<'_>) -> Result<(), 
     }
     let local = Local::open(tools.global).await?;
     for digest in &digests {
-        local.delete(digest).await?;
+        // A v2 index is part of an image, perhaps of several: it goes with the last of them.
+        if listed.get(digest).is_some_and(|artifact| artifact.version == "v1") {
+            local.delete(digest).await?;
+        }
     }
-    artifacts.change(|list| list.retain(|digest, _| !digests.contains(digest)))
+    artifacts.change(|list| list.remove(&digests))
 }

@@ -26,6 +26,9 @@ struct Listed {
     total_spans: i64,
     /// RFC 3339
     created_at: String,
+    /// seconds
+    #[serde(skip)]
+    age: u64,
 }
 
 /// Lists the artifacts of the local store.
@@ -48,7 +51,8 @@ pub(super) async fn list(json: bool, tools: &Tools<'_>) -> Result<(), Error> {
             digest: artifact.digest,
             layer_digest: artifact.of,
             total_spans: prefetch.map_or(-1, |prefetch| prefetch.total()),
-            created_at: time::rfc3339(artifact.created),
+            created_at: time::rfc3339(time::seconds(artifact.created)),
+            age: time::seconds(time::now().saturating_sub(artifact.created)),
         });
     }
     if json {
@@ -58,7 +62,8 @@ pub(super) async fn list(json: bool, tools: &Tools<'_>) -> Result<(), Error> {
     }
     let rows = rows.into_iter().map(|row| {
         let spans = if row.total_spans < 0 { "N/A".to_owned() } else { row.total_spans.to_string() };
-        [row.digest.to_string(), row.layer_digest.to_string(), spans, row.created_at]
+        let age = format!("{} ago", time::span(row.age));
+        [row.digest.to_string(), row.layer_digest.to_string(), spans, age]
     });
     tools.output.table(["DIGEST", "LAYER DIGEST", "SPANS", "CREATED"], &rows.collect::<Vec<_>>());
     Ok(())
@@ -78,7 +83,7 @@ pub(super) async fn info(place: &str, json: bool, tools: &Tools<'_>) -> Result<(
             bytes
         }
         BlobPlace::Local(digest) => {
-            listed = Local::artifacts(tools.global)?.read()?.remove(digest);
+            listed = Local::artifacts(tools.global)?.read()?.get(digest).cloned();
             let kind = match listed.as_ref().map(|artifact| artifact.kind) {
                 Some(Kind::Index) => Some("soci_index"),
                 Some(Kind::Ztoc) => Some("soci_layer"),
@@ -110,7 +115,7 @@ fn tell(prefetch: &Prefetch, artifact: &Descriptor, listed: Option<&Artifact>, t
     }
     say(format!("Size:          {} bytes", artifact.size));
     if let Some(listed) = listed {
-        let created = time::rfc3339(listed.created).replace('T', " ");
+        let created = time::rfc3339(time::seconds(listed.created)).replace('T', " ");
         say(format!("Created:       {}", created.trim_end_matches('Z')));
     }
     say("\nPrefetch Spans:".to_owned());

@@ -1,10 +1,11 @@
 //! `soci push`: the newest local v1 index of an image to a registry, with everything it lists. The image itself is
 //! not pushed. A v2 index goes with its image, which any client pushes.
 
+use std::collections::BTreeMap;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use index::manifest::ARTIFACT_V1;
 use index::{Missing, Platforms};
-use oci::store::MANIFEST_BYTES_MAX;
 use oci::{Descriptor, Digest, Layout, Manifest, Platform, Reference, Registry, Store};
 
 use super::Tools;
@@ -13,8 +14,12 @@ use crate::args::Push;
 use crate::artifacts::{Artifact, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::local::Local;
+use crate::output::Output;
 use crate::place::ImagePlace;
 use crate::store::ImageStore;
+
+/// Uploads side by side where the user says 0.
+const UPLOADS: usize = 3;
 
 /// What to do where the registry has an index of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +27,21 @@ enum Existing {
     Warn,
     Skip,
     Allow,
+}
+
+impl Existing {
+    fn parse(text: &str) -> Result<Existing, Error> {
+        match text {
+            "warn" => Ok(Existing::Warn),
+            "skip" => Ok(Existing::Skip),
+            "allow" => Ok(Existing::Allow),
+            other => {
+                let expected = "expected types [warn skip allow]";
+                let why = format!("unexpected value for flag existing-index: {other}, {expected}");
+                Err(Error::new(ErrorKind::Invalid, why))
+            }
+        }
+    }
 }
 
 /// An index to push, and the image manifest it refers to.
@@ -47,8 +67,8 @@ pub(super) async fn run(args: &Push, tools: &Tools<'_>) -> Result<(), Error> {
     };
     let (local, name, found) = match ImagePlace::parse(image)? {
         ImagePlace::Containerd(name) => from_local(&name, args, tools).await?,
-        ImagePlace::Layout(folder, name) => from_layout(folder, &name, args, tools).await?,
-        ImagePlace::Registry(_) | ImagePlace::Archive(..) => {
+        ImagePlace::Layout(folder, name) => from_layout(folder, &name, args).await?,
+        ImagePlace::Registry(_) | ImagePlace::Alone(_) | ImagePlace::Archive(..) => {
             let why = format!("{image}: pushed is from containerd or from oci:FOLDER");
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
@@ -59,10 +79,18 @@ pub(super) async fn run(args: &Push, tools: &Tools<'_>) -> Result<(), Error> {
     };
     let reference: Reference = to.parse()?;
     let registry = tools.registries.clone().with_user(args.user.as_deref()).open(&reference)?;
+    let pusher = Pusher { from: &*local, to: &registry, existing, args, output: tools.output };
     for pushing in found {
-        push(&pushing, &*local, &registry, existing, args, tools).await?;
+        pusher.push(&pushing).await?;
     }
     Ok(())
+}
+
+fn wanted(args: &Push, default: Platforms) -> Result<Platforms, Error> {
+    match args.all_platforms {
+        true => Ok(Platforms::All),
+        false => platforms(&args.platform, default),
+    }
 }
 
 /// The store, the image's name, and the newest v1 index of each platform, by the list of artifacts.
@@ -75,7 +103,7 @@ async fn from_local(
     let (name, _) = images.find(name).await?;
     let local = Local::open(tools.global).await?;
     let artifacts = Local::artifacts(tools.global)?.read()?;
-    let wanted = platforms(&args.platform, args.all_platforms, Platforms::OneOf(Platform::host()))?;
+    let wanted = wanted(args, Platforms::OneOf(Platform::host()))?;
     let (_, manifests) = index::images(&images, &name, Missing::Keep, &wanted).await?;
     let mut found = Vec::new();
     for image in manifests {
@@ -88,7 +116,8 @@ async fn from_local(
                  like finch or nerdctl.",
             );
         }
-        let newest = first.into_iter().max_by_key(|artifact| artifact.created);
+        // One that somebody else has left here does not get in the way of our own.
+        let newest = first.into_iter().max_by_key(|artifact| (artifact.built, artifact.created));
         let newest = newest.ok_or_else(|| nothing_for(&image.platform))?;
         found.push(Pushing { index: newest.digest, image: digest });
     }
@@ -103,11 +132,9 @@ async fn from_layout(
     folder: std::path::PathBuf,
     name: &str,
     args: &Push,
-    tools: &Tools<'_>,
 ) -> Result<(Box<dyn Store>, Option<String>, Vec<Pushing>), Error> {
-    let _ = tools;
     let layout = Layout::open(folder).await?;
-    let wanted = platforms(&args.platform, args.all_platforms, Platforms::All)?;
+    let wanted = wanted(args, Platforms::All)?;
     let (_, manifests) = index::images(&layout, name, Missing::Drop, &wanted).await?;
     let mut found = Vec::new();
     for image in manifests {
@@ -124,72 +151,80 @@ fn nothing_for(platform: &Platform) -> Error {
     Error::new(ErrorKind::NotFound, why)
 }
 
-async fn push(
-    pushing: &Pushing,
-    from: &dyn Store,
-    to: &Registry,
+/// What pushes have in common.
+struct Pusher<'a> {
+    from: &'a dyn Store,
+    to: &'a Registry,
     existing: Existing,
-    args: &Push,
-    tools: &Tools<'_>,
-) -> Result<(), Error> {
-    let say = |line: String| match args.quiet {
-        true => {}
-        false => tools.output.line(&line),
-    };
-    if existing != Existing::Allow {
-        say("checking if a soci index already exists in remote repository...".to_owned());
-        let there = to.referrers(&pushing.image, Some(ARTIFACT_V1)).await;
-        let there = there.map_err(|cause| Error::from_oci("failed to fetch list of referrers", cause))?;
-        let one = there.first().map(|index| index.digest);
-        match (one, existing) {
-            (None, _) => {}
-            (Some(one), Existing::Skip) => {
-                say(format!(
-                    "soci index found in remote repository with digest: {one}: skipping pushing artifacts for \
-                     image manifest: {}",
-                    pushing.image
-                ));
-                return Ok(());
-            }
-            (Some(_), _) if there.len() > 1 => tools
-                .output
-                .line("[WARN] multiple soci indices found in remote repository: pushing index anyway"),
-            (Some(one), _) => tools.output.line(&format!(
-                "[WARN] soci index found in remote repository with digest: {one}: pushing index anyway"
-            )),
+    args: &'a Push,
+    output: &'a Output,
+}
+
+impl Pusher<'_> {
+    fn say(&self, line: &str) {
+        if !self.args.quiet {
+            self.output.line(line);
         }
     }
-    match args.quiet {
-        true => tools.output.line(&pushing.index.to_string()),
-        false => say(format!("pushing soci index with digest: {}", pushing.index)),
+
+    async fn push(&self, pushing: &Pushing) -> Result<(), Error> {
+        if self.existing != Existing::Allow && self.is_there(pushing).await? {
+            return Ok(());
+        }
+        match self.args.quiet {
+            true => self.output.line(&pushing.index.to_string()),
+            false => self.say(&format!("pushing soci index with digest: {}", pushing.index)),
+        }
+        let doing = format!("read SOCI index {}", pushing.index);
+        let mut index = self.from.resolve(&pushing.index.to_string()).await?;
+        let bytes = self.from.read_manifest(&index).await?;
+        let manifest = Manifest::parse(&bytes, &doing)?;
+        let parts = std::iter::once(&manifest.config).chain(manifest.layers());
+        let parts: BTreeMap<Digest, &Descriptor> = parts.map(|part| (part.digest, part)).collect();
+        let uploads = match self.args.max_concurrent_uploads {
+            0 => UPLOADS,
+            uploads => usize::from(uploads),
+        };
+        let parts = stream::iter(parts.into_values()).map(|part| self.part(part));
+        parts.buffer_unordered(uploads).try_collect::<()>().await?;
+        self.say(&format!("pushing artifact with digest: {}", pushing.index));
+        index.artifact_type = ARTIFACT_V1.to_owned();
+        self.to.write_referrer(&index, bytes).await?;
+        self.say(&format!("successfully pushed artifact with digest: {}", pushing.index));
+        Ok(())
     }
-    let doing = format!("read SOCI index {}", pushing.index);
-    let mut index = from.resolve(&pushing.index.to_string()).await?;
-    if index.size > MANIFEST_BYTES_MAX {
-        return Err(Error::new(ErrorKind::Corrupt, doing));
+
+    /// Whether the registry has an index of the image, and that is enough.
+    async fn is_there(&self, pushing: &Pushing) -> Result<bool, Error> {
+        self.say("checking if a soci index already exists in remote repository...");
+        let there = self.to.referrers(&pushing.image, Some(ARTIFACT_V1)).await;
+        let there = there.map_err(|cause| Error::from_oci("failed to fetch list of referrers", cause))?;
+        let Some(one) = there.first().map(|index| index.digest) else { return Ok(false) };
+        if self.existing == Existing::Skip {
+            self.say(&format!(
+                "soci index found in remote repository with digest: {one}: skipping pushing artifacts for image \
+                 manifest: {}",
+                pushing.image
+            ));
+            return Ok(true);
+        }
+        self.output.line(&match there.len() {
+            1 => format!(
+                "[WARN] soci index found in remote repository with digest: {one}: pushing index anyway"
+            ),
+            _ => "[WARN] multiple soci indices found in remote repository: pushing index anyway".to_owned(),
+        });
+        Ok(false)
     }
-    let bytes = from.read_manifest(&index).await?;
-    let manifest = Manifest::parse(&bytes, &doing)?;
-    let parts = std::iter::once(&manifest.config).chain(manifest.layers());
-    let parts: std::collections::BTreeMap<Digest, &Descriptor> =
-        parts.map(|part| (part.digest, part)).collect();
-    let uploads = usize::from(args.max_concurrent_uploads.max(1));
-    stream::iter(parts.into_values())
-        .map(|part| async move {
-            if to.has_blob(part).await? {
-                say(format!("skipped artifact with digest: {}", part.digest));
-                return Ok(());
-            }
-            say(format!("pushing artifact with digest: {}", part.digest));
-            to.copy_blob(part, from).await?;
-            say(format!("successfully pushed artifact with digest: {}", part.digest));
-            Ok::<_, Error>(())
-        })
-        .buffer_unordered(uploads)
-        .try_collect::<()>()
-        .await?;
-    index.artifact_type = ARTIFACT_V1.to_owned();
-    to.write_referrer(&index, bytes).await?;
-    say(format!("successfully pushed artifact with digest: {}", pushing.index));
-    Ok(())
+
+    async fn part(&self, part: &Descriptor) -> Result<(), Error> {
+        if self.to.has_blob(part).await? {
+            self.say(&format!("skipped artifact with digest: {}", part.digest));
+            return Ok(());
+        }
+        self.say(&format!("pushing artifact with digest: {}", part.digest));
+        self.to.copy_blob(part, self.from).await?;
+        self.say(&format!("successfully pushed artifact with digest: {}", part.digest));
+        Ok(())
+    }
 }

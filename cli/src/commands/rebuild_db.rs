@@ -11,7 +11,7 @@ use oci::{Config, Descriptor, Digest, Index, Manifest};
 use tracing::debug;
 
 use super::Tools;
-use crate::artifacts::{Artifact, ByDigest, Kind};
+use crate::artifacts::{Artifact, Kind, List};
 use crate::error::Error;
 use crate::local::Local;
 use crate::store::Stored;
@@ -31,10 +31,11 @@ struct Place {
     platform: String,
 }
 
-type Places = BTreeMap<Digest, Place>;
+type Places = BTreeMap<Digest, Vec<Place>>;
 
 pub(super) async fn run(tools: &Tools<'_>) -> Result<(), Error> {
     let artifacts = Local::artifacts(tools.global)?;
+    let began = time::now();
     let local = Local::open(tools.global).await?;
     let stored = local.blobs().await?;
     let there: BTreeMap<Digest, Option<u64>> = stored.iter().map(|blob| (blob.digest, blob.size)).collect();
@@ -44,24 +45,26 @@ pub(super) async fn run(tools: &Tools<'_>) -> Result<(), Error> {
         if let Ok(index) = SociIndex::parse(blob.digest, &bytes) {
             indexes.push((index, bytes.len() as u64));
         } else if of_document(&bytes).is_some_and(|media_type| is_index(&media_type)) {
-            places.extend(entries(blob.digest, &bytes));
+            for (digest, place) in entries(blob.digest, &bytes) {
+                places.entry(digest).or_default().push(place);
+            }
         }
     }
-    let mut found = ByDigest::new();
+    let mut found = List::default();
     for (index, size) in indexes {
         let parts = index.ztocs.iter().map(|part| (Kind::Ztoc, part));
         let parts = parts.chain(index.prefetch.iter().map(|part| (Kind::Prefetch, part)));
         for (kind, (layer, part)) in parts.filter(|(_, (_, part))| there.contains_key(&part.digest)) {
-            found.insert(part.digest, of_part(kind, layer, part));
+            found.insert(of_part(kind, layer, part));
         }
         if let Some(subject) = index.subject.filter(|subject| !places.contains_key(subject)) {
             // An image that is a single manifest: nobody lists it, its configuration knows its platform.
             let platform = platform_of(&local, &subject).await.unwrap_or_default();
-            places.insert(subject, Place { of: subject, image: subject, platform });
+            places.insert(subject, vec![Place { of: subject, image: subject, platform }]);
         }
-        found.extend(of_index(&index, size, &places).map(|artifact| (index.digest, artifact)));
+        of_index(&index, size, &places).into_iter().for_each(|artifact| found.insert(artifact));
     }
-    artifacts.replace(found)
+    artifacts.replace(found, began)
 }
 
 /// A blob that may be a document, whole. One that goes while we look was not meant to stay.
@@ -106,24 +109,26 @@ fn entries(image: Digest, bytes: &[u8]) -> Vec<(Digest, Place)> {
     places.collect()
 }
 
-/// None: an index that belongs to no image.
-fn of_index(index: &SociIndex, size: u64, places: &Places) -> Option<Artifact> {
+/// An artifact for each image manifest that the index belongs to; none for one that belongs to no image.
+fn of_index(index: &SociIndex, size: u64, places: &Places) -> Vec<Artifact> {
     let key = match index.version {
-        Version::V1 => index.subject?,
-        Version::V2 => index.digest,
+        Version::V1 => index.subject,
+        Version::V2 => Some(index.digest),
     };
-    let Place { of, image, platform } = places.get(&key)?.clone();
-    Some(Artifact {
+    let places = key.and_then(|key| places.get(&key)).into_iter().flatten();
+    let artifact = |place: &Place| Artifact {
         digest: index.digest,
         size,
         kind: Kind::Index,
-        of,
-        image: Some(image),
+        of: place.of,
+        image: Some(place.image),
         version: index.version.as_str().to_owned(),
-        platform,
+        platform: place.platform.clone(),
         span_size: 0,
         created: time::now(),
-    })
+        built: false,
+    };
+    places.map(artifact).collect()
 }
 
 fn of_part(kind: Kind, layer: &Digest, part: &Descriptor) -> Artifact {
@@ -138,5 +143,6 @@ fn of_part(kind: Kind, layer: &Digest, part: &Descriptor) -> Artifact {
         platform: String::new(),
         span_size: span_size.unwrap_or(0),
         created: time::now(),
+        built: false,
     }
 }

@@ -1,7 +1,9 @@
 //! `soci ztoc`: the ztocs there are, what a ztoc says, and one file of a layer by means of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use index::{Missing, Platforms, SociIndex};
@@ -9,14 +11,15 @@ use oci::blob::{Blob, collect};
 use oci::store::MANIFEST_BYTES_MAX;
 use oci::{Descriptor, Digest, Error as OciError, ErrorKind as OciErrorKind, Store};
 use serde::Serialize;
-use ztoc::{EntryKind, UncompressedOffset, Ztoc};
+use ztoc::{EntryKind, SpanId, UncompressedOffset, Ztoc};
 
 use super::Tools;
 use crate::args::{GetFile, ZtocList};
-use crate::artifacts::{Artifact, ByDigest, Kind};
+use crate::artifacts::{Artifact, Kind, List};
 use crate::error::{Error, ErrorKind};
 use crate::files::read_file;
 use crate::local::Local;
+use crate::output::Output;
 use crate::place::BlobPlace;
 use crate::store::ImageStore;
 
@@ -72,7 +75,7 @@ pub(super) async fn list(args: &ZtocList, tools: &Tools<'_>) -> Result<(), Error
             && of_image.as_ref().is_none_or(|these| these.contains(&artifact.digest))
     };
     let found: Vec<&Artifact> = artifacts.values().filter(wanted).collect();
-    if found.is_empty() && only.is_some() {
+    if found.is_empty() && only.is_some() && of_image.is_some() {
         let why = "the specified ztoc doesn't exist or is not associated with the specified image";
         return Err(Error::new(ErrorKind::NotFound, why));
     }
@@ -98,7 +101,7 @@ pub(super) async fn list(args: &ZtocList, tools: &Tools<'_>) -> Result<(), Error
 }
 
 /// The ztocs that the local indexes of an image name.
-async fn of_image(image: &str, artifacts: &ByDigest, tools: &Tools<'_>) -> Result<BTreeSet<Digest>, Error> {
+async fn of_image(image: &str, artifacts: &List, tools: &Tools<'_>) -> Result<BTreeSet<Digest>, Error> {
     let images = ImageStore::new(tools.containerd().await?);
     let (name, target) = images.find(image).await?;
     let (_, manifests) = index::images(&images, &name, Missing::Drop, &Platforms::All).await?;
@@ -110,7 +113,12 @@ async fn of_image(image: &str, artifacts: &ByDigest, tools: &Tools<'_>) -> Resul
     let local = Local::open(tools.global).await?;
     let mut found = BTreeSet::new();
     for index in artifacts.values().filter(of) {
-        let bytes = local.read(&index.digest, MANIFEST_BYTES_MAX).await?;
+        let bytes = match local.read(&index.digest, MANIFEST_BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            // It was collected since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         found.extend(SociIndex::parse(index.digest, &bytes)?.ztocs.into_values().map(|ztoc| ztoc.digest));
     }
     Ok(found)
@@ -159,23 +167,53 @@ pub(super) async fn get_file(args: &GetFile, tools: &Tools<'_>) -> Result<(), Er
     let range = locate(&ztoc, name)?;
     let layer =
         Layer::open(args.layer.as_deref(), &BlobPlace::parse(place)?, ztoc.compressed_size(), tools).await?;
-    let mut spans = std::collections::BTreeMap::new();
-    for span in ztoc.spans().covering(range.clone()) {
-        let span = ztoc::SpanId(span);
-        let compressed = ztoc.spans().compressed(span);
-        spans.insert(span.0, layer.read(compressed.start.0..compressed.end.0).await?);
-    }
-    let doing = format!("extract {name}");
-    let bytes = ztoc
-        .extract(range, &mut |span, _| Ok(spans.remove(&span.0).unwrap_or_default()))
-        .map_err(|cause| failed(&doing, cause))?;
-    match &args.output {
-        None => tools.output.bytes(&bytes),
+    let mut sink = match &args.output {
+        None => Sink::Output(tools.output),
         Some(path) => {
-            std::fs::write(path, bytes).map_err(|e| Error::io(format!("write {}", path.display()), e))?;
+            let file = File::create(path).map_err(|e| Error::io(format!("write {}", path.display()), e))?;
+            Sink::File(file, path)
         }
+    };
+    let table = ztoc.spans();
+    let mut at = range.start;
+    while at < range.end {
+        // As many spans as are inflated side by side, and no more than that in memory.
+        let spans = table.covering(at..range.end).take(SPANS_AT_ONCE).map(SpanId);
+        let mut compressed = BTreeMap::new();
+        let mut end = at;
+        for span in spans {
+            let place = table.compressed(span);
+            compressed.insert(span.0, layer.read(place.start.0..place.end.0).await?);
+            end = table.uncompressed(span).end.min(range.end);
+        }
+        let bytes = ztoc
+            .extract(at..end, &mut |span, _| Ok(compressed.remove(&span.0).unwrap_or_default()))
+            .map_err(|cause| failed(&format!("extract {name}"), cause))?;
+        sink.write(&bytes)?;
+        at = end;
     }
     Ok(())
+}
+
+/// Spans that are fetched before they are inflated: 4 MiB each, as a rule.
+const SPANS_AT_ONCE: usize = 8;
+
+enum Sink<'a> {
+    Output(&'a Output),
+    File(File, &'a Path),
+}
+
+impl Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        match self {
+            Sink::Output(output) => output.bytes(bytes),
+            Sink::File(file, path) => {
+                let written = file.write_all(bytes);
+                written.map_err(|cause| Error::io(format!("write {}", path.display()), cause))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where the bytes of a file lie; a hard link's are those of the file it names.
@@ -270,6 +308,10 @@ async fn open(place: &str, tools: &Tools<'_>) -> Result<Ztoc, Error> {
             let bytes = Local::open(tools.global).await?.read(&digest, ZTOC_BYTES_MAX).await?;
             if SociIndex::parse(digest, &bytes).is_ok() {
                 return Err(wrong());
+            }
+            if index::Prefetch::parse(&bytes).is_ok() {
+                let message = "the provided digest belongs to a prefetch artifact. Use `soci prefetch info`";
+                return Err(Error::new(ErrorKind::Invalid, message));
             }
             bytes.into()
         }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use oci::{ByteStream, Digest, blob::collect};
 use prost_types::FieldMask;
 use proto::containerd::services::{
@@ -14,7 +14,13 @@ use proto::containerd::services::{
     leases::v1::{AddResourceRequest, Resource, leases_client::LeasesClient},
 };
 
+use tonic::{Request, Status};
+
 use super::{Code, Containerd, Descriptor, Error, ErrorKind, Labels, status};
+use crate::time;
+
+/// Bytes sent in one message. containerd takes no message above 16 MiB.
+const MESSAGE_BYTES: usize = 1 << 20;
 
 /// A blob as the store lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +69,7 @@ impl Containerd {
     ) -> Result<ByteStream, oci::Error> {
         let doing = format!("read content {digest}");
         if length == 0 {
-            return Ok(Box::pin(futures::stream::empty()));
+            return Ok(Box::pin(stream::empty()));
         }
         let invalid = |_| oci::Error::new(oci::ErrorKind::Invalid, &doing);
         let (offset, size) =
@@ -72,7 +78,7 @@ impl Containerd {
         let request = self.request(message).map_err(Error::into_oci)?;
         let answers = ContentClient::new(self.channel.clone()).read(request).await;
         let answers = answers.map_err(|s| status(&doing, s).into_oci())?.into_inner();
-        Ok(Box::pin(futures::stream::try_unfold((answers, length), move |(mut answers, left)| {
+        Ok(Box::pin(stream::try_unfold((answers, length), move |(mut answers, left)| {
             let doing = doing.clone();
             async move {
                 let corrupt = |why: &str| oci::Error::new(oci::ErrorKind::Corrupt, &doing).because(why);
@@ -125,30 +131,30 @@ impl Containerd {
         }
         let failed = Arc::new(Mutex::new(None));
         let request = self.request(write_requests(descriptor, bytes, labels.clone(), failed.clone()))?;
-        let mut answers = match ContentClient::new(self.channel.clone()).write(request).await {
-            Ok(answers) => answers.into_inner(),
-            Err(s) if s.code() == Code::AlreadyExists => return self.adopt(&descriptor.digest, labels).await,
-            Err(s) => return Err(status(&doing, s)),
-        };
-        let mut committed = false;
-        loop {
-            match answers.message().await {
-                Ok(Some(answer)) => committed |= answer.action() == WriteAction::Commit,
-                Ok(None) => break,
-                Err(s) if s.code() == Code::AlreadyExists => {
-                    return self.adopt(&descriptor.digest, labels).await;
-                }
-                Err(s) => return Err(status(&doing, s)),
-            }
-        }
+        let written = self.committed(request).await;
+        // Before anything else: what broke or lied was the source, whatever containerd made of it.
         if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(Error::from_oci(doing, error));
         }
-        if committed {
-            Ok(())
-        } else {
-            Err(Error::new(ErrorKind::Io, format!("{doing}: it was not committed")))
+        match written {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(ErrorKind::Io, format!("{doing}: it was not committed"))),
+            Err(s) if s.code() == Code::AlreadyExists => self.adopt(&descriptor.digest, labels).await,
+            Err(s) => Err(status(&doing, s)),
         }
+    }
+
+    /// Whether the last of these was a commit that containerd has made.
+    async fn committed(
+        &self,
+        request: Request<impl futures::Stream<Item = WriteContentRequest> + Send + 'static>,
+    ) -> Result<bool, Status> {
+        let mut answers = ContentClient::new(self.channel.clone()).write(request).await?.into_inner();
+        let mut committed = false;
+        while let Some(answer) = answers.message().await? {
+            committed |= answer.action() == WriteAction::Commit;
+        }
+        Ok(committed)
     }
 
     /// Puts a blob that exists under the lease, and adds labels to it; others that it has stay.
@@ -178,14 +184,15 @@ fn write_requests(
     failed: Arc<Mutex<Option<oci::Error>>>,
 ) -> impl futures::Stream<Item = WriteContentRequest> + Send + 'static {
     let template = WriteContentRequest {
-        r#ref: format!("soci-{}-{}", std::process::id(), descriptor.digest),
+        r#ref: format!("soci-{}-{}", time::unique(), descriptor.digest),
         total: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
         expected: descriptor.digest.to_string(),
         ..WriteContentRequest::default()
     };
     let mut offset = 0;
     let data = template.clone();
-    bytes.map(Some).chain(futures::stream::iter([None])).scan(false, move |ended, item| {
+    let bytes = bytes.map_ok(|piece| stream::iter(cut(piece).map(Ok))).try_flatten();
+    bytes.map(Some).chain(stream::iter([None])).scan(false, move |ended, item| {
         let message = match item {
             _ if *ended => None,
             Some(Ok(chunk)) => {
@@ -214,4 +221,9 @@ fn write_requests(
         };
         futures::future::ready(message)
     })
+}
+
+/// A piece in parts that fit into messages.
+fn cut(mut piece: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || (!piece.is_empty()).then(|| piece.split_to(piece.len().min(MESSAGE_BYTES))))
 }

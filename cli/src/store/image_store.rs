@@ -46,8 +46,9 @@ impl ImageStore {
                 return Ok((full, target));
             }
         }
-        let why = format!("not found in namespace {:?}; see --namespace", self.containerd.namespace());
-        Err(Error::new(super::ErrorKind::NotFound, format!("find image {name:?} in containerd")).because(why))
+        let namespace = self.containerd.namespace();
+        let doing = format!("find image {name:?} in containerd's namespace {namespace:?}");
+        Err(Error::new(super::ErrorKind::NotFound, doing).because("not found; see --namespace"))
     }
 
     async fn write(&self, descriptor: &Descriptor, bytes: Bytes, labels: &Labels) -> Result<(), oci::Error> {

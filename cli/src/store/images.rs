@@ -48,10 +48,16 @@ impl Containerd {
         self.update(image, vec!["target".to_owned()], &doing).await
     }
 
-    /// Adds labels to an image record; what it points at and other labels stay.
-    pub(crate) async fn label_image(&self, name: &str, labels: Labels) -> Result<(), Error> {
+    /// Adds labels to an image record; what it points at (`target`) and other labels stay.
+    pub(crate) async fn label_image(
+        &self,
+        name: &str,
+        target: &Descriptor,
+        labels: Labels,
+    ) -> Result<(), Error> {
         let paths = labels.keys().map(|label| format!("labels.{label}")).collect();
-        let image = Image { name: name.to_owned(), labels, ..Image::default() };
+        // containerd 2.1 looks at the target whatever the mask says, and ends itself where there is none.
+        let image = Image { name: name.to_owned(), labels, target: Some(wire(target)), ..Image::default() };
         self.update(image, paths, &format!("label image {name}")).await
     }
 

@@ -171,7 +171,7 @@ async fn verified_and_found_out() {
         "{}",
         told.stdout
     );
-    assert!(told.stderr.contains("1 of 1 ztocs are false"), "{}", told.stderr);
+    assert!(told.stderr.contains("1 of 1 ztocs are not known to be true"), "{}", told.stderr);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Version 1: an index beside an image that stays as it is.
 
-use index::{BuildOptions, Created, ErrorKind, Event, Outcome, Platforms, create};
+use index::{BuildOptions, CreateRoute, Created, ErrorKind, Event, Missing, Outcome, Platforms, create};
 use oci::testing::{MemoryStore, Rules, TestRegistry};
 use oci::{Anonymous, Client, ClientOptions, Descriptor, Manifest, Platform, Registry, Store};
 use std::collections::BTreeMap;
@@ -9,7 +9,11 @@ use std::sync::{Arc, Mutex};
 use crate::images::{config, example, image, layer, manifest, options};
 
 async fn run(from: &dyn Store, to: &dyn Store, options: &BuildOptions) -> Result<Vec<Created>, index::Error> {
-    Ok(create(from, "example", to, &Platforms::All, options, &|_| {}).await?.1)
+    Ok(create(route(from, to, &Platforms::All), options, &|_| {}).await?.1)
+}
+
+fn route<'a>(from: &'a dyn Store, to: &'a dyn Store, platforms: &'a Platforms) -> CreateRoute<'a> {
+    CreateRoute { from, source: "example", to, platforms, missing: Missing::Keep }
 }
 
 /// The example of the format, by its digest.
@@ -63,11 +67,10 @@ async fn the_platform_of_a_single_manifest_is_its_own() {
     let arm = store.add_manifest(oci::image::media_type::OCI_MANIFEST, oci::canonical_json(&arm));
     store.add_tag("example", arm.digest);
     let host = Platforms::OneOf(Platform::new("linux", "s390x", ""));
-    let (target, created) =
-        create(&store, "example", &store, &host, &options().build, &|_| {}).await.unwrap();
+    let (target, created) = create(route(&store, &store, &host), &options().build, &|_| {}).await.unwrap();
     assert_eq!((target.digest, created[0].platform.to_string().as_str()), (arm.digest, "linux/arm64"));
     let other = Platforms::These(vec![Platform::new("linux", "s390x", "")]);
-    let error = create(&store, "example", &store, &other, &options().build, &|_| {}).await.unwrap_err();
+    let error = create(route(&store, &store, &other), &options().build, &|_| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
@@ -86,7 +89,7 @@ async fn known_ztocs() {
         options.known = BTreeMap::from([(layer, known.clone())]);
         change(&mut options);
         let told = Mutex::new(None);
-        let (_, created) = create(store, "example", store, &Platforms::All, &options, &|event| {
+        let (_, created) = create(route(store, store, &Platforms::All), &options, &|event| {
             if let Event::Done(report) = event {
                 *told.lock().unwrap() = Some(report.outcome.clone());
             }

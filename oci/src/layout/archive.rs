@@ -10,10 +10,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::place::draft_beside;
 use crate::error::{Error, ErrorKind};
 
 /// A layout with more members is none: an image has a few hundred blobs.
-const MEMBERS_MAX: usize = 100_000;
+const HEADERS_MAX: usize = 100_000;
+/// A name, and what else precedes a member.
+const SPECIAL_BYTES_MAX: u64 = 1 << 20;
 /// The unit of a tar.
 const BLOCK: u64 = 512;
 
@@ -43,44 +46,38 @@ impl Archive {
         let doing = format!("open OCI archive {}", path.display());
         let io = |cause| Error::io(&doing, cause);
         let refuse = |why: &str| Error::new(ErrorKind::Unsupported, &doing).because(why);
-        let file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        // A pipe would be waited for.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(refuse("it is not a file"));
         }
+        let file = File::open(path).map_err(io)?;
         let mut start = [0; 4];
         let known = (&file).read(&mut start).map_err(io)?;
         if matches!(&start[..known], [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] | b"BZh9" | [0xfd, b'7', ..])
         {
             return Err(refuse("it is compressed; a part of it can only be read once it is not"));
         }
-        io::Seek::rewind(&mut &file).map_err(io)?;
-        let mut members = BTreeMap::new();
-        let mut tar = tar::Archive::new(&file);
-        let broken = |cause: io::Error| Error::new(ErrorKind::Corrupt, &doing).because(cause);
-        for entry in tar.entries_with_seek().map_err(broken)? {
-            let entry = entry.map_err(broken)?;
-            if !entry.header().entry_type().is_file() {
-                continue;
+        let members = list(&file).map_err(|cause| match cause.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                Error::new(ErrorKind::Corrupt, &doing).because(cause)
             }
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let name = name.trim_start_matches("./").to_owned();
-            let start = entry.raw_file_position();
-            members.insert(name, start..start.saturating_add(entry.size()));
-            if members.len() > MEMBERS_MAX {
-                return Err(refuse("it has more members than any layout"));
-            }
-        }
+            _ => Error::io(&doing, cause),
+        })?;
         let state = Mutex::new(State { members, draft: None });
         Ok(Archive { path: path.to_owned(), file: Arc::new(file), state })
     }
 
-    /// A new archive, to be at `path` once it is finished. Blocks.
-    pub(super) fn create(path: &Path, draft: PathBuf) -> Result<Archive, Error> {
+    /// A new archive, to be at `path` once it is finished; where that is a link, at what it leads to. Blocks.
+    pub(super) fn create(path: &Path) -> Result<Archive, Error> {
         let doing = format!("create OCI archive {}", path.display());
-        let options = File::options().read(true).write(true).create_new(true).open(&draft);
-        let file = Arc::new(options.map_err(|cause| Error::io(doing, cause))?);
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if std::fs::metadata(&path).is_ok_and(|data| !data.is_file()) {
+            let error = Error::new(ErrorKind::Unsupported, doing);
+            return Err(error.because("there is something that is not a file"));
+        }
+        let (draft, file) = draft_beside(&path).map_err(|cause| Error::io(doing, cause))?;
         let state = State { members: BTreeMap::new(), draft: Some(Draft { path: draft, end: 0 }) };
-        Ok(Archive { path: path.to_owned(), file, state: Mutex::new(state) })
+        Ok(Archive { path, file: Arc::new(file), state: Mutex::new(state) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -146,6 +143,85 @@ impl Drop for Archive {
             // What is left of a draft harms nobody.
             let _ = std::fs::remove_file(draft.path);
         }
+    }
+}
+
+/// The members of a tar and where they lie. Headers are read one by one, and nothing is believed of them but what is
+/// looked at here: the tar may be anybody's.
+fn list(file: &File) -> io::Result<BTreeMap<String, Range<u64>>> {
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    let length = file.metadata()?.len();
+    let (mut members, mut special) = (BTreeMap::new(), Special::default());
+    let (mut at, mut headers) = (0_u64, 0);
+    while at + BLOCK <= length {
+        let mut block = [0; BLOCK as usize];
+        file.read_exact_at(&mut block, at)?;
+        if block.iter().all(|&byte| byte == 0) {
+            break;
+        }
+        headers += 1;
+        if headers > HEADERS_MAX {
+            return Err(invalid("it has more members than any layout"));
+        }
+        let header = tar::Header::from_byte_slice(&block);
+        let counted = block.iter().enumerate().map(|(at, &byte)| match at {
+            // its own place counts as blanks
+            148..156 => u32::from(b' '),
+            _ => u32::from(byte),
+        });
+        let sum: u32 = counted.sum();
+        if header.cksum()? != sum {
+            return Err(invalid("a header's checksum is wrong"));
+        }
+        let start = at + BLOCK;
+        let size = special.size.unwrap_or(header.entry_size()?);
+        let end = start.checked_add(size).filter(|end| *end <= length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let kind = header.entry_type();
+        if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
+            special.read(file, start..end, kind)?;
+        } else {
+            let found = std::mem::take(&mut special);
+            if kind.is_file() {
+                let name = found.name.unwrap_or_else(|| header.path_bytes().into_owned());
+                let name = String::from_utf8_lossy(&name).trim_start_matches("./").to_owned();
+                members.insert(name, start..end);
+            }
+        }
+        at = start + size.div_ceil(BLOCK) * BLOCK;
+    }
+    Ok(members)
+}
+
+/// What precedes a member, and says more of it than its header can.
+#[derive(Default)]
+struct Special {
+    name: Option<Vec<u8>>,
+    size: Option<u64>,
+}
+
+impl Special {
+    fn read(&mut self, file: &File, range: Range<u64>, kind: tar::EntryType) -> io::Result<()> {
+        let length = range.end - range.start;
+        if length > SPECIAL_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a header is longer than any name"));
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, range.start)?;
+        if kind.is_gnu_longname() {
+            let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+            bytes.truncate(end);
+            self.name = Some(bytes);
+            return Ok(());
+        }
+        for record in tar::PaxExtensions::new(&bytes) {
+            let record = record?;
+            match record.key_bytes() {
+                b"path" => self.name = Some(record.value_bytes().to_vec()),
+                b"size" => self.size = record.value().ok().and_then(|text| text.parse().ok()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 

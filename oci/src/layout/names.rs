@@ -11,8 +11,8 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(super) enum Found {
     /// an entry, without what is said about it in its folder: that is not part of the image
     Entry(Box<Descriptor>),
-    /// `index.json` is the image index itself: it has no names, and each entry says its platform
-    Whole,
+    /// several entries without a name, each of which says its platform: together they are an image
+    Platforms(Vec<Descriptor>),
     /// something that is not listed; there may be a blob of this digest
     Unlisted(Digest),
     /// nothing; the names there are
@@ -26,17 +26,22 @@ pub(super) fn find(index: &Index, name: &str) -> Found {
         let listed = entries.iter().find(|entry| entry.digest == digest);
         return listed.map_or(Found::Unlisted(digest), found);
     }
-    let mut images = entries.iter().filter(|entry| is_image(entry));
-    let fits = |entry: &&Descriptor| name_of(entry).unwrap_or_default() == name;
-    let nameless = entries.iter().all(|entry| name_of(entry).is_none() && entry.platform.is_some());
-    if name.is_empty() && nameless && entries.len() > 1 {
-        return Found::Whole;
+    // What refers to an image is none, and says so by its type; SOCI indexes beside their images have a platform.
+    let images = entries.iter().filter(|entry| is_image(entry) || entry.platform.is_some());
+    let fits: Vec<&Descriptor> =
+        images.clone().filter(|entry| name_of(entry).unwrap_or_default() == name).collect();
+    match fits[..] {
+        [only] => return found(only),
+        [_, _, ..] if name.is_empty() && fits.iter().all(|entry| entry.platform.is_some()) => {
+            return Found::Platforms(fits.into_iter().cloned().collect());
+        }
+        // A name twice is not for us to decide; the first is what others take.
+        [first, ..] if !name.is_empty() => return found(first),
+        _ => {}
     }
-    if let Some(entry) = images.clone().find(fits) {
-        return found(entry);
-    }
-    match (images.next(), images.next()) {
-        (Some(only), None) if name.is_empty() => found(only),
+    let mut named = images.filter(|entry| is_image(entry));
+    match (fits.is_empty(), named.next(), named.next()) {
+        (true, Some(only), None) if name.is_empty() => found(only),
         _ => Found::Nothing(entries.iter().filter_map(name_of).map(str::to_owned).collect()),
     }
 }
@@ -55,9 +60,9 @@ pub(super) fn name(index: &mut Index, name: &str, target: &Descriptor) {
 /// Lists what refers to something: without a name, so that no image is mistaken for it.
 pub(super) fn list(index: &mut Index, referrer: &Descriptor) {
     let entries = index.manifests.get_or_insert_default();
-    if !entries.iter().any(|entry| entry.digest == referrer.digest) {
-        entries.push(referrer.clone());
-    }
+    // Behind those that were listed before: the last is the newest.
+    entries.retain(|entry| entry.digest != referrer.digest);
+    entries.push(referrer.clone());
 }
 
 /// The entries of an artifact type.
@@ -105,7 +110,7 @@ mod tests {
         let check = |entries: &[Descriptor], name: &str, expected: Option<&Descriptor>| {
             let found = match find(&listing(entries), name) {
                 Found::Entry(entry) => Some(entry.digest),
-                Found::Whole | Found::Unlisted(_) | Found::Nothing(_) => None,
+                Found::Platforms(_) | Found::Unlisted(_) | Found::Nothing(_) => None,
             };
             assert_eq!(found, expected.map(|entry| entry.digest), "{name:?}");
         };
@@ -131,10 +136,16 @@ mod tests {
             Descriptor { platform: Some(platform), ..entry("", content) }
         };
         let both = [of("1", "linux/amd64"), of("2", "linux/arm64")];
-        assert_eq!(find(&listing(&both), ""), Found::Whole);
+        assert_eq!(find(&listing(&both), ""), Found::Platforms(both.to_vec()));
         assert!(matches!(find(&listing(&both[..1]), ""), Found::Entry(_)));
-        let named = [both[0].clone(), Descriptor { platform: both[1].platform.clone(), ..entry("n", "3") }];
-        assert!(matches!(find(&listing(&named), ""), Found::Entry(_)));
+        // Neither a referrer nor an image with a name changes that.
+        let referrer = Descriptor { artifact_type: "x".to_owned(), ..entry("", "3") };
+        let more = [both[0].clone(), both[1].clone(), referrer, entry("n", "4")];
+        assert_eq!(find(&listing(&more), ""), Found::Platforms(both.to_vec()));
+        assert!(matches!(find(&listing(&more), "n"), Found::Entry(_)));
+        // Two without a name of which one says no platform: which is meant, nobody knows.
+        let unclear = [both[0].clone(), entry("", "5")];
+        assert!(matches!(find(&listing(&unclear), ""), Found::Nothing(_)));
     }
 
     #[test]

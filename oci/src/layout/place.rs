@@ -1,11 +1,12 @@
 //! Where a layout's files are: in a folder, or in a tar. Names are relative: `index.json`, `blobs/sha256/…`.
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{TryStreamExt, stream};
@@ -51,9 +52,18 @@ impl Place {
             }
             Place::Folder(folder) => folder,
         };
-        let file = tokio::fs::File::open(folder.join(name)).await.map_err(|cause| Error::io(doing, cause))?;
-        let size = file.metadata().await.map_err(|cause| Error::io(doing, cause))?.len();
-        Ok((Arc::new(file.into_std().await), 0..size))
+        let (path, said) = (folder.join(name), doing.to_owned());
+        blocking(doing, move || {
+            let io = |cause| Error::io(&said, cause);
+            // A pipe would be waited for.
+            if !std::fs::metadata(&path).map_err(io)?.is_file() {
+                return Err(Error::new(ErrorKind::Unsupported, &said).because("it is not a file"));
+            }
+            let file = File::open(&path).map_err(io)?;
+            let size = file.metadata().map_err(io)?.len();
+            Ok((Arc::new(file), 0..size))
+        })
+        .await
     }
 
     pub(super) async fn has(&self, name: &str) -> Result<bool, Error> {
@@ -70,41 +80,53 @@ impl Place {
     /// A file of `size` bytes, whole or not at all.
     pub(super) async fn put(&self, name: &str, size: u64, source: ByteStream) -> Result<(), Error> {
         match self {
-            Place::Folder(folder) => put_file(folder, &folder.join(name), source).await,
+            Place::Folder(folder) => put_file(folder.join(name), source).await,
             Place::Archive(archive) => put_member(archive, name, size, source).await,
         }
     }
 }
 
-/// A name beside `path` that nobody else uses.
-pub(super) fn draft_beside(path: &Path) -> PathBuf {
-    static DRAFTS: AtomicU64 = AtomicU64::new(0);
-    let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
-    let name = format!(".draft-{}-{number}", std::process::id());
-    path.parent().map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name))
-}
-
-/// A file that is not yet what it will be; gone if it never is.
-struct Draft(PathBuf);
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        // Once it was moved to its place there is nothing here; what else is left of a draft harms nobody.
-        let _ = std::fs::remove_file(&self.0);
+/// A new file beside `path`, of a name that nobody else uses: not this process, and no other that sees the folder.
+pub(super) fn draft_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    loop {
+        let salt = RandomState::new().hash_one(path);
+        let draft = folder.join(format!(".draft-{salt:016x}"));
+        match File::options().read(true).write(true).create_new(true).open(&draft) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            opened => return opened.map(|file| (draft, file)),
+        }
     }
 }
 
-async fn put_file(folder: &Path, path: &Path, mut source: ByteStream) -> Result<(), Error> {
+/// A file that is not yet what it will be; gone if it never is.
+struct Draft(Option<PathBuf>);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // What is left of a draft harms nobody.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+async fn put_file(path: PathBuf, mut source: ByteStream) -> Result<(), Error> {
     let doing = format!("write {}", path.display());
     let io = |cause| Error::io(&doing, cause);
-    let draft = Draft(draft_beside(&folder.join("x")));
-    let mut file = tokio::fs::File::create(&draft.0).await.map_err(io)?;
+    let (said, beside) = (doing.clone(), path.clone());
+    let opened = blocking(&doing, move || draft_beside(&beside).map_err(|cause| Error::io(said, cause)));
+    let (name, file) = opened.await?;
+    let mut draft = Draft(Some(name.clone()));
+    let mut file = tokio::fs::File::from_std(file);
     while let Some(piece) = source.try_next().await? {
         file.write_all(&piece).await.map_err(io)?;
     }
     file.flush().await.map_err(io)?;
     file.sync_all().await.map_err(io)?;
-    tokio::fs::rename(&draft.0, path).await.map_err(io)
+    tokio::fs::rename(&name, path).await.map_err(io)?;
+    draft.0 = None;
+    Ok(())
 }
 
 async fn put_member(
@@ -158,7 +180,7 @@ pub(super) fn pieces(file: Arc<File>, range: Range<u64>, doing: String) -> ByteS
             });
             let read = read.await.map_err(|cause| Error::new(ErrorKind::Io, &doing).because(cause))?;
             let bytes = read.map_err(|cause| match cause.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
+                io::ErrorKind::UnexpectedEof => {
                     Error::new(ErrorKind::Corrupt, &doing).because("the file is shorter than its blob")
                 }
                 _ => Error::io(&doing, cause),
