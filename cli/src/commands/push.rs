@@ -54,17 +54,7 @@ pub(super) async fn run(args: &Push, tools: &Tools<'_>) -> Result<(), Error> {
     let invalid = |message: &str| Error::new(ErrorKind::Invalid, message);
     let image = args.image.as_deref();
     let image = image.ok_or_else(|| invalid("please provide an image reference to push"))?;
-    let existing = match args.existing_index.as_str() {
-        "warn" => Existing::Warn,
-        "skip" => Existing::Skip,
-        "allow" => Existing::Allow,
-        other => {
-            let why = format!(
-                "unexpected value for flag existing-index: {other}, expected types [warn skip allow]"
-            );
-            return Err(invalid(&why));
-        }
-    };
+    let existing = Existing::parse(&args.existing_index)?;
     let (local, name, found) = match ImagePlace::parse(image)? {
         ImagePlace::Containerd(name) => from_local(&name, args, tools).await?,
         ImagePlace::Layout(folder, name) => from_layout(folder, &name, args).await?,

@@ -117,7 +117,8 @@ mod tests {
         check(&written(|row| row.mod_time = "1970-01-01T00:00:00Z".to_owned(), |_| {}), None);
         check(&written(|_| {}, |content| content.build_tool = b"another"), None);
         let file = |what: &str| format!("file file: another {what}");
-        let rows: [(&str, fn(&mut Row<'_>)); 10] = [
+        type Change = fn(&mut Row<'_>);
+        let rows: [(&str, Change); 10] = [
             ("type", |row| row.kind = "fifo"),
             ("place", |row| row.offset = 1024),
             ("link", |row| row.link = b"x"),
