@@ -87,7 +87,7 @@ fn labels(created: &[Created]) -> Labels {
     let mut labels = Labels::new();
     for Created { subject, index, .. } in created {
         labels.insert(INDEX_LABEL.to_owned(), index.digest.to_string());
-        // A label has no room for a whole digest's name; so much of it names one of an image's manifests.
+        // So much of a digest tells an image's manifests apart.
         let manifest = &subject.digest.hex()[..16];
         labels.insert(format!("{INDEX_LABEL}.{manifest}"), index.digest.to_string());
     }

@@ -213,7 +213,8 @@ async fn interrupted() {
                 std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
             names.map(|name| name.to_string_lossy().into_owned()).collect()
         };
-        let half = [left(folder.path()), left(&folder.path().join("to"))].concat();
+        let folders = ["", "to", "to/blobs/sha256"].map(|name| left(&folder.path().join(name)));
+        let half = folders.concat();
         assert!(half.iter().all(|name| !name.starts_with('.')), "{half:?}");
         assert_eq!(folder.path().join("to").exists(), to == "oci");
     }

@@ -39,6 +39,27 @@ async fn verdicts() {
     check(changed, "file hello.txt: another name").await;
 }
 
+/// What would steer a reader although the table of files is right.
+#[tokio::test]
+async fn lies_beside_the_table() {
+    let store = MemoryStore::new();
+    let opaque = layer(&store, ".wh..wh..opq");
+    let good = build(&gzip(&tar(".wh..wh..opq", b'0')), &Options::default());
+    let mut ztoc = store.add_blob(OCTET_STREAM, good.clone());
+    assert_eq!(verify(&store, &opaque, &store, &ztoc, &|_| {}).await.unwrap(), Verdict::Same);
+    ztoc.annotations.insert(index::manifest::DISABLE_XATTRS.to_owned(), "true".to_owned());
+    let said = verify(&store, &opaque, &store, &ztoc, &|_| {}).await.unwrap().to_string();
+    assert!(said.starts_with("false: ") && said.contains("extended attributes"), "{said}");
+
+    // One checkpoint, and a span size of 4 MiB.
+    let zinfo = [&1_i32.to_le_bytes()[..], &(4_i64 << 20).to_le_bytes()].concat();
+    let at = good.windows(zinfo.len()).position(|bytes| bytes == zinfo).unwrap();
+    let mut changed = good;
+    changed[at + 4..at + 12].fill(0);
+    let said = verdict(&store, &opaque, changed).await.to_string();
+    assert!(said.starts_with("false: ") && said.contains("span size is 0"), "{said}");
+}
+
 #[tokio::test]
 async fn what_gives_no_verdict() {
     let store = MemoryStore::new();

@@ -26,22 +26,19 @@ pub(super) fn find(index: &Index, name: &str) -> Found {
         let listed = entries.iter().find(|entry| entry.digest == digest);
         return listed.map_or(Found::Unlisted(digest), found);
     }
-    // What refers to an image is none, and says so by its type; SOCI indexes beside their images have a platform.
-    let images = entries.iter().filter(|entry| is_image(entry) || entry.platform.is_some());
-    let fits: Vec<&Descriptor> =
-        images.clone().filter(|entry| name_of(entry).unwrap_or_default() == name).collect();
-    match fits[..] {
-        [only] => return found(only),
-        [_, _, ..] if name.is_empty() && fits.iter().all(|entry| entry.platform.is_some()) => {
-            return Found::Platforms(fits.into_iter().cloned().collect());
+    let fits = |entry: &&Descriptor| name_of(entry).unwrap_or_default() == name;
+    // What refers to an image is none, and says so by its type.
+    let images: Vec<&Descriptor> = entries.iter().filter(|entry| is_image(entry)).collect();
+    let fitting: Vec<&Descriptor> = images.iter().copied().filter(fits).collect();
+    match (&fitting[..], &images[..]) {
+        // SOCI indexes beside their images have a platform, too.
+        ([_, _, ..], _) if name.is_empty() && fitting.iter().all(|entry| entry.platform.is_some()) => {
+            let together = entries.iter().filter(fits).filter(|entry| entry.platform.is_some());
+            Found::Platforms(together.cloned().collect())
         }
-        // A name twice is not for us to decide; the first is what others take.
-        [first, ..] if !name.is_empty() => return found(first),
-        _ => {}
-    }
-    let mut named = images.filter(|entry| is_image(entry));
-    match (fits.is_empty(), named.next(), named.next()) {
-        (true, Some(only), None) if name.is_empty() => found(only),
+        // Without a name nobody can tell which of several is meant; of a name that stands there twice the first is it.
+        ([first, rest @ ..], _) if !name.is_empty() || rest.is_empty() => found(first),
+        ([], [only]) if name.is_empty() => found(only),
         _ => Found::Nothing(entries.iter().filter_map(name_of).map(str::to_owned).collect()),
     }
 }
@@ -143,6 +140,14 @@ mod tests {
         let more = [both[0].clone(), both[1].clone(), referrer, entry("n", "4")];
         assert_eq!(find(&listing(&more), ""), Found::Platforms(both.to_vec()));
         assert!(matches!(find(&listing(&more), "n"), Found::Entry(_)));
+        // One image, and the index beside it.
+        let beside = Descriptor { artifact_type: "x".to_owned(), ..of("6", "linux/amd64") };
+        let converted = [entry("", "7"), beside.clone()];
+        assert!(
+            matches!(find(&listing(&converted), ""), Found::Entry(found) if found.digest == converted[0].digest)
+        );
+        let all = [both[0].clone(), beside, both[1].clone()];
+        assert_eq!(find(&listing(&all), ""), Found::Platforms(all.to_vec()));
         // Two without a name of which one says no platform: which is meant, nobody knows.
         let unclear = [both[0].clone(), entry("", "5")];
         assert!(matches!(find(&listing(&unclear), ""), Found::Nothing(_)));
