@@ -190,7 +190,7 @@ pub struct Building {
 
 #[derive(Debug, Clone, Args)]
 pub struct Create {
-    /// The image: its name in containerd, docker://HOST/REPOSITORY:TAG or oci:FOLDER[:NAME]
+    /// The image: its name in containerd, docker://HOST/REPOSITORY:TAG or oci:FOLDER
     pub image: Option<String>,
     #[command(flatten)]
     pub building: Building,
@@ -198,7 +198,7 @@ pub struct Create {
 
 #[derive(Debug, Clone, Args)]
 pub struct Convert {
-    /// The image: its name in containerd, docker://HOST/REPOSITORY:TAG, oci:FOLDER[:NAME] or oci-archive:FILE[:NAME]
+    /// The image: its name in containerd, docker://HOST/REPOSITORY:TAG, oci:FOLDER or oci-archive:FILE
     pub source: Option<String>,
     /// Where it goes, written in the same ways
     pub destination: Option<String>,
@@ -214,7 +214,7 @@ pub struct Convert {
 
 #[derive(Debug, Clone, Args)]
 pub struct Push {
-    /// The image: its name in containerd, or oci:FOLDER[:NAME]
+    /// The image: its name in containerd, or oci:FOLDER
     pub image: Option<String>,
     /// The repository, docker://HOST/REPOSITORY; the image's own unless given
     pub destination: Option<String>,
@@ -265,7 +265,7 @@ pub struct Ignored {
 
 #[derive(Debug, Clone, Args)]
 pub struct Verify {
-    /// The image: its name in containerd, docker://HOST/REPOSITORY:TAG, oci:FOLDER[:NAME] or oci-archive:FILE[:NAME]
+    /// The image: its name in containerd, docker://HOST/REPOSITORY:TAG, oci:FOLDER or oci-archive:FILE
     pub image: String,
     /// Platforms to look at, as linux/arm64; all that the image has unless given
     #[arg(long, short, value_name = "PLATFORM", value_delimiter = ',')]
