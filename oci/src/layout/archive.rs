@@ -170,11 +170,11 @@ fn list(file: &File) -> io::Result<BTreeMap<String, Range<u64>>> {
             _ => u32::from(byte),
         });
         let sum: u32 = counted.sum();
-        if header.cksum()? != sum {
+        if header.cksum().map_err(broken)? != sum {
             return Err(invalid("a header's checksum is wrong"));
         }
         let start = at + BLOCK;
-        let size = special.size.unwrap_or(header.entry_size()?);
+        let size = special.size.map_or_else(|| header.entry_size().map_err(broken), Ok)?;
         let end = start.checked_add(size).filter(|end| *end <= length).ok_or(io::ErrorKind::UnexpectedEof)?;
         let kind = header.entry_type();
         if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
@@ -190,6 +190,11 @@ fn list(file: &File) -> io::Result<BTreeMap<String, Range<u64>>> {
         at = start + size.div_ceil(BLOCK) * BLOCK;
     }
     Ok(members)
+}
+
+/// What is no tar, in whatever kind of error that is told.
+fn broken(cause: io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, cause)
 }
 
 /// What precedes a member, and says more of it than its header can.
@@ -214,7 +219,7 @@ impl Special {
             return Ok(());
         }
         for record in tar::PaxExtensions::new(&bytes) {
-            let record = record?;
+            let record = record.map_err(broken)?;
             match record.key_bytes() {
                 b"path" => self.name = Some(record.value_bytes().to_vec()),
                 b"size" => self.size = record.value().ok().and_then(|text| text.parse().ok()),

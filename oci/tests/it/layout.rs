@@ -199,5 +199,42 @@ async fn archives_that_come_to_nothing() {
     refused(&[7; 1024], ErrorKind::Corrupt).await;
     refused(&[0x1f, 0x8b, 8, 0], ErrorKind::Unsupported).await;
     refused(&[0; 1024], ErrorKind::NotFound).await;
+    // A header that says of itself that it is longer than any name: nothing of it is read.
+    let mut long = tar::Header::new_ustar();
+    long.set_entry_type(tar::EntryType::XHeader);
+    long.set_size(2 << 20);
+    long.set_cksum();
+    let long = [&long.as_bytes()[..], &vec![b'1'; (2 << 20) + 1024]].concat();
+    fs::write(&path, long).unwrap();
+    assert_eq!(Layout::open_archive(&path).await.unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(Layout::open_archive(folder.path()).await.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+/// As others write them: with `./`, with PAX headers, with long names.
+#[tokio::test]
+async fn archives_of_other_tools() {
+    let folder = tempfile::tempdir().unwrap();
+    let layout = Layout::create(folder.path().join("layout")).await.unwrap();
+    let bytes = Bytes::from_static(br#"{"schemaVersion":2}"#);
+    let manifest = Descriptor::of(OCI_MANIFEST, &bytes);
+    layout.write_tag("t", &manifest, bytes.clone()).await.unwrap();
+    fs::write(folder.path().join("layout").join("x".repeat(180)), "not of the layout").unwrap();
+    for format in ["gnu", "pax", "ustar"] {
+        let archive = folder.path().join(format);
+        let words = ["-C", &folder.path().join("layout").display().to_string(), "--format", format, "-cf"];
+        let mut command = std::process::Command::new("tar");
+        // A name that USTAR cannot hold is left out there.
+        command.args(words).arg(&archive).args([
+            "--exclude",
+            if format == "ustar" { "x*" } else { "none" },
+            ".",
+        ]);
+        assert!(command.status().unwrap().success(), "{format}");
+        let archive = Layout::open_archive(&archive).await.unwrap();
+        assert_eq!(
+            archive.read_manifest(&archive.resolve("t").await.unwrap()).await.unwrap(),
+            bytes,
+            "{format}"
+        );
+    }
 }
