@@ -175,6 +175,8 @@ impl<'a> Layers<'a> {
                 wanted.push((layer.clone(), compression));
             }
         }
+        // The largest first: it would be waited for alone at the end.
+        wanted.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size));
         while !wanted.is_empty() {
             // The same bytes under two media types are not written twice at once.
             let mut digests = BTreeSet::new();
