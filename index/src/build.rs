@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use oci::blob::collect;
 use oci::image::media_type::{DOCKER_LAYER, OCI_LAYER, OCI_LAYER_PREFIX};
+use oci::store::read_blob;
 use oci::{Descriptor, Digest, Manifest, Store};
 use tracing::{debug, info};
 use ztoc::{Compression, MAX_ZTOC_BYTES, Whole, Ztoc};
@@ -17,7 +17,7 @@ use ztoc::{Compression, MAX_ZTOC_BYTES, Whole, Ztoc};
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
 use crate::pass::Pass;
-use crate::prefetch::{self, Prefetch, Spans};
+use crate::prefetch::{self, Prefetch, Spans, Wanted};
 
 /// Layers built side by side: enough to keep two processors busy while a third layer waits for its network.
 const LAYERS_AT_ONCE: usize = 2;
@@ -128,8 +128,7 @@ pub struct Layers<'a> {
     to: &'a dyn Store,
     copies: Copies,
     options: &'a BuildOptions,
-    /// the files to prefetch as typed, and as a tar would name them
-    files: Vec<(String, String)>,
+    files: Vec<Wanted>,
     done: BTreeMap<(Digest, String), Done>,
 }
 
@@ -155,7 +154,7 @@ impl<'a> Layers<'a> {
         options: &'a BuildOptions,
     ) -> Layers<'a> {
         let files = options.prefetch.iter();
-        let files = files.filter_map(|path| Some((path.trim().to_owned(), prefetch::clean(path)?)));
+        let files = files.filter_map(|path| Wanted::parse(path));
         Layers { from, to, copies, options, files: files.collect(), done: BTreeMap::new() }
     }
 
@@ -226,12 +225,12 @@ impl<'a> Layers<'a> {
     /// Each file is looked for from the topmost layer down, among those that have a ztoc.
     async fn prefetch(&self, image: &Manifest, observer: Observer<'_>) -> Result<Vec<Descriptor>, Error> {
         let mut found: BTreeMap<usize, Vec<Spans>> = BTreeMap::new();
-        for (number, (typed, _)) in self.files.iter().enumerate() {
+        for (number, wanted) in self.files.iter().enumerate() {
             let in_layer = |layer: &Descriptor| self.done.get(&key(layer))?.files.get(number).copied()?;
             let layers = image.layers().iter().enumerate().rev();
             match layers.filter_map(|(at, layer)| Some((at, in_layer(layer)?))).next() {
                 Some((at, spans)) => found.entry(at).or_default().push(spans),
-                None => observer(Event::NoSuchFile(typed)),
+                None => observer(Event::NoSuchFile(&wanted.typed)),
             }
         }
         let mut artifacts = Vec::new();
@@ -261,11 +260,10 @@ impl<'a> Layers<'a> {
             Ok(compression) => compression,
             Err(name) => return skipped(Skip::Compression(name)),
         };
-        if let Some(ztoc) = self.known(layer, compression).await {
-            let xattrs = Xattrs::of(&ztoc);
-            let (descriptor, files) = self.describe(layer, ztoc.as_bytes(), &ztoc, xattrs);
+        if let Some((bytes, ztoc)) = self.known(layer, compression).await {
+            let descriptor = self.describe(layer, &bytes, Xattrs::of(&ztoc));
+            let files = prefetch::spans_of(&ztoc, &self.files);
             // It is there, and must not be taken away before the index names it.
-            let bytes = Bytes::copy_from_slice(ztoc.as_bytes());
             self.to.write_blob(&descriptor, bytes).await?;
             return Ok(Done { outcome: Outcome::Known(Box::new(descriptor)), files });
         }
@@ -275,7 +273,7 @@ impl<'a> Layers<'a> {
         let to = if self.wants(layer).await? { Some(self.to) } else { None };
         observer(Event::Begun(layer));
         let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
-        let built = match pass.run(to, layer, &heard).await? {
+        let built = match pass.run(to, &heard).await? {
             Ok(built) => built,
             Err(error) => match error.kind() {
                 ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => {
@@ -286,8 +284,13 @@ impl<'a> Layers<'a> {
         };
         let xattrs = if built.has_xattrs || built.has_opaque { Xattrs::Some } else { Xattrs::None };
         let bytes = Bytes::from(built.ztoc);
-        let ztoc = Ztoc::open(Arc::new(bytes.clone())).map_err(|error| failed(error, &doing))?;
-        let (descriptor, files) = self.describe(layer, &bytes, &ztoc, xattrs);
+        let descriptor = self.describe(layer, &bytes, xattrs);
+        let files = if self.files.is_empty() {
+            Vec::new()
+        } else {
+            let ztoc = Ztoc::open(Arc::new(bytes.clone())).map_err(|error| failed(error, &doing))?;
+            prefetch::spans_of(&ztoc, &self.files)
+        };
         self.to.write_blob(&descriptor, bytes).await?;
         Ok(Done { outcome: Outcome::Ztoc(Box::new(descriptor)), files })
     }
@@ -314,39 +317,28 @@ impl<'a> Layers<'a> {
         }
     }
 
-    fn describe(
-        &self,
-        layer: &Descriptor,
-        bytes: &[u8],
-        ztoc: &Ztoc,
-        xattrs: Xattrs,
-    ) -> (Descriptor, Vec<Option<Spans>>) {
+    fn describe(&self, layer: &Descriptor, bytes: &[u8], xattrs: Xattrs) -> Descriptor {
         let mut descriptor = describe_ztoc(bytes, layer, self.options.span_size);
         if xattrs == Xattrs::None && self.options.xattrs == XattrOptimization::Annotate {
             descriptor.annotations.insert(DISABLE_XATTRS.to_owned(), "true".to_owned());
         }
-        let paths: Vec<String> = self.files.iter().map(|(_, clean)| clean.clone()).collect();
-        (descriptor, prefetch::spans_of(ztoc, &paths))
+        descriptor
     }
 
     /// A ztoc from an earlier build, if it is there and is what would be built. Anything else is no error: it is
     /// built.
-    async fn known(&self, layer: &Descriptor, compression: Compression) -> Option<Ztoc> {
+    async fn known(&self, layer: &Descriptor, compression: Compression) -> Option<(Bytes, Ztoc)> {
         let descriptor = self.options.known.get(&layer.digest)?;
         let doing = format!("read ztoc {}", descriptor.digest);
-        let read = async {
-            let stream = self.to.blob(descriptor).read_all().await?;
-            let bytes = collect(stream, descriptor.size.min(MAX_ZTOC_BYTES), &doing).await?;
-            descriptor.verify(&bytes, &doing)?;
-            Ok::<_, oci::Error>(bytes)
-        };
-        let bytes = read.await.inspect_err(|error| debug!("build again: {error}")).ok()?;
-        let ztoc = Ztoc::open(Arc::new(bytes)).inspect_err(|error| debug!("build again: {error}")).ok()?;
+        let read = read_blob(self.to, descriptor, MAX_ZTOC_BYTES, &doing).await;
+        let bytes = read.inspect_err(|error| debug!("build again: {error}")).ok()?;
+        let ztoc = Ztoc::open(Arc::new(bytes.clone()));
+        let ztoc = ztoc.inspect_err(|error| debug!("build again: {error}")).ok()?;
         let same = ztoc.compression() == compression
             && ztoc.compressed_size() == layer.size
             && ztoc.spans().span_size() == self.options.span_size
             && ztoc.build_tool() == self.options.build_tool.as_bytes();
-        same.then_some(ztoc)
+        same.then_some((bytes, ztoc))
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) type Outcome = Result<Built, ztoc::Error>;
 #[derive(Debug)]
 pub(crate) struct Pass {
     layer: Arc<dyn Blob>,
-    size: u64,
+    descriptor: Descriptor,
     compression: Compression,
     options: Options,
     state: Arc<Mutex<State>>,
@@ -53,7 +53,7 @@ impl Pass {
     ) -> Pass {
         Pass {
             layer: from.blob(layer),
-            size: layer.size,
+            descriptor: layer.clone(),
             compression,
             options,
             state: Arc::default(),
@@ -67,13 +67,13 @@ impl Pass {
     pub(crate) async fn run(
         &self,
         to: Option<&dyn Store>,
-        layer: &Descriptor,
         heard: &(dyn Fn(u64) + Sync),
     ) -> Result<Outcome, Error> {
-        self.watched(self.through(to, layer), heard).await
+        self.watched(self.through(to), heard).await
     }
 
-    async fn through(&self, to: Option<&dyn Store>, layer: &Descriptor) -> Result<Outcome, Error> {
+    async fn through(&self, to: Option<&dyn Store>) -> Result<Outcome, Error> {
+        let layer = &self.descriptor;
         let doing = format!("build ztoc of layer {}", layer.digest);
         if let Some(to) = to {
             to.write_from(layer, self).await?;
@@ -116,7 +116,7 @@ impl Pass {
 
     /// The same bytes, on their way past a new builder.
     fn feed(&self, source: ByteStream) -> Result<ByteStream, oci::Error> {
-        let doing = format!("read blob {}", self.layer.digest());
+        let doing = format!("read blob {}", self.descriptor.digest);
         let builder = Builder::new(self.compression, &self.options)
             .map_err(|cause| oci::Error::new(oci::ErrorKind::Invalid, &doing).because(cause))?;
         let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
@@ -127,7 +127,7 @@ impl Pass {
         let feed = Feed {
             source,
             doing,
-            size: self.size,
+            size: self.descriptor.size,
             taken: 0,
             sender: Some(sender),
             room: Arc::new(Semaphore::new(BYTES_WAITING_MAX)),
@@ -140,11 +140,11 @@ impl Pass {
 
 impl Blob for Pass {
     fn digest(&self) -> &Digest {
-        self.layer.digest()
+        &self.descriptor.digest
     }
 
     fn size(&self) -> Option<u64> {
-        Some(self.size)
+        Some(self.descriptor.size)
     }
 
     fn read_range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, oci::Error>> {

@@ -91,7 +91,7 @@ pub(crate) fn describe(artifact: &[u8], layer: &Digest) -> Descriptor {
 }
 
 /// A path as members of a tar are named: without root, dots and doubled slashes. None where nothing is left.
-pub(crate) fn clean(path: &str) -> Option<String> {
+fn clean(path: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.trim().split('/') {
         match part {
@@ -103,15 +103,31 @@ pub(crate) fn clean(path: &str) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("/"))
 }
 
-/// The spans in which each of `paths` (clean) lies in a layer, where it is in it: the first member of that very name.
+/// A file to prefetch.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) typed: String,
+    /// as a tar would name it
+    name: String,
+}
+
+impl Wanted {
+    /// None where nothing is left of the path.
+    pub(crate) fn parse(path: &str) -> Option<Wanted> {
+        Some(Wanted { typed: path.trim().to_owned(), name: clean(path)? })
+    }
+}
+
+/// The spans in which each file lies in a layer, where it is in it: the first member of that very name.
 /// Its end is counted as the Go tool counts it: a file that ends where a span does has the next one, too.
-pub(crate) fn spans_of(ztoc: &Ztoc, paths: &[String]) -> Vec<Option<Spans>> {
-    if paths.is_empty() {
+pub(crate) fn spans_of(ztoc: &Ztoc, files: &[Wanted]) -> Vec<Option<Spans>> {
+    if files.is_empty() {
         return Vec::new();
     }
     let spans = ztoc.spans();
     let number = |span: ztoc::SpanId| i32::try_from(span.0).unwrap_or(i32::MAX);
-    let mut found: HashMap<&[u8], Option<Spans>> = paths.iter().map(|path| (path.as_bytes(), None)).collect();
+    let mut found: HashMap<&[u8], Option<Spans>> =
+        files.iter().map(|file| (file.name.as_bytes(), None)).collect();
     for entry in ztoc.entries() {
         if let Some(place @ None) = found.get_mut(entry.name()) {
             let start = entry.data().start;
@@ -120,7 +136,7 @@ pub(crate) fn spans_of(ztoc: &Ztoc, paths: &[String]) -> Vec<Option<Spans>> {
             *place = Some(Spans { start, end: end.max(start), priority: 0 });
         }
     }
-    paths.iter().map(|path| found.get(path.as_bytes()).copied().flatten()).collect()
+    files.iter().map(|file| found.get(file.name.as_bytes()).copied().flatten()).collect()
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // the form in which serde calls it

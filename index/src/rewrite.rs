@@ -53,14 +53,7 @@ pub struct Rewritten {
 pub fn index_of_one(target: &Descriptor, platform: Platform) -> Index {
     let mut entry = target.clone();
     entry.platform = Some(platform);
-    Index {
-        schema_version: 2,
-        media_type: OCI_INDEX.to_owned(),
-        artifact_type: String::new(),
-        manifests: Some(vec![entry]),
-        subject: None,
-        annotations: BTreeMap::new(),
-    }
+    Index::of(vec![entry])
 }
 
 /// Whether an entry of an image index is a SOCI index (v2).

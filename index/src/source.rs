@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use oci::image::media_type::{DOCKER_CONFIG, OCI_CONFIG, OCI_INDEX, is_index, is_manifest};
-use oci::store::MANIFEST_BYTES_MAX;
+use oci::store::{MANIFEST_BYTES_MAX, read_blob};
 use oci::{Config, Descriptor, Digest, Index, Manifest, Platform, Store};
 use tracing::debug;
 
@@ -221,9 +221,7 @@ async fn read_platform(from: &dyn Store, manifest: &Manifest) -> Result<Platform
         let why = format!("it has {} bytes; more than {MANIFEST_BYTES_MAX} are not read", config.size);
         return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
     }
-    let stream = from.blob(config).read_all().await?;
-    let bytes = oci::blob::collect(stream, config.size, &doing).await?;
-    config.verify(&bytes, &doing)?;
+    let bytes = read_blob(from, config, MANIFEST_BYTES_MAX, &doing).await?;
     Ok(Config::parse(&bytes, &doing)?.platform.normalised())
 }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use oci::blob::collect;
+use oci::store::read_blob;
 use oci::{Descriptor, Store};
 use ztoc::{MAX_ZTOC_BYTES, Whole, Ztoc};
 
@@ -48,9 +48,7 @@ pub async fn verify(
     observer: Observer<'_>,
 ) -> Result<Verdict, Error> {
     let doing = format!("verify ztoc {}", ztoc.digest);
-    let stream = ztocs.blob(ztoc).read_all().await?;
-    let bytes = collect(stream, ztoc.size.min(MAX_ZTOC_BYTES), &doing).await?;
-    ztoc.verify(&bytes, &doing)?;
+    let bytes = read_blob(ztocs, ztoc, MAX_ZTOC_BYTES, &doing).await?;
     let found = match Ztoc::open(Arc::new(bytes)) {
         Ok(found) => found,
         Err(error) => return Ok(Verdict::False(error.to_string())),
@@ -71,7 +69,7 @@ pub async fn verify(
     }
     observer(Event::Begun(layer));
     let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
-    let built = match Pass::new(layers, layer, compression, options).run(None, layer, &heard).await? {
+    let built = match Pass::new(layers, layer, compression, options).run(None, &heard).await? {
         Ok(built) => built,
         Err(error) if error.kind() == ztoc::ErrorKind::Corrupt => return Err(failed(error, &doing)),
         Err(error) => return Ok(Verdict::Unknown(error.to_string())),

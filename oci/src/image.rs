@@ -118,6 +118,18 @@ pub struct Index {
 }
 
 impl Index {
+    /// An OCI image index of these, and nothing said about it.
+    pub fn of(manifests: Vec<Descriptor>) -> Index {
+        Index {
+            schema_version: 2,
+            media_type: media_type::OCI_INDEX.to_owned(),
+            artifact_type: String::new(),
+            manifests: Some(manifests),
+            subject: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// Reads an image index; `Corrupt` if it is not one of schema 2, or is a manifest under a wrong name.
     pub fn parse(bytes: &[u8], doing: &str) -> Result<Index, Error> {
         #[derive(Deserialize)]

@@ -68,7 +68,7 @@ impl Layout {
             let error = Error::new(ErrorKind::Unsupported, format!("create OCI layout {}", layout.name()));
             return Err(error.because("there is an index.json that belongs to something else"));
         }
-        layout.write_index(&empty_index()).await?;
+        layout.write_index(&Index::of(Vec::new())).await?;
         layout.write_marker().await?;
         Ok(layout)
     }
@@ -190,7 +190,7 @@ impl Layout {
         match self.read(INDEX, &doing).await {
             Ok(bytes) => Index::parse(&bytes, &doing),
             // An archive that is being written has none yet.
-            Err(error) if self.is_draft() && error.kind() == ErrorKind::NotFound => Ok(empty_index()),
+            Err(error) if self.is_draft() && error.kind() == ErrorKind::NotFound => Ok(Index::of(Vec::new())),
             Err(error) => Err(error),
         }
     }
@@ -221,7 +221,7 @@ impl Layout {
         if whole.manifests() == entries {
             return Ok(bytes);
         }
-        Ok(canonical_json(&Index { manifests: Some(entries), ..empty_index() }).into())
+        Ok(canonical_json(&Index::of(entries)).into())
     }
 
     async fn find(&self, name: &str) -> Result<Descriptor, Error> {
@@ -344,7 +344,7 @@ impl Store for Layout {
         Box::pin(async move {
             self.write_blob(descriptor, bytes).await?;
             let mut index = match self.alone {
-                Alone::Yes => empty_index(),
+                Alone::Yes => Index::of(Vec::new()),
                 Alone::No => self.read_index().await?,
             };
             names::name(&mut index, tag, descriptor);
@@ -397,16 +397,5 @@ impl Blob for FileBlob {
 
     fn read_all(&self) -> BoxFuture<'_, Result<ByteStream, Error>> {
         self.read_range(0..self.size)
-    }
-}
-
-fn empty_index() -> Index {
-    Index {
-        schema_version: 2,
-        media_type: media_type::OCI_INDEX.to_owned(),
-        artifact_type: String::new(),
-        manifests: Some(Vec::new()),
-        subject: None,
-        annotations: Default::default(),
     }
 }

@@ -19,12 +19,12 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, Response, StatusCode, Url};
 
-use crate::blob::{Blob, BoxFuture, collect};
+use crate::blob::{Blob, BoxFuture};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::image::{Descriptor, Index, Manifest, canonical_json, media_type};
 use crate::reference::Reference;
-use crate::store::{MANIFEST_BYTES_MAX, Origin, Store};
+use crate::store::{MANIFEST_BYTES_MAX, Origin, Store, read_blob};
 
 pub use credentials::{Anonymous, Credential, Credentials, DockerConfig};
 pub use hosts::PlainHttp;
@@ -102,14 +102,7 @@ impl Registry {
     /// A small blob in memory, compared with its digest and size; larger than `limit` is `Corrupt` unasked.
     pub async fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, Error> {
         let doing = format!("fetch blob {}@{}", self.session.name(), descriptor.digest);
-        if descriptor.size > limit {
-            let why = format!("it has {} bytes; more than {limit} are not read", descriptor.size);
-            return Err(Error::new(ErrorKind::Corrupt, doing).because(why));
-        }
-        let blob = self.blob(&descriptor.digest, Some(descriptor.size));
-        let bytes = collect(blob.read_all().await?, limit, &doing).await?;
-        descriptor.verify(&bytes, &doing)?;
-        Ok(bytes)
+        read_blob(self, descriptor, limit, &doing).await
     }
 
     /// What refers to a manifest, of one artifact type or of all, in the registry's order. Registries without
@@ -174,14 +167,7 @@ impl Registry {
             manifest.artifact_type
         };
         listed.push(entry);
-        let index = Index {
-            schema_version: 2,
-            media_type: media_type::OCI_INDEX.to_owned(),
-            artifact_type: String::new(),
-            manifests: Some(listed),
-            subject: None,
-            annotations: Default::default(),
-        };
+        let index = Index::of(listed);
         let bytes = canonical_json(&index);
         let index = Descriptor::of(media_type::OCI_INDEX, &bytes);
         self.write_tag(&referrers_tag(&subject.digest), &index, bytes.into()).await

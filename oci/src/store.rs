@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::blob::{Blob, BoxFuture};
-use crate::error::Error;
+use crate::blob::{Blob, BoxFuture, collect};
+use crate::error::{Error, ErrorKind};
 use crate::image::Descriptor;
 
 /// Manifests and image indexes longer than this are refused. Registries take 4 MiB (the distribution
@@ -24,6 +24,23 @@ pub struct Origin {
     /// `host[:port]`, normalised
     pub registry: String,
     pub repository: String,
+}
+
+/// A small blob of a store in memory, compared with its digest and size; larger than `limit` is `Corrupt` unasked.
+pub async fn read_blob(
+    store: &dyn Store,
+    descriptor: &Descriptor,
+    limit: u64,
+    doing: &str,
+) -> Result<Bytes, Error> {
+    if descriptor.size > limit {
+        let why = format!("it has {} bytes; more than {limit} are not read", descriptor.size);
+        return Err(Error::new(ErrorKind::Corrupt, doing).because(why));
+    }
+    let stream = store.blob(descriptor).read_all().await?;
+    let bytes = collect(stream, limit, doing).await?;
+    descriptor.verify(&bytes, doing)?;
+    Ok(bytes)
 }
 
 /// See the module. Errors speak of the store by its [`name`](Store::name).

@@ -274,14 +274,7 @@ async fn features_tell_platforms_apart() {
     }
     for order in [[0, 1], [1, 0]] {
         let entries_here = order.map(|at| entries_made[at].clone()).to_vec();
-        let index = Index {
-            schema_version: 2,
-            media_type: OCI_INDEX.to_owned(),
-            artifact_type: String::new(),
-            manifests: Some(entries_here),
-            subject: None,
-            annotations: BTreeMap::new(),
-        };
+        let index = Index::of(entries_here);
         let descriptor = store.add_manifest(OCI_INDEX, canonical_json(&index));
         store.add_tag("features", descriptor.digest);
         let report = run(&store, "features", &store, &options()).await.unwrap();

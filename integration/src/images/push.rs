@@ -69,14 +69,7 @@ pub fn push_index(host: &str, name: &str, images: &[Image]) -> Result<PushedInde
             manifests.push(descriptor);
             pushed.push(image_pushed);
         }
-        let bytes = canonical_json(&Index {
-            schema_version: 2,
-            media_type: media_type::OCI_INDEX.to_owned(),
-            artifact_type: String::new(),
-            manifests: Some(manifests),
-            subject: None,
-            annotations: BTreeMap::new(),
-        });
+        let bytes = canonical_json(&Index::of(manifests));
         let index = Descriptor::of(media_type::OCI_INDEX, &bytes);
         registry.write_tag(&reference.target(), &index, Bytes::from(bytes)).await?;
         Ok(PushedIndex { reference: format!("{host}/{name}"), index, images: pushed })

@@ -99,7 +99,7 @@ mod tests {
     }
 
     fn listing(entries: &[Descriptor]) -> Index {
-        Index { manifests: Some(entries.to_vec()), ..super::super::empty_index() }
+        Index::of(entries.to_vec())
     }
 
     #[test]

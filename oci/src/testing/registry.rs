@@ -400,14 +400,7 @@ impl State {
         let page = self.rules.referrers_page.unwrap_or(usize::MAX);
         let rest = found.split_off(from.min(found.len()));
         let more = rest.len() > page;
-        let list = Index {
-            schema_version: 2,
-            media_type: media_type::OCI_INDEX.to_owned(),
-            artifact_type: String::new(),
-            manifests: Some(rest.into_iter().take(page).collect()),
-            subject: None,
-            annotations: BTreeMap::new(),
-        };
+        let list = Index::of(rest.into_iter().take(page).collect());
         let answer = Answer::new(200).with("content-type", media_type::OCI_INDEX).body(canonical_json(&list));
         if !more {
             return answer;
