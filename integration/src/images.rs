@@ -15,7 +15,7 @@ use oci::image::media_type;
 use oci::{Digest, Platform};
 use serde_json::{Value, json};
 
-pub use debian::debian_python_image;
+pub use debian::{Recipe, debian_image, debian_python_image};
 pub use push::{Login, PushedImage, PushedIndex, push_image, push_image_as, push_index};
 pub use tar::Tar;
 
