@@ -1,12 +1,17 @@
-//! Limits of the fetch engine, and the permits that keep them.
+//! Limits: requests under way, bytes held, and how much of either may go to what nobody waits for.
 //!
-//! Everything that brings bytes takes one request permit and permits for its bytes before it starts, and
-//! gives them back when the last byte was dealt with, so that memory is bounded by `max_bytes_in_flight`
-//! whatever the readers do. Demand never queues behind fill: fill may hold only a part of either.
+//! A request is let go when there is room for it and gives its room back when its last byte was dealt with, so
+//! that memory is bounded by `max_bytes_in_flight` whatever the readers do. Demand never queues behind fill: fill
+//! starts only what leaves room for a reader, and only while less is on its way than keeps the line busy.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use crate::{pace::Allowance, sync::Mutex};
 
 /// Bytes in a permit: a semaphore counts to 2^61 permits, but acquires 2^32 at once.
 const UNIT: u64 = 4096;
@@ -14,14 +19,17 @@ const UNIT: u64 = 4096;
 /// What the engine may use at once. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Bytes asked for and not yet dealt with, as they come or inflated, whichever is more.
+    /// Compressed bytes asked for and not yet dealt with; as many uncompressed ones are held on their way to the
+    /// disk.
     pub max_bytes_in_flight: u64,
     /// Requests under way, over all layers.
     pub max_requests: usize,
     /// How long a reader waits for a source that cannot be reached before it gets an error.
     pub read_timeout: Duration,
-    /// The longest run of spans that background fill asks for at once, compressed.
-    pub fill_request: u64,
+    /// Whether a reader's request that takes unusually long is made a second time.
+    pub hedge: bool,
+    /// Bytes a second that background fill may take; `None` = no limit.
+    pub fill_bandwidth: Option<u64>,
 }
 
 impl Default for Limits {
@@ -30,54 +38,180 @@ impl Default for Limits {
             max_bytes_in_flight: 64 << 20,
             max_requests: 32,
             read_timeout: Duration::from_secs(900),
-            // At 1 Gbit/s a demand read queues behind 32 ms of this; below it, round trips show.
-            fill_request: 4 << 20,
+            hedge: true,
+            fill_bandwidth: None,
         }
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct Budget {
-    bytes: Arc<Semaphore>,
-    byte_permits: u32,
-    requests: Arc<Semaphore>,
-    fill_requests: Arc<Semaphore>,
+struct State {
+    requests: usize,
+    /// Compressed bytes of them all.
+    held: u64,
+    /// Compressed bytes asked for by fill that have not arrived.
+    coming: u64,
+    /// Whole layers that somebody waits for: they have the line to themselves and the readers.
+    streams: usize,
+    allowance: Allowance,
 }
 
-/// Given back when dropped.
+/// Shared by all layers of an engine.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    state: Mutex<State>,
+    changed: Notify,
+    max_bytes: u64,
+    /// Uncompressed bytes of spans between the inflater and the disk.
+    plain: Arc<Semaphore>,
+    plain_permits: u32,
+    /// Spans that are inflated with nobody waiting: half the cores, so that a program that starts has one.
+    idle: Arc<Semaphore>,
+}
+
+/// Room for one request; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    _held: Vec<OwnedSemaphorePermit>,
+    budget: Arc<Budget>,
+    held: u64,
+    coming: u64,
+}
+
+/// See [`Budget::stream`].
+#[derive(Debug)]
+pub(crate) struct Streaming(Arc<Budget>);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.state.lock().streams -= 1;
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// Room for one span that is being inflated; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Inflating {
+    _held: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 impl Budget {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let byte_permits = u32::try_from(limits.max_bytes_in_flight / UNIT).unwrap_or(u32::MAX).max(1);
+        let plain_permits = u32::try_from(limits.max_bytes_in_flight / UNIT).unwrap_or(u32::MAX).max(1);
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
-            bytes: Arc::new(Semaphore::new(byte_permits as usize)),
-            byte_permits,
-            requests: Arc::new(Semaphore::new(limits.max_requests.max(2))),
-            // A quarter: enough to keep a link busy, never enough to keep a reader waiting for a permit.
-            fill_requests: Arc::new(Semaphore::new((limits.max_requests / 4).max(1))),
+            state: Mutex::new(State {
+                requests: 0,
+                held: 0,
+                coming: 0,
+                streams: 0,
+                allowance: Allowance::new(limits.max_requests.max(2)),
+            }),
+            changed: Notify::new(),
+            max_bytes: limits.max_bytes_in_flight,
+            plain: Arc::new(Semaphore::new(plain_permits as usize)),
+            plain_permits,
+            idle: Arc::new(Semaphore::new(cores)),
         }
     }
 
-    /// For a reader who waits.
-    pub(crate) async fn demand(&self, bytes: u64) -> Permit {
-        Permit { _held: vec![take(&self.requests, 1).await, take(&self.bytes, self.permits(bytes)).await] }
+    /// For a reader who waits. What is larger than everything allowed runs alone.
+    pub(crate) async fn demand(self: &Arc<Self>, bytes: u64) -> Permit {
+        self.take(bytes, |state| {
+            let room = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes;
+            room && state.requests < state.allowance.now()
+        })
+        .await
     }
 
-    /// For what nobody waits for.
-    pub(crate) async fn fill(&self, bytes: u64) -> Permit {
-        let fill = take(&self.fill_requests, 1).await;
-        let mut permit = self.demand(bytes).await;
-        permit._held.push(fill);
+    /// For what nobody waits for: when less than `window` bytes are coming, and what is left is enough for a
+    /// reader. Ask before claiming anything: what is claimed and not asked for is what readers wait for.
+    pub(crate) async fn fill(self: &Arc<Self>, bytes: u64, window: u64) -> Permit {
+        let mut permit = self
+            .take(bytes, |state| {
+                let room = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
+                let allowed = state.allowance.now();
+                room && state.streams == 0
+                    && state.coming < window
+                    && state.requests < (allowed - allowed / 4).max(1)
+            })
+            .await;
+        permit.coming = bytes;
+        self.state.lock().coming += bytes;
         permit
     }
 
-    /// A request larger than everything allowed takes everything: it runs, alone.
-    fn permits(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.byte_permits)
+    async fn take(self: &Arc<Self>, bytes: u64, fits: impl Fn(&State) -> bool) -> Permit {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = self.state.lock();
+                if fits(&state) {
+                    state.requests += 1;
+                    state.held += bytes;
+                    return Permit { budget: self.clone(), held: bytes, coming: 0 };
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// A layer is streamed whole as long as this lives.
+    pub(crate) fn stream(self: &Arc<Self>) -> Streaming {
+        self.state.lock().streams += 1;
+        Streaming(self.clone())
+    }
+
+    /// For a span of `bytes` uncompressed bytes, before it is inflated.
+    pub(crate) async fn inflating(&self, bytes: u64, idle: bool) -> Inflating {
+        // One that is larger than everything allowed takes everything: it runs, alone.
+        let permits = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.plain_permits);
+        let turn = if idle { Some(take(&self.idle, 1).await) } else { None };
+        Inflating { _held: (take(&self.plain, permits).await, turn) }
+    }
+
+    /// A request was answered; `busy` when the server said that it has too much to do.
+    pub(crate) fn answered(&self, busy: bool) {
+        let mut state = self.state.lock();
+        if busy {
+            state.allowance.busy(Instant::now());
+        } else {
+            state.allowance.good();
+        }
+    }
+}
+
+impl Permit {
+    /// What is asked for turned out to have this many bytes.
+    pub(crate) fn resize(&mut self, bytes: u64) {
+        let mut state = self.budget.state.lock();
+        state.held = state.held - self.held + bytes;
+        state.coming = state.coming - self.coming + bytes;
+        drop(state);
+        (self.held, self.coming) = (bytes, bytes);
+        self.budget.changed.notify_waiters();
+    }
+
+    /// So many bytes of a fill have arrived: the line is free for as many.
+    pub(crate) fn arrived(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.coming);
+        if bytes > 0 {
+            self.coming -= bytes;
+            self.budget.state.lock().coming -= bytes;
+            self.budget.changed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.budget.state.lock();
+        state.requests -= 1;
+        state.held -= self.held;
+        state.coming -= self.coming;
+        drop(state);
+        self.budget.changed.notify_waiters();
     }
 }
 

@@ -64,6 +64,28 @@ impl std::fmt::Display for LayerId {
     }
 }
 
+/// What the store may take of its disk; the default is all of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Uncompressed bytes of spans to keep; `None` = no limit.
+    pub max_bytes: Option<u64>,
+    pub min_free: MinFree,
+}
+
+/// What has to stay free on the disk, for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    Bytes(u64),
+    /// Of its size.
+    Percent(u8),
+}
+
+impl Default for MinFree {
+    fn default() -> Self {
+        Self::Bytes(0)
+    }
+}
+
 /// All layers on one disk, and the order in which their spans go when room is needed.
 #[derive(Debug)]
 pub struct Store {
@@ -74,8 +96,7 @@ pub struct Store {
     closed: RwLock<bool>,
     /// A write has failed for lack of room.
     full: AtomicBool,
-    /// Uncompressed bytes that may lie here; `None` = no limit.
-    max_bytes: Option<u64>,
+    room: Room,
     eviction: Mutex<Eviction>,
 }
 
@@ -95,11 +116,9 @@ pub(crate) trait Evict: Send + Sync + std::fmt::Debug {
 impl Store {
     /// Opens the folder `root`/layers, making it where it is missing.
     ///
-    /// `max_bytes`: uncompressed bytes of spans to keep, `None` for no limit.
-    ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(root: &Path, max_bytes: Option<u64>) -> Result<Arc<Self>, Error> {
+    pub fn open(root: &Path, room: Room) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -122,7 +141,7 @@ impl Store {
             generation,
             closed: RwLock::default(),
             full: AtomicBool::new(false),
-            max_bytes,
+            room,
             eviction: Mutex::new(eviction),
         }))
     }
@@ -249,13 +268,29 @@ impl Store {
         if self.full.load(Ordering::Acquire) {
             return true;
         }
-        self.max_bytes.is_some_and(|max| self.eviction.lock().used >= max / 10 * 9)
+        let most = self.room.max_bytes.unwrap_or(u64::MAX);
+        self.eviction.lock().used >= most / 10 * 9 || self.is_short_of(11)
+    }
+
+    /// Whether less than so many tenths of what is to stay free on the disk is free.
+    fn is_short_of(&self, tenths: u64) -> bool {
+        if self.room.min_free == MinFree::Bytes(0) {
+            return false;
+        }
+        let Ok(disk) = self.statfs() else { return false };
+        let (block, all, free) = (disk.f_frsize, disk.f_blocks, disk.f_bavail);
+        let least = match self.room.min_free {
+            MinFree::Bytes(bytes) => bytes,
+            MinFree::Percent(part) => all.saturating_mul(block) / 100 * u64::from(part.min(100)),
+        };
+        free.saturating_mul(block) < (least / 10).saturating_mul(tenths)
     }
 
     /// The span that was used longest ago, taken out of the order, if there is too much on the disk.
     fn oldest(&self) -> Option<Oldest> {
+        let short = self.is_short_of(10);
         let mut eviction = self.eviction.lock();
-        if eviction.used <= self.max_bytes? {
+        if eviction.used <= self.room.max_bytes.unwrap_or(u64::MAX) && !short {
             return None;
         }
         let (key, bytes) = eviction.order.pop_lru()?;

@@ -1,44 +1,54 @@
 //! The engine that brings spans: wishes by priority in, verified and inflated spans out.
 //!
 //! A wish is a run of neighbouring spans of one layer, asked for as one range. Each span is cut out of the
-//! stream as soon as its last byte has arrived, verified against its digest and inflated on a thread for
-//! such work, and handed to whoever wished for it, while the rest of the range is still coming. What could
-//! not be had is handed over as an error: every span of a wish lands, and one that lands twice (it came
-//! behind one that had to be asked for again) is ignored the second time.
+//! stream as soon as its last byte has arrived (`attempt`), verified against its digest and inflated on a thread
+//! for such work, and handed to whoever wished for it, while the rest of the range is still coming. What could
+//! not be had is handed over as an error: every span of a wish lands, and one that lands twice is ignored the
+//! second time.
 //!
 //! A failed attempt moves on to the next source. Faults that may pass (a source cannot be reached, a span with a
 //! wrong digest) are tried again here; demand tries for `read_timeout`, fill gives up after one round and leaves
-//! it to the next. A refusal is final when every source refused.
+//! it to the next. A refusal is final when every source refused. A reader's request that takes far longer than
+//! such requests do is made a second time beside the first, for at most a twentieth of the bytes.
+//!
+//! What nobody waits for (`background`) is asked for by the engine itself, so that the line is never idle while
+//! anything is missing, and never so full that a reader queues behind much.
+
+mod attempt;
+mod background;
 
 use std::{
     fmt::Debug,
     ops::Range,
     panic::AssertUnwindSafe,
     sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use oci::{Blob, Digest};
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, Semaphore},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
 use crate::{
-    budget::{Budget, Limits},
+    budget::{Budget, Limits, Permit, Streaming},
     error::{Error, ErrorKind},
+    pace::Line,
+    sync::Mutex,
 };
+
+use background::Background;
+pub(crate) use background::{Turn, Wanting};
 
 /// A digest that stays wrong this often is not a fault of the line.
 const WRONG_DIGESTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Of the bytes that readers ask for, what may be asked for twice: one of so many.
+const HEDGED_PART: i64 = 20;
+/// What may be asked for twice before anything was asked for once, and is saved up at most.
+const HEDGED_FIRST: i64 = 16 << 20;
 
 /// Who waits for a wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,23 +79,43 @@ impl Wish {
     fn digest(&self) -> &Digest {
         self.sources[0].digest()
     }
-}
 
-/// A wish that a reader waits for, as long as it lives.
-struct Demand(Arc<Engine>);
+    /// The compressed bytes from the span `first` on.
+    fn range_from(&self, first: u32) -> Range<u64> {
+        let table = self.ztoc.spans();
+        table.compressed(SpanId(first)).start.0..table.compressed(SpanId(self.spans.end - 1)).end.0
+    }
 
-impl Demand {
-    fn of(engine: &Arc<Engine>) -> Self {
-        engine.demand.fetch_add(1, Ordering::AcqRel);
-        Self(engine.clone())
+    /// Compressed bytes of all of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let range = self.range_from(self.spans.start);
+        range.end.saturating_sub(range.start)
     }
 }
 
-impl Drop for Demand {
-    fn drop(&mut self) {
-        if self.0.demand.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.calm.notify_waiters();
-        }
+/// A wish under way, shared by the attempts to grant it.
+#[derive(Debug)]
+struct Flow {
+    wish: Wish,
+    /// By place in the wish.
+    landed: Box<[AtomicBool]>,
+}
+
+impl Flow {
+    fn new(wish: Wish) -> Self {
+        let landed = wish.spans.clone().map(|_| AtomicBool::new(false)).collect();
+        Self { wish, landed }
+    }
+
+    /// The first span that has not landed.
+    fn next(&self) -> Option<u32> {
+        let place = self.landed.iter().position(|landed| !landed.load(Ordering::Acquire))?;
+        Some(self.wish.spans.start + u32::try_from(place).expect("not more than there are spans"))
+    }
+
+    fn land(&self, span: u32, bytes: Vec<u8>) {
+        self.wish.landing.landed(SpanId(span), Ok(bytes));
+        self.landed[(span - self.wish.spans.start) as usize].store(true, Ordering::Release);
     }
 }
 
@@ -94,10 +124,14 @@ impl Drop for Demand {
 pub struct Engine {
     runtime: Handle,
     limits: Limits,
-    budget: Budget,
-    /// Wishes that a reader waits for.
-    demand: AtomicUsize,
-    calm: Notify,
+    budget: Arc<Budget>,
+    line: Mutex<Line>,
+    background: Background,
+    /// Bytes that may be asked for a second time.
+    hedge: AtomicI64,
+    /// When a reader last had to wait, in milliseconds since the engine began.
+    demanded: AtomicU64,
+    began: Instant,
     /// One layer at a time is compared with its checksums: it takes a thread, and the disk.
     proving: Arc<Semaphore>,
 }
@@ -110,17 +144,24 @@ pub(crate) trait Prove: Send + Sync + 'static {
 impl Engine {
     /// `runtime` carries the requests; its blocking threads verify and inflate.
     pub fn new(runtime: Handle, limits: Limits) -> Arc<Self> {
-        let budget = Budget::new(&limits);
-        let proving = Arc::new(Semaphore::new(1));
-        Arc::new(Self { runtime, limits, budget, demand: AtomicUsize::new(0), calm: Notify::new(), proving })
+        let engine = Arc::new(Self {
+            budget: Arc::new(Budget::new(&limits)),
+            runtime,
+            limits,
+            line: Mutex::default(),
+            background: Background::default(),
+            hedge: AtomicI64::new(HEDGED_FIRST),
+            demanded: AtomicU64::new(0),
+            began: Instant::now(),
+            proving: Arc::new(Semaphore::new(1)),
+        });
+        let changed = engine.background.changed();
+        engine.runtime.spawn(background::run(Arc::downgrade(&engine), changed));
+        engine
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
-    }
-
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.limits
     }
 
     /// Compares a layer with its checksums, after those that came before it.
@@ -136,47 +177,64 @@ impl Engine {
         });
     }
 
-    /// Returns when no reader waits for anything.
-    pub(crate) async fn calm(&self) {
-        loop {
-            let calm = self.calm.notified();
-            if self.demand.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            calm.await;
-        }
+    /// Brings what `table` wants with nobody waiting, as long as it lives and anything of it is missing.
+    pub(crate) fn fill(&self, table: &Arc<dyn Wanting>) {
+        self.background.add(table);
     }
 
-    /// Starts on `wish` and returns at once. Every span of it lands, one way or the other.
-    pub(crate) fn wish(self: &Arc<Self>, wish: Wish) -> tokio::task::JoinHandle<()> {
+    /// Keeps fill away as long as the answer lives: a layer is streamed whole, and somebody waits for it.
+    pub(crate) fn streaming(&self) -> Streaming {
+        self.budget.stream()
+    }
+
+    /// Starts on a reader's wish and returns at once. Every span of it lands, one way or the other.
+    pub(crate) fn wish(self: &Arc<Self>, wish: Wish) {
         let engine = self.clone();
-        let demand = (wish.priority == Priority::Demand).then(|| Demand::of(self));
-        self.runtime.spawn(async move {
-            let granted = AssertUnwindSafe(engine.grant(&wish)).catch_unwind().await;
-            let error = granted.unwrap_or_else(|_| {
-                tracing::error!(layer = %wish.digest(), "fetching spans made us panic");
-                Some(Error::new(ErrorKind::Io, "fetch spans"))
-            });
-            if let Some(error) = error {
-                for span in wish.spans.clone() {
-                    wish.landing.landed(SpanId(span), Err(error.clone()));
-                }
-            }
-            drop(demand);
-        })
+        self.runtime.spawn(async move { engine.brought(wish, None).await });
+    }
+
+    /// When a reader last had to wait, in milliseconds since the engine began; at least 1.
+    pub(crate) fn demanded(&self) -> u64 {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        self.demanded.fetch_max(now, Ordering::AcqRel).max(now)
+    }
+
+    /// How long no reader had to wait.
+    fn quiet(&self) -> Duration {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.demanded.load(Ordering::Acquire)))
+    }
+
+    /// Lands every span of a wish, one way or the other; false when not everything could be had. `permit`: the
+    /// first attempt has its room already.
+    async fn brought(&self, wish: Wish, permit: Option<Permit>) -> bool {
+        let flow = Arc::new(Flow::new(wish));
+        let granted = AssertUnwindSafe(self.grant(&flow, permit)).catch_unwind().await;
+        let error = granted.unwrap_or_else(|_| {
+            tracing::error!(layer = %flow.wish.digest(), "fetching spans made us panic");
+            Some(Error::new(ErrorKind::Io, "fetch spans"))
+        });
+        let Some(error) = error else { return true };
+        for span in flow.wish.spans.clone() {
+            flow.wish.landing.landed(SpanId(span), Err(error.clone()));
+        }
+        false
     }
 
     /// The error, if not everything of the wish has landed.
-    async fn grant(&self, wish: &Wish) -> Option<Error> {
+    async fn grant(&self, flow: &Arc<Flow>, mut permit: Option<Permit>) -> Option<Error> {
+        let wish = &flow.wish;
         let started = Instant::now();
-        let mut next = wish.spans.start;
         let mut pause = FIRST_PAUSE;
         let mut refusals = vec![0; wish.sources.len()];
         for turn in 0.. {
             let source = turn % wish.sources.len();
-            let before = next;
-            let Err(error) = self.attempt(wish, &wish.sources[source], &mut next).await else { return None };
-            if next > before {
+            let before = flow.next();
+            let attempt = match wish.priority {
+                Priority::Demand => self.hedged(flow, source).await,
+                Priority::Fill => self.attempt(flow, source, permit.take()).await,
+            };
+            let Err(error) = attempt else { return None };
+            if flow.next() > before {
                 pause = FIRST_PAUSE;
                 refusals.fill(0);
             }
@@ -196,7 +254,7 @@ impl Engine {
             if refused || !patient {
                 return Some(error);
             }
-            tracing::debug!(layer = %wish.digest(), span = next, %error, "fetch spans again");
+            tracing::debug!(layer = %wish.digest(), span = flow.next(), %error, "fetch spans again");
             if round {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -205,101 +263,30 @@ impl Engine {
         None
     }
 
-    /// One request for what is left of the wish. `next` is the first span that has not landed.
-    async fn attempt(&self, wish: &Wish, blob: &Arc<dyn Blob>, next: &mut u32) -> Result<(), Error> {
-        let table = wish.ztoc.spans();
-        let first = *next;
-        let range =
-            table.compressed(SpanId(first)).start.0..table.compressed(SpanId(wish.spans.end - 1)).end.0;
-        let plain =
-            table.uncompressed(SpanId(first)).start.0..table.uncompressed(SpanId(wish.spans.end - 1)).end.0;
-        // What is held at once: a range as it came, or its spans inflated, whichever is more.
-        let bytes = (range.end - range.start).max(plain.end.saturating_sub(plain.start));
-        let _permit = match wish.priority {
-            Priority::Demand => self.budget.demand(bytes).await,
-            Priority::Fill => self.budget.fill(bytes).await,
-        };
-        let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
-        let mut stream = blob.read_range(range.clone()).await.map_err(|e| Error::blob(doing(), e))?;
-        let mut buffer = BytesMut::new();
-        let mut buffer_at = range.start;
-        let mut arrived = first;
-        let mut work = JoinSet::new();
-        while arrived < wish.spans.end {
-            let Some(chunk) = stream.next().await else { break };
-            match chunk {
-                Ok(chunk) => buffer.extend_from_slice(&chunk),
-                Err(error) => {
-                    self.settle(work, next).await?;
-                    return Err(Error::blob(doing(), error));
-                }
-            }
-            while arrived < wish.spans.end {
-                let span = table.compressed(SpanId(arrived));
-                let have = buffer_at + buffer.len() as u64;
-                if span.end.0 > have {
-                    break;
-                }
-                let body = Bytes::copy_from_slice(
-                    &buffer[to_usize(span.start.0 - buffer_at)..to_usize(span.end.0 - buffer_at)],
-                );
-                // A span that starts inside a byte shares that byte with the one before it.
-                let following = if arrived + 1 < wish.spans.end {
-                    table.compressed(SpanId(arrived + 1)).start.0
-                } else {
-                    span.end.0
-                };
-                let done = following.min(have).saturating_sub(buffer_at);
-                let _ = buffer.split_to(to_usize(done));
-                buffer_at += done;
-                self.spawn_work(&mut work, wish, SpanId(arrived), body);
-                arrived += 1;
-            }
+    /// One attempt; beside it a second one from the next source, if the first takes unusually long. The first that
+    /// succeeds counts, and what either brought is there.
+    async fn hedged(&self, flow: &Arc<Flow>, source: usize) -> Result<(), Error> {
+        let bytes = flow.wish.bytes();
+        let cost = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let saved = |saved: i64| Some(saved.saturating_add(cost / HEDGED_PART).min(HEDGED_FIRST));
+        let _ = self.hedge.fetch_update(Ordering::AcqRel, Ordering::Acquire, saved);
+        let patience = self.line.lock().patience(bytes);
+        let mut first = std::pin::pin!(self.attempt(flow, source, None));
+        tokio::select! {
+            outcome = &mut first => return outcome,
+            () = tokio::time::sleep(patience) => {}
         }
-        self.settle(work, next).await?;
-        if arrived < wish.spans.end {
-            return Err(Error::new(ErrorKind::Unreachable, format!("{}: the stream ended early", doing())));
+        let spend = |saved: i64| (saved >= cost).then(|| saved - cost);
+        let affordable = self.hedge.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend).is_ok();
+        if !self.limits.hedge || !affordable {
+            return first.await;
         }
-        Ok(())
+        tracing::debug!(layer = %flow.wish.digest(), ?patience, "a request takes long; another is tried");
+        let next = (source + 1) % flow.wish.sources.len();
+        let mut second = std::pin::pin!(self.attempt(flow, next, None));
+        tokio::select! {
+            outcome = &mut first => if outcome.is_ok() { outcome } else { second.await },
+            outcome = &mut second => if outcome.is_ok() { outcome } else { first.await },
+        }
     }
-
-    fn spawn_work(
-        &self,
-        work: &mut JoinSet<(u32, Result<(), Error>)>,
-        wish: &Wish,
-        span: SpanId,
-        body: Bytes,
-    ) {
-        let (ztoc, landing) = (wish.ztoc.clone(), wish.landing.clone());
-        let layer = *wish.digest();
-        work.spawn_blocking_on(
-            move || {
-                let mut out = Vec::new();
-                let inflated = ztoc.inflate_span(span, &body, &mut out);
-                let outcome = inflated
-                    .map(|()| landing.landed(span, Ok(out)))
-                    .map_err(|e| Error::ztoc(format!("verify span {} of layer {layer}", span.0), e));
-                (span.0, outcome)
-            },
-            &self.runtime,
-        );
-    }
-
-    /// Waits for the spans under work; `next` moves past those that landed in one piece from the front.
-    async fn settle(&self, mut work: JoinSet<(u32, Result<(), Error>)>, next: &mut u32) -> Result<(), Error> {
-        let mut outcomes = Vec::new();
-        while let Some(joined) = work.join_next().await {
-            outcomes.push(joined.map_err(|e| Error::with(ErrorKind::Corrupt, "inflate span", e))?);
-        }
-        outcomes.sort_by_key(|(span, _)| *span);
-        for (span, outcome) in outcomes {
-            outcome?;
-            *next = span + 1;
-        }
-        Ok(())
-    }
-}
-
-fn to_usize(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("a range of one request fits into memory")
 }

@@ -8,6 +8,7 @@
 use std::{
     fmt,
     future::Future,
+    ops::RangeInclusive,
     pin::Pin,
     sync::Arc,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +18,6 @@ use oci::{Blob, Digest};
 use ztoc::{EntryKind, Ztoc};
 
 use crate::{
-    background,
     cache::{LayerFiles, LayerId, Store},
     error::{Error, ErrorKind},
     fetch::Engine,
@@ -59,7 +59,6 @@ struct Content {
     /// One bit an entry: its header was compared.
     compared: Box<[AtomicU64]>,
     filling: AtomicBool,
-    fill: crate::sync::Mutex<Option<background::Fill>>,
 }
 
 /// One layer as a directory tree. Cheap to clone into a variant with other inherited attributes.
@@ -123,6 +122,7 @@ impl Layer {
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *blob.digest(), ztoc: None };
+        let _streaming = engine.streaming();
         match stream::whole(store.layer(&id)?, blob, compression).await {
             Ok((files, map)) => Self::with(files, map, engine),
             Err(error) => {
@@ -145,7 +145,6 @@ impl Layer {
             spans,
             compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             filling: AtomicBool::new(false),
-            fill: crate::sync::Mutex::default(),
         };
         Ok(Arc::new(Self { content: Arc::new(content), tree }))
     }
@@ -219,8 +218,14 @@ impl Layer {
     /// Starts to bring what nobody has asked for yet, once. It ends with the last reference to the layer.
     pub fn start_fill(&self) {
         if !self.content.filling.swap(true, Ordering::AcqRel) {
-            *self.content.fill.lock() = Some(background::Fill::start(&self.content.spans));
+            self.content.spans.fill();
         }
+    }
+
+    /// Has these spans brought first of all that nobody waits for, also where nothing else is brought in the
+    /// background. Numbers that the layer does not have are ignored.
+    pub fn want(&self, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
+        self.content.spans.want(spans);
     }
 
     pub(crate) fn contains(&self, node: NodeId) -> bool {

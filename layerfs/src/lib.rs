@@ -6,7 +6,7 @@
 //! the layer's uncompressed bytes. Spans that hold the range and are on disk are read at once (`spans`,
 //! `cache`); the others are wished for at the [`Engine`] (`fetch`), which brings compressed bytes from a
 //! [`oci::Blob`], verifies and inflates them through [`ztoc`], and lets them land in the store. What nobody
-//! asked for is asked for in the background; a layer without a ztoc is streamed whole (`stream`).
+//! asked for it brings in the background; a layer without a ztoc is streamed whole (`stream`).
 //!
 //! This crate has never heard of containerd, labels or snapshots. It is given a blob and a ztoc and shows a
 //! directory. Modules are listed in the order in which a request meets them; imports point down the list.
@@ -15,7 +15,6 @@ mod connection;
 mod fuse;
 mod slots;
 mod layer;
-mod background;
 mod tree;
 mod spans;
 mod fetch;
@@ -23,13 +22,14 @@ mod stream;
 mod cache;
 mod map;
 mod budget;
+mod pace;
 mod sync;
 mod error;
 #[cfg(test)]
 mod testing;
 
 pub use budget::Limits;
-pub use cache::{LayerId, Store};
+pub use cache::{LayerId, MinFree, Room, Store};
 pub use connection::Connection;
 pub use error::{Error, ErrorKind};
 pub use fetch::Engine;

@@ -13,27 +13,29 @@
 mod state;
 
 use std::{
-    collections::HashMap,
-    ops::Range,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    collections::{HashMap, VecDeque},
+    ops::{Range, RangeInclusive},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     sync::{Arc, OnceLock, Weak},
 };
 
 use bytes::Bytes;
 use oci::Blob;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use ztoc::{SpanId, UncompressedOffset, Ztoc};
 
 use crate::{
     cache::{Evict, LayerFiles, Record},
     error::{Error, ErrorKind},
-    fetch::{Engine, Landing, Priority, Prove, Wish},
+    fetch::{Engine, Landing, Priority, Prove, Turn, Wanting, Wish},
     spans::state::{State, Word},
     sync::{Mutex, RwLock},
 };
 
 /// A reader that goes through a layer in tar order finds up to this many spans ahead of it.
-const MOST_AHEAD: u32 = 4;
+const MOST_AHEAD: u32 = 8;
+/// Spans wanted first: more than a start needs, and a bound on what an artifact can make us remember.
+const MOST_WANTED: usize = 1 << 16;
 
 /// All spans of one layer.
 #[derive(Debug)]
@@ -53,6 +55,14 @@ pub(crate) struct Spans {
     doubtful: AtomicU32,
     /// The span after the last one demanded, and how far ahead the last demand looked.
     ahead: Mutex<(u32, u32)>,
+    /// When a reader last had to wait; 0 for never.
+    heat: AtomicU64,
+    /// Everything that is missing is to be brought, not only what is wanted.
+    filling: AtomicBool,
+    /// Where fill goes on.
+    fill_from: AtomicU32,
+    /// Spans to be brought before all others that nobody waits for.
+    wanted: Mutex<VecDeque<u32>>,
     me: Weak<Self>,
 }
 
@@ -122,6 +132,10 @@ impl Spans {
             flights: Mutex::default(),
             sources: RwLock::default(),
             ahead: Mutex::default(),
+            heat: AtomicU64::new(0),
+            filling: AtomicBool::new(false),
+            fill_from: AtomicU32::new(0),
+            wanted: Mutex::default(),
             me: me.clone(),
             ztoc,
             files,
@@ -137,16 +151,8 @@ impl Spans {
         spans
     }
 
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
-    }
-
     pub(crate) fn ztoc(&self) -> &Arc<Ztoc> {
         &self.ztoc
-    }
-
-    pub(crate) fn files(&self) -> &LayerFiles {
-        &self.files
     }
 
     /// Where the layer can be had from: `origin` names the place, so that one that is known already is only
@@ -237,8 +243,11 @@ impl Spans {
     pub(crate) async fn read(&self, range: Range<UncompressedOffset>) -> Result<Vec<u8>, Error> {
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.pin(spans.clone());
+        let began = Instant::now();
         loop {
             if let Some(bytes) = self.read_ready(&range) {
+                let waited = began.elapsed().as_millis();
+                tracing::debug!(layer = %self.files.id(), ?spans, waited, "a reader had to wait");
                 return bytes;
             }
             self.prove(spans.clone()).await;
@@ -337,9 +346,16 @@ impl Spans {
                     flights.insert(span, Arc::new(Flight::default()));
                     claimed.push(span);
                 }
+                // What comes next in the layer is likely to be read next.
+                self.fill_from.store(end, Ordering::Release);
             }
         }
-        self.bring(&claimed, Priority::Demand);
+        if !waits.is_empty() {
+            self.heat.store(self.engine.demanded(), Ordering::Release);
+        }
+        for wish in self.wishes(&claimed, Priority::Demand) {
+            self.engine.wish(wish);
+        }
         waits
     }
 
@@ -352,51 +368,108 @@ impl Spans {
         count
     }
 
-    /// Claims a run of missing spans of up to `bytes` compressed bytes from `from` on, and wishes for it with
-    /// nobody waiting. `None`: nothing is missing from there on.
-    pub(crate) fn fill(&self, from: u32, bytes: u64) -> Option<(u32, tokio::task::JoinHandle<()>)> {
-        let table = self.ztoc.spans();
-        let mut claimed: Vec<u32> = Vec::new();
-        {
-            let mut flights = self.flights.lock();
-            for span in from..table.len() {
-                let first = *claimed.first().unwrap_or(&span);
-                let size = table.compressed(SpanId(span)).end - table.compressed(SpanId(first)).start;
-                if !claimed.is_empty() && size > bytes {
-                    break;
-                }
-                if self.change(SpanId(span), Word::claim).is_ok() {
-                    flights.insert(span, Arc::new(Flight::default()));
-                    claimed.push(span);
-                } else if !claimed.is_empty() {
-                    break;
-                }
-            }
-        }
-        let end = claimed.last()? + 1;
-        let mut handles = self.bring(&claimed, Priority::Fill);
-        Some((end, handles.pop()?))
+    /// Has everything brought, as long as this lives.
+    pub(crate) fn fill(self: &Arc<Self>) {
+        self.filling.store(true, Ordering::Release);
+        let table: Arc<dyn Wanting> = self.clone();
+        self.engine.fill(&table);
     }
 
-    /// Wishes for claimed spans, one wish a run of neighbours. Claims are given back if that cannot be done.
-    fn bring(&self, claimed: &[u32], priority: Priority) -> Vec<tokio::task::JoinHandle<()>> {
-        let mut handles = Vec::new();
-        let mut rest = claimed;
+    /// Has these spans brought before the others that nobody waits for, in this order. What the layer does not have
+    /// is ignored.
+    pub(crate) fn want(self: &Arc<Self>, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
+        let last = self.ztoc.spans().len().saturating_sub(1);
+        let known = spans.into_iter().map(|run| *run.start()..=(*run.end()).min(last));
+        let mut wanted = self.wanted.lock();
+        let room = MOST_WANTED.saturating_sub(wanted.len());
+        wanted.extend(known.flatten().take(room));
+        drop(wanted);
+        let table: Arc<dyn Wanting> = self.clone();
+        self.engine.fill(&table);
+    }
+
+    /// Claims the first run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else from
+    /// where a reader last was.
+    fn claim_run(&self, bytes: u64) -> Vec<u32> {
+        let count = self.ztoc.spans().len();
+        let mut flights = self.flights.lock();
+        let mut wanted = self.wanted.lock();
+        while let Some(first) = wanted.pop_front() {
+            let mut end = first + 1;
+            while wanted.front() == Some(&end) && self.compressed(first..end + 1) <= bytes {
+                wanted.pop_front();
+                end += 1;
+            }
+            let claimed = self.claim_within(&mut flights, first..end, bytes);
+            if let Some(last) = claimed.last() {
+                // A run of which somebody else has a part is not done with.
+                (last + 1..end).rev().for_each(|span| wanted.push_front(span));
+                return claimed;
+            }
+        }
+        drop(wanted);
+        if !self.filling.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let from = self.fill_from.load(Ordering::Acquire).min(count);
+        let mut claimed = self.claim_within(&mut flights, from..count, bytes);
+        if claimed.is_empty() {
+            claimed = self.claim_within(&mut flights, 0..from, bytes);
+        }
+        if let Some(last) = claimed.last() {
+            self.fill_from.store(last + 1, Ordering::Release);
+        }
+        claimed
+    }
+
+    /// Compressed bytes of a run of spans.
+    fn compressed(&self, spans: Range<u32>) -> u64 {
+        let table = self.ztoc.spans();
+        let end = table.compressed(SpanId(spans.end - 1)).end.0;
+        end.saturating_sub(table.compressed(SpanId(spans.start)).start.0)
+    }
+
+    fn claim_within(
+        &self,
+        flights: &mut HashMap<u32, Arc<Flight>>,
+        range: Range<u32>,
+        bytes: u64,
+    ) -> Vec<u32> {
+        let mut claimed: Vec<u32> = Vec::new();
+        for span in range {
+            let first = *claimed.first().unwrap_or(&span);
+            if !claimed.is_empty() && self.compressed(first..span + 1) > bytes {
+                break;
+            }
+            if self.change(SpanId(span), Word::claim).is_ok() {
+                flights.insert(span, Arc::new(Flight::default()));
+                claimed.push(span);
+            } else if !claimed.is_empty() {
+                break;
+            }
+        }
+        claimed
+    }
+
+    /// Wishes for claimed spans, one a run of neighbours. Claims are given back if there is nowhere to ask.
+    fn wishes(&self, claimed: &[u32], priority: Priority) -> Vec<Wish> {
         let sources: Vec<_> = self.sources.read().iter().map(|(_, source)| source.clone()).collect();
-        let landing = self.me.upgrade();
+        let landing = self.me.upgrade().filter(|_| !sources.is_empty());
+        let Some(landing) = landing else {
+            let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
+            claimed.iter().for_each(|span| self.landed(SpanId(*span), Err(error.clone())));
+            return Vec::new();
+        };
+        let mut wishes = Vec::new();
+        let mut rest = claimed;
         while let Some(first) = rest.first().copied() {
             let run = (first..).zip(rest).take_while(|(expected, span)| expected == *span).count();
             let end = first + u32::try_from(run).expect("not more than there are spans");
             rest = &rest[run..];
-            if let Some(landing) = landing.clone().filter(|_| !sources.is_empty()) {
-                let (sources, ztoc) = (sources.clone(), self.ztoc.clone());
-                handles.push(self.engine.wish(Wish { sources, ztoc, spans: first..end, priority, landing }));
-            } else {
-                let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
-                (first..end).for_each(|span| self.landed(SpanId(span), Err(error.clone())));
-            }
+            let (sources, ztoc, landing) = (sources.clone(), self.ztoc.clone(), landing.clone());
+            wishes.push(Wish { sources, ztoc, spans: first..end, priority, landing });
         }
-        handles
+        wishes
     }
 
     /// Ends a flight: the word first, so that whoever wakes, or looks for a flight and finds none, finds the new
@@ -416,6 +489,24 @@ impl Spans {
             let _ = flight.outcome.set(outcome);
             flight.landed.notify_waiters();
         }
+    }
+}
+
+impl Wanting for Spans {
+    fn heat(&self) -> u64 {
+        if self.wanted.lock().is_empty() { self.heat.load(Ordering::Acquire) } else { u64::MAX }
+    }
+
+    fn take_turn(&self, bytes: u64) -> Turn {
+        let done = self.missing() == 0 || self.files.store().nearly_full();
+        if done || !self.filling.load(Ordering::Acquire) && self.wanted.lock().is_empty() {
+            return Turn::Done;
+        }
+        if self.sources.read().is_empty() {
+            return Turn::Others;
+        }
+        let claimed = self.claim_run(bytes);
+        self.wishes(&claimed, Priority::Fill).pop().map_or(Turn::Others, Turn::Wish)
     }
 }
 

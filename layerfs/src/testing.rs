@@ -6,7 +6,7 @@ use flate2::{Compression, write::GzEncoder};
 use oci::{Digest, testing::FaultyBlob};
 use tokio::runtime::Handle;
 
-use crate::{Engine, Layer, LayerId, Limits, Store};
+use crate::{Engine, Layer, LayerId, Limits, Room, Store};
 
 /// Spans of this many uncompressed bytes or a little more.
 pub(crate) const SPAN: u64 = 64 << 10;
@@ -100,7 +100,8 @@ pub(crate) fn engine() -> Arc<Engine> {
 
 /// A store below `root`, the layer in it, and its blob as its source.
 pub(crate) fn opened(root: &Path, max_bytes: Option<u64>, made: &Made) -> Arc<Layer> {
-    let store = Store::open(root, max_bytes).expect("a folder for tests can be written");
+    let room = Room { max_bytes, ..Room::default() };
+    let store = Store::open(root, room).expect("a folder for tests can be written");
     let digest = Digest::sha256(&made.ztoc);
     let layer =
         Layer::create(&store, &engine(), &made.digest, &digest, &made.ztoc).expect("the layer is good");

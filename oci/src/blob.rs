@@ -31,6 +31,12 @@ pub trait Blob: Send + Sync + Debug {
     /// The bytes are not compared with the digest.
     fn read_range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;
 
+    /// How often its place has said so far that it has too much to do (429, 503): who sees the number grow asks
+    /// for less at once. Such answers are repeated here, so nothing else tells of them.
+    fn busy_answers(&self) -> u64 {
+        0
+    }
+
     /// The whole blob, in order, not compared with the digest.
     fn read_all(&self) -> BoxFuture<'_, Result<ByteStream, Error>>;
 }

@@ -5,8 +5,11 @@
 
 use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 
-use layerfs::Limits;
+use layerfs::{Limits, MinFree, Room};
 use toml::{Table, Value};
+
+/// Enough for a node to go on working, and little enough for a disk that is well used.
+const MIN_FREE: MinFree = MinFree::Bytes(2 << 30);
 
 /// What the daemon runs with.
 #[derive(Debug, Clone)]
@@ -21,8 +24,10 @@ pub struct Config {
     pub v1: bool,
     /// Bring in the background what nobody has asked for.
     pub fill: bool,
-    /// Uncompressed bytes of spans to keep on disk; `None` = no limit.
-    pub max_bytes: Option<u64>,
+    /// Bring first what an image's prefetch artifacts name. Nothing waits for it.
+    pub prefetch: bool,
+    /// What the store of spans may take of its disk.
+    pub room: Room,
     /// Limits of the fetch engine.
     pub limits: Limits,
 }
@@ -35,7 +40,8 @@ impl Default for Config {
             v2: true,
             v1: false,
             fill: true,
-            max_bytes: None,
+            prefetch: true,
+            room: Room { max_bytes: None, min_free: MIN_FREE },
             limits: Limits::default(),
         }
     }
@@ -65,7 +71,7 @@ const IGNORED: &[&str] = &[
     "fuse",
     "background_fetch",
     "content_store.type",
-    "prefetch",
+    "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack",
     "kubeconfig_keychain",
     "cri_keychain",
@@ -125,8 +131,16 @@ impl Config {
             "pull_modes.soci_v1.enable" => self.v1 = boolean(key, value)?,
             "pull_modes.soci_v2.enable" => self.v2 = boolean(key, value)?,
             "background_fetch.disable" => self.fill = !boolean(key, value)?,
+            "prefetch.enable" => self.prefetch = boolean(key, value)?,
+            "fill.max_bandwidth" => {
+                self.limits.fill_bandwidth = Some(number(key, value)?).filter(|bytes| *bytes > 0);
+            }
+            "fetch.hedge" => self.limits.hedge = boolean(key, value)?,
             "fill.enable" => self.fill = boolean(key, value)?,
-            "span_store.max_bytes" => self.max_bytes = Some(number(key, value)?).filter(|bytes| *bytes > 0),
+            "span_store.max_bytes" => {
+                self.room.max_bytes = Some(number(key, value)?).filter(|bytes| *bytes > 0);
+            }
+            "span_store.min_free" => self.room.min_free = min_free(key, value)?,
             "fetch.max_bytes_in_flight" => self.limits.max_bytes_in_flight = number(key, value)?.max(1),
             "fetch.max_requests" => {
                 self.limits.max_requests =
@@ -141,6 +155,14 @@ impl Config {
         }
         Ok(true)
     }
+}
+
+/// Bytes, or `"10%"`.
+fn min_free(key: &str, value: &Value) -> Result<MinFree, String> {
+    let Some(text) = value.as_str() else { return number(key, value).map(MinFree::Bytes) };
+    let part = text.strip_suffix('%').and_then(|part| part.trim().parse().ok()).filter(|part| *part <= 100);
+    part.map(MinFree::Percent)
+        .ok_or_else(|| format!("{key} must be a number of bytes, or a string like \"10%\""))
 }
 
 fn string<'a>(key: &str, value: &'a Value) -> Result<&'a str, String> {
@@ -174,14 +196,22 @@ mod tests {
             MaxRetries = 3
             [span_store]
             max_bytes = 1024
+            min_free = "10%"
+            [prefetch]
+            enable = false
+            [fill]
+            max_bandwidth = 5
             [fetch]
+            hedge = false
             read_timeout_sec = 7
             typo = 2
         "#;
         let (config, remarks) = Config::parse(text).unwrap();
         assert_eq!(config.containerd_address, PathBuf::from("/run/c.sock"));
         assert!(config.v1 && config.v2 && config.fill);
-        assert_eq!(config.max_bytes, Some(1024));
+        assert_eq!(config.room, Room { max_bytes: Some(1024), min_free: MinFree::Percent(10) });
+        assert_eq!(config.limits.fill_bandwidth, Some(5));
+        assert!(!config.prefetch && !config.limits.hedge);
         assert_eq!(config.limits.read_timeout, Duration::from_secs(7));
         let expected = [
             "debug has no effect in this implementation",
@@ -200,6 +230,7 @@ mod tests {
     fn wrong_types_are_named() {
         for (text, expected) in [
             ("[span_store]\nmax_bytes = -1", "span_store.max_bytes must be a whole number"),
+            ("[span_store]\nmin_free = \"much\"", "span_store.min_free must be a number of bytes, or"),
             ("[fill]\nenable = 1", "fill.enable must be true or false"),
             ("[content_store]\ncontainerd_address = 5", "containerd_address must be a string"),
             ("[fill", ""),

@@ -19,8 +19,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    config::Config, containerd::Containerd, images::Images, layers::Layers, plan::Modes, service::Door,
-    snapshotter::Snapshotter,
+    config::Config, containerd::Containerd, images::Images, layers::Layers, opening::Opening, plan::Modes,
+    service::Door, snapshotter::Snapshotter,
 };
 
 /// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
@@ -79,7 +79,7 @@ async fn serve(address: &str, root: &Path, config: &Config) -> anyhow::Result<()
 }
 
 fn build(root: &Path, config: &Config) -> anyhow::Result<Snapshotter> {
-    let store = layerfs::Store::open(root, config.max_bytes)?;
+    let store = layerfs::Store::open(root, config.room)?;
     let engine = Engine::new(tokio::runtime::Handle::current(), config.limits.clone());
     let slots = Slots::open(root.join("slots.json"))?;
     let connection = Connection::mount(&root.join("fuse"), slots, &store, &engine)?;
@@ -88,7 +88,8 @@ fn build(root: &Path, config: &Config) -> anyhow::Result<Snapshotter> {
     let modes = Modes { v1: config.v1, v2: config.v2 };
     let containerd = Containerd::new(config.containerd_address.clone());
     let images = Images::new(client, Arc::new(DockerConfig::from_env()), containerd, modes);
-    Ok(Snapshotter::new(root, images, layers, modes, config.min_layer_size)?)
+    let opening = Opening::new(layers.clone(), config.min_layer_size, config.prefetch);
+    Ok(Snapshotter::new(root, images, layers, opening, modes)?)
 }
 
 fn lock(root: &Path) -> anyhow::Result<fs::File> {

@@ -153,10 +153,11 @@ impl Lookup {
             Ok(None) => return Err((Reason::NoIndex, "no valid SOCI index found".into())),
             Err(e) => return Err((reason_of_index(&e), format!("no valid SOCI index found: {e}"))),
         };
-        let layers = manifest.layers().iter().map(|layer| (layer.digest, layer.clone())).collect();
+        let layers = manifest.layers().to_vec();
         let ztocs = index.ztocs.into_iter().collect();
+        let prefetch = index.prefetch.into_iter().collect();
         tracing::info!(digest = %index.digest, image = %request.image, "fetching SOCI artifacts using index descriptor");
-        Ok(Image { registry, contents: Contents { layers, ztocs } })
+        Ok(Image { registry, contents: Contents { layers, ztocs, prefetch } })
     }
 }
 

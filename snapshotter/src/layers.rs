@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use index::prefetch::Prefetch;
 use layerfs::{Connection, Engine, Inherited, Layer, LayerId, Store};
 use oci::{Descriptor, Registry, Store as _};
 use tokio::sync::Semaphore;
@@ -20,8 +21,12 @@ use crate::{reason::Reason, store::Lazy, sync::lock};
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
 const MAX_ZTOC_BYTES: u64 = 384 << 20;
+/// Bytes in a permit: a semaphore counts in 32 bits.
+const UNIT: u64 = 1024;
 /// A ztoc that takes longer is one that we do without.
 const ZTOC_LIMIT: Duration = Duration::from_secs(120);
+/// As many bytes as the most spans that an artifact may name take.
+const MAX_PREFETCH_BYTES: u64 = 16 << 20;
 /// Layers that are streamed whole at once: each holds a thread.
 const STREAMS: usize = 4;
 
@@ -40,6 +45,8 @@ pub(crate) struct Layers {
     open: Mutex<HashMap<LayerId, (Gate, Weak<Layer>)>>,
     shown: Mutex<HashMap<u32, Arc<Layer>>>,
     streams: Semaphore,
+    /// Bytes of ztocs on their way, in units.
+    ztocs: Semaphore,
     fill: bool,
 }
 
@@ -52,6 +59,7 @@ impl Layers {
             open: Mutex::default(),
             shown: Mutex::default(),
             streams: Semaphore::new(STREAMS),
+            ztocs: Semaphore::new((MAX_ZTOC_BYTES / UNIT) as usize),
             fill,
         }
     }
@@ -129,6 +137,8 @@ impl Layers {
         if ztoc.size > MAX_ZTOC_BYTES {
             return Err((Reason::ZtocInvalid, format!("ztoc {} has {} bytes", ztoc.digest, ztoc.size)));
         }
+        let room = u32::try_from(ztoc.size.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let _room = self.ztocs.acquire_many(room).await.map_err(|e| (Reason::Internal, e.to_string()))?;
         let fetch = tokio::time::timeout(ZTOC_LIMIT, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
         let bytes = fetch
             .await
@@ -163,8 +173,33 @@ impl Layers {
         Ok(self.sourced(streamed, registry, layer))
     }
 
+    /// Has what the artifact names brought first. Nobody waits for it, and nothing fails without it.
+    pub(crate) async fn replay(&self, registry: &Registry, layer: &Layer, artifact: &Descriptor) {
+        let read = async {
+            let bytes = registry.blob_bytes(artifact, MAX_PREFETCH_BYTES).await.map_err(|e| e.to_string())?;
+            Prefetch::parse(&bytes).map_err(|e| e.to_string())
+        };
+        match read.await {
+            Ok(prefetch) => {
+                let of = |run: &index::prefetch::Spans| {
+                    Some(u32::try_from(run.start).ok()?..=u32::try_from(run.end).ok()?)
+                };
+                let mut runs = prefetch.spans.clone();
+                runs.sort_by_key(|run| run.priority);
+                layer.want(runs.iter().filter_map(of));
+                tracing::info!(layer = %layer.digest(), digest = %artifact.digest, "Successfully loaded prefetch artifact");
+            }
+            Err(error) => {
+                tracing::warn!(layer = %layer.digest(), digest = %artifact.digest, error, "no prefetch");
+            }
+        }
+    }
+
     fn sourced(&self, opened: Arc<Layer>, registry: &Registry, layer: &Descriptor) -> Arc<Layer> {
         opened.add_source(&registry.name(), registry.blob(&layer.digest, Some(layer.size)));
+        if self.fill {
+            opened.start_fill();
+        }
         self.note(&opened);
         opened
     }
@@ -203,6 +238,11 @@ impl Layers {
             tracing::warn!(slot, %error, "hide a slot");
         }
         let Some(layer) = lock(&self.shown).remove(&slot) else { return };
+        self.forget(layer);
+    }
+
+    /// What is stored of a layer goes, unless somebody else has it open.
+    pub(crate) fn forget(&self, layer: Arc<Layer>) {
         let id = *layer.id();
         drop(layer);
         // Who is just opening it has the gate, and keeps what is there.

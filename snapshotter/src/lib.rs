@@ -12,6 +12,7 @@ mod service;
 mod snapshotter;
 mod images;
 mod layers;
+mod opening;
 mod plan;
 mod overlay;
 mod filter;

@@ -34,8 +34,11 @@ pub(crate) enum Second {
 /// An image that has an index: its layers by digest, and the ztocs of those that have one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Contents {
-    pub(crate) layers: HashMap<Digest, Descriptor>,
+    /// Lowest first.
+    pub(crate) layers: Vec<Descriptor>,
     pub(crate) ztocs: HashMap<Digest, Descriptor>,
+    /// Artifacts that say what is read first, by layer.
+    pub(crate) prefetch: HashMap<Digest, Descriptor>,
 }
 
 /// Which ways to an index are open.
@@ -57,12 +60,12 @@ pub(crate) fn first(asked: Asked, modes: Modes) -> First {
     }
 }
 
-pub(crate) fn second(contents: &Contents, request: &LayerRequest, min_layer_size: u64) -> Second {
+pub(crate) fn second(contents: &Contents, layer: &Digest, min_layer_size: u64) -> Second {
     // A layer that the manifest does not have is not one of this image, whatever the label says.
-    let Some(layer) = contents.layers.get(&request.layer).cloned() else {
+    let Some(layer) = contents.layers.iter().find(|known| known.digest == *layer).cloned() else {
         return Second::Leave(Reason::IndexInvalid);
     };
-    let reason = match contents.ztocs.get(&request.layer) {
+    let reason = match contents.ztocs.get(&layer.digest) {
         Some(_) if layer.size < min_layer_size => Reason::BelowMinSize,
         Some(ztoc) => return Second::Lazy { layer: layer.into(), ztoc: ztoc.clone().into() },
         None => Reason::NoZtoc,
@@ -130,7 +133,7 @@ mod tests {
         let layers = [("big", gzip, 100), ("small", gzip, 10), ("bare", gzip, 100), ("zstd", zstd, 100)];
         let mut contents = Contents::default();
         for (name, media_type, size) in layers {
-            contents.layers.insert(digest(name), Descriptor::new(media_type, digest(name), size));
+            contents.layers.push(Descriptor::new(media_type, digest(name), size));
         }
         let ztoc = Descriptor::new("application/octet-stream", digest("ztoc"), 5);
         for name in ["big", "small"] {
@@ -144,7 +147,7 @@ mod tests {
             ("stranger", Err(Reason::IndexInvalid)),
         ];
         for (name, expected) in rows {
-            let found = match second(&contents, &request(name), 50) {
+            let found = match second(&contents, &digest(name), 50) {
                 Second::Lazy { ztoc: found, .. } => {
                     assert_eq!(*found, ztoc);
                     Ok(None)

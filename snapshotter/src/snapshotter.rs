@@ -14,32 +14,22 @@ use std::{
 };
 
 use layerfs::{Below, Inherited, Layer};
-use oci::{Descriptor, Registry};
+use oci::Registry;
 use tokio::task::block_in_place;
 
 use crate::{
     error::{Error, ErrorKind},
     filter,
-    images::{Image, Images},
+    images::Images,
     labels::{self, LayerRequest},
     layers::{Layers, Refusal},
+    opening::{Opened, Opening},
     overlay::{self, Mount, Use},
-    plan::{self, First, Modes, Second},
+    plan::{self, First, Modes},
     reason::Reason,
     store::{Commit, Kind, Lazy, Record, Store},
     sync::lock,
 };
-
-/// A layer that can be shown.
-struct Opened {
-    layer: Arc<Layer>,
-    /// As the image's manifest has it.
-    descriptor: Descriptor,
-    /// The index's ztoc, where that is what it was opened with.
-    ztoc: Option<Descriptor>,
-    /// Set when it is not lazy, but was streamed whole.
-    reason: Option<Reason>,
-}
 
 /// The snapshotter behind the gRPC door.
 pub(crate) struct Snapshotter {
@@ -47,9 +37,9 @@ pub(crate) struct Snapshotter {
     folders: PathBuf,
     store: Store,
     images: Images,
+    opening: Arc<Opening>,
     layers: Arc<Layers>,
     modes: Modes,
-    min_layer_size: u64,
     /// Held from showing a layer to recording who stands on its slot, and from forgetting that to hiding it: in
     /// between, a slot that is about to be used looks unused.
     placing: Mutex<()>,
@@ -64,8 +54,8 @@ impl Snapshotter {
         root: &Path,
         images: Images,
         layers: Arc<Layers>,
+        opening: Arc<Opening>,
         modes: Modes,
-        min_layer_size: u64,
     ) -> Result<Self, Error> {
         let home = root.join("snapshotter");
         let folders = home.join("snapshots");
@@ -84,9 +74,9 @@ impl Snapshotter {
             folders,
             store,
             images,
+            opening,
             layers,
             modes,
-            min_layer_size,
             placing: Mutex::default(),
             making: Mutex::default(),
             overlay_options,
@@ -339,30 +329,7 @@ impl Snapshotter {
         // containerd's keys are `<namespace>/<counter>/<name>`; the header may be missing.
         let namespace = key.split_once('/').map_or("default", |(namespace, _)| namespace);
         let image = self.images.image(namespace, request).await?;
-        match plan::second(&image.contents, request, self.min_layer_size) {
-            Second::Lazy { layer, ztoc } => match self.layers.lazy(&image.registry, &layer, &ztoc).await {
-                Ok(opened) => {
-                    let ztoc = opened.id().ztoc.map(|_| *ztoc);
-                    Ok(Opened { layer: opened, descriptor: *layer, ztoc, reason: None })
-                }
-                Err((reason, why)) => {
-                    tracing::warn!(key, %reason, why, "the layer cannot be lazy; it is fetched whole");
-                    self.whole(&image, plan::whole(*layer, reason)).await
-                }
-            },
-            second => self.whole(&image, second).await,
-        }
-    }
-
-    async fn whole(&self, image: &Image, second: Second) -> Result<Opened, Refusal> {
-        match second {
-            Second::Stream { layer, compression, reason } => {
-                let opened = self.layers.stream(&image.registry, &layer, compression).await?;
-                Ok(Opened { layer: opened, descriptor: *layer, ztoc: None, reason: Some(reason) })
-            }
-            Second::Lazy { .. } => Err((Reason::Internal, "a lazy layer is not fetched whole".into())),
-            Second::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
-        }
+        self.opening.open(&image, &request.layer).await
     }
 
     /// The attributes of directories that the layer implies: those that a plain unpacking would have taken

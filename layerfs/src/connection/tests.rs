@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::Connection;
 use crate::{
-    Engine, Layer, Slots, Store,
+    Engine, Layer, Room, Slots, Store,
     testing::{Made, Tar, engine, made, noise},
 };
 
@@ -31,7 +31,7 @@ impl Lab {
     }
 
     fn below(root: TempDir) -> Self {
-        let (store, engine) = (Store::open(root.path(), None).unwrap(), engine());
+        let (store, engine) = (Store::open(root.path(), Room::default()).unwrap(), engine());
         let slots = Slots::open(root.path().join("slots.json")).unwrap();
         let connection = Connection::mount(&root.path().join("fuse"), slots, &store, &engine)
             .expect("these tests need root and /dev/fuse");

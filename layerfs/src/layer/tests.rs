@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{Answer, Layer};
 use crate::{
-    Error, ErrorKind, LayerId, Store,
+    Error, ErrorKind, LayerId, MinFree, Room, Store,
     testing::{Made, Tar, engine, made, noise, opened},
     tree::NodeId,
 };
@@ -126,7 +126,7 @@ async fn a_source_that_refuses_is_an_error_at_once_and_good_again_later() {
 async fn a_layer_without_a_source_says_so() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let store = Store::open(root.path(), None).unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
     let digest = oci::Digest::sha256(&made.ztoc);
     let layer = Layer::create(&store, &engine(), &made.digest, &digest, &made.ztoc).unwrap();
     assert_eq!(read(&layer, "f1", 0, 10).await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -142,7 +142,7 @@ async fn fill_brings_everything_and_another_process_finds_it() {
         tokio::task::yield_now().await;
     }
     drop(layer);
-    let store = Store::open(root.path(), None).unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
     let again = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert_eq!(again.spans().1, 0);
     assert_whole(&again).await;
@@ -187,7 +187,7 @@ async fn after_an_unclean_stop_a_damaged_ztoc_is_not_used() {
     ztoc.write_all_at(&[7], 40_000).unwrap();
     another_boot(root.path());
     for _ in 0..2 {
-        let store = Store::open(root.path(), None).unwrap();
+        let store = Store::open(root.path(), Room::default()).unwrap();
         assert!(Layer::stored(&store, &engine(), &made.id()).unwrap().is_none());
     }
 }
@@ -200,9 +200,9 @@ async fn an_orderly_stop_is_believed_on_another_boot() {
     read(&layer, "f0", 0, 1 << 20).await.unwrap();
     let missing = layer.spans().1;
     drop(layer);
-    Store::open(root.path(), None).unwrap().close().unwrap();
+    Store::open(root.path(), Room::default()).unwrap().close().unwrap();
     another_boot(root.path());
-    let store = Store::open(root.path(), None).unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
     let layer = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert!(layer.spans().1 <= missing, "read-ahead may have landed since");
     assert!(is_ready(&layer, "f0"));
@@ -241,7 +241,7 @@ async fn the_store_keeps_its_limit_and_every_read_is_right() {
 async fn a_layer_without_a_ztoc_is_streamed_whole() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let store = Store::open(root.path(), None).unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
     let gzip = ztoc::Compression::Gzip;
     made.blob.fail_next(BlobFault::Lie);
     let refused = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await;
@@ -276,7 +276,7 @@ async fn a_table_of_files_that_lies_about_a_file_is_an_error_for_that_file() {
         bytes[at + 4] = b'b';
     };
     swap(&mut lying);
-    let store = Store::open(root.path(), None).unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
     let digest = oci::Digest::sha256(&lying);
     let layer = Layer::create(&store, &engine(), &other.digest, &digest, &lying).unwrap();
     layer.add_source("origin", other.blob.clone());
@@ -290,7 +290,7 @@ fn a_ztoc_that_is_none_is_refused() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), None).unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
     let digest = oci::Digest::sha256(b"layer");
     let refused = Layer::create(&store, &engine(), &digest, &oci::Digest::sha256(b"junk"), b"junk");
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
@@ -309,7 +309,7 @@ async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
     data.write_all_at(&[0; 1000], 500_000).unwrap();
     another_boot(root.path());
     // It opens the store and is killed before it comes to the layer.
-    drop(Store::open(root.path(), None).unwrap());
+    drop(Store::open(root.path(), Room::default()).unwrap());
     let layer = opened(root.path(), None, &made);
     assert_whole(&layer).await;
 }
@@ -378,4 +378,38 @@ async fn readers_of_a_store_that_is_far_too_small_are_always_right() {
             reader.await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn a_disk_with_too_little_room_is_not_filled_and_every_read_is_right() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let room = Room { min_free: MinFree::Bytes(u64::MAX), ..Room::default() };
+    let store = Store::open(root.path(), room).unwrap();
+    let ztoc = oci::Digest::sha256(&made.ztoc);
+    let layer = Layer::create(&store, &engine(), &made.digest, &ztoc, &made.ztoc).unwrap();
+    layer.add_source("origin", made.blob.clone());
+    layer.start_fill();
+    for _ in 0..2 {
+        assert_whole(&layer).await;
+    }
+    let (all, missing) = layer.spans();
+    assert!(all - missing <= 8, "{} of {all} spans are kept", all - missing);
+}
+
+#[tokio::test]
+async fn what_is_wanted_comes_and_nothing_else() {
+    let root = TempDir::new().unwrap();
+    let layer = opened(root.path(), None, &layer_of_files());
+    let (all, _) = layer.spans();
+    layer.want([2..=3, 7..=7, 3..=4, all..=u32::MAX, u32::MAX..=u32::MAX]);
+    while layer.spans().1 > all - 4 {
+        tokio::task::yield_now().await;
+    }
+    // A span more would be on its way by now: the four came in three requests.
+    layer.want([0..=0]);
+    while layer.spans().1 > all - 5 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(layer.spans().1, all - 5);
 }

@@ -4,6 +4,7 @@
 //! compared with the one asked for, lengths are exact, and a server that ignores ranges is understood.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,10 @@ impl Blob for RemoteBlob {
             }
             Reading::begin(self.inner.clone(), Wanted { next: range.start, end: Some(range.end) }).await
         })
+    }
+
+    fn busy_answers(&self) -> u64 {
+        self.inner.session.busy.load(Ordering::Relaxed)
     }
 
     fn read_all(&self) -> BoxFuture<'_, Result<ByteStream, Error>> {
@@ -226,6 +231,7 @@ impl Inner {
         match client.send(request, client.options.header_timeout, &self.doing()).await {
             Ok(response) if response.status().is_success() => Some(response),
             Ok(response) => {
+                self.session.note(response.status());
                 debug!(status = %response.status(), "location is no longer good");
                 None
             }

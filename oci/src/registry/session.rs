@@ -5,6 +5,7 @@
 //! after a new login (once), and after connection errors, 408, 429 and 5xx (a bounded number of times, with
 //! pauses), unless its body was a stream and is gone.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -98,12 +99,14 @@ pub(super) struct Session {
     pub(super) client: Client,
     pub(super) endpoint: Endpoint,
     pub(super) repository: String,
+    /// Answers that said 429 or 503.
+    pub(super) busy: AtomicU64,
     auth: Auth,
 }
 
 impl Session {
     pub(super) fn new(client: Client, endpoint: Endpoint, repository: String, auth: Auth) -> Session {
-        Session { client, endpoint, repository, auth }
+        Session { client, endpoint, repository, busy: AtomicU64::new(0), auth }
     }
 
     /// `registry/repository`, for messages.
@@ -151,6 +154,7 @@ impl Session {
                 }
             };
             let status = answer.response.status();
+            self.note(status);
             if is_passing(status)
                 && request.payload.can_repeat()
                 && backoff.again(retry_after(answer.response.headers())).await
@@ -174,6 +178,13 @@ impl Session {
                 }
                 _ => return Err(error),
             }
+        }
+    }
+
+    /// Counts what says that the other side has too much to do.
+    pub(super) fn note(&self, status: StatusCode) {
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            self.busy.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -1,0 +1,162 @@
+//! One request: a range of compressed bytes in, its spans out, each as soon as its last byte has arrived.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use oci::Blob;
+use tokio::{task::JoinSet, time::Instant};
+use ztoc::{SpanId, Ztoc};
+
+use super::{Engine, Flow, Priority};
+use crate::{
+    budget::Permit,
+    error::{Error, ErrorKind},
+};
+
+impl Engine {
+    /// One request for what has not landed of a wish, to the source of that number. In the room of `permit` if it
+    /// is given.
+    pub(super) async fn attempt(
+        &self,
+        flow: &Arc<Flow>,
+        source: usize,
+        permit: Option<Permit>,
+    ) -> Result<(), Error> {
+        let Some(first) = flow.next() else { return Ok(()) };
+        let wish = &flow.wish;
+        let range = wish.range_from(first);
+        let bytes = range.end.saturating_sub(range.start);
+        let window = self.line.lock().window();
+        let mut permit = match (permit, wish.priority) {
+            (Some(permit), _) => permit,
+            (None, Priority::Demand) => self.budget.demand(bytes).await,
+            (None, Priority::Fill) => self.budget.fill(bytes, window).await,
+        };
+        let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
+        let blob = &wish.sources[source];
+        let asked = Instant::now();
+        let mut work = JoinSet::new();
+        let received = async {
+            let mut stream = self.open(blob, range).await.map_err(|e| Error::blob(doing(), e))?;
+            let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
+            while let Some(chunk) = stream.next().await {
+                let chunk = chunk.map_err(|e| Error::blob(doing(), e))?;
+                permit.arrived(chunk.len() as u64);
+                self.line.lock().arrived(Instant::now(), chunk.len() as u64);
+                cutter.push(&chunk, |span, body| self.work(&mut work, flow, span, body));
+            }
+            if cutter.is_done() {
+                return Ok(());
+            }
+            Err(Error::new(ErrorKind::Unreachable, format!("{}: the stream ended early", doing())))
+        }
+        .await;
+        let received_in = asked.elapsed().as_millis();
+        // What has arrived counts, whatever became of the rest.
+        let mut outcome = received;
+        while let Some(joined) = work.join_next().await {
+            let worked = joined.map_err(|e| Error::with(ErrorKind::Corrupt, "inflate span", e)).flatten();
+            // A span that is wrong says more than a line that broke behind it.
+            if worked.is_err() {
+                outcome = worked;
+            }
+        }
+        let (took, priority) = (asked.elapsed().as_millis(), wish.priority);
+        tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, window, received_in, took, "asked");
+        outcome
+    }
+
+    async fn open(&self, blob: &Arc<dyn Blob>, range: Range<u64>) -> Result<oci::ByteStream, oci::Error> {
+        let busy = blob.busy_answers();
+        let asked = Instant::now();
+        let stream = blob.read_range(range).await;
+        let was_busy = blob.busy_answers() != busy;
+        self.budget.answered(was_busy);
+        if stream.is_ok() && !was_busy {
+            self.line.lock().answered(asked.elapsed());
+        }
+        stream
+    }
+
+    /// Verifies and inflates a span, and lands it, on a thread that may block.
+    fn work(&self, work: &mut JoinSet<Result<(), Error>>, flow: &Arc<Flow>, span: SpanId, body: Vec<u8>) {
+        let (flow, budget) = (flow.clone(), self.budget.clone());
+        let range = flow.wish.ztoc.spans().uncompressed(span);
+        let bytes = range.end.0.saturating_sub(range.start.0);
+        work.spawn_on(
+            async move {
+                let room = budget.inflating(bytes, flow.wish.priority == Priority::Fill).await;
+                let inflated = tokio::task::spawn_blocking(move || {
+                    let mut out = Vec::new();
+                    let inflated = flow.wish.ztoc.inflate_span(span, &body, &mut out);
+                    drop(body);
+                    let landed = inflated.map(|()| flow.land(span.0, out)).map_err(|error| {
+                        let layer = flow.wish.digest();
+                        Error::ztoc(format!("verify span {} of layer {layer}", span.0), error)
+                    });
+                    drop(room);
+                    landed
+                });
+                inflated.await.map_err(|e| Error::with(ErrorKind::Corrupt, "inflate span", e))?
+            },
+            self.runtime(),
+        );
+    }
+}
+
+/// Cuts the bytes of a run of spans into spans. Two neighbours may share a byte (the deflate block of the second
+/// begins within it), and there may be bytes between them that belong to neither.
+struct Cutter<'a> {
+    ztoc: &'a Ztoc,
+    spans: Range<u32>,
+    /// Compressed offset of the next byte to come.
+    at: u64,
+    body: Vec<u8>,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(ztoc: &'a Ztoc, spans: Range<u32>) -> Self {
+        let at = ztoc.spans().compressed(SpanId(spans.start)).start.0;
+        Self { ztoc, spans, at, body: Vec::new() }
+    }
+
+    fn is_done(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    fn push(&mut self, chunk: &Bytes, mut whole: impl FnMut(SpanId, Vec<u8>)) {
+        let table = self.ztoc.spans();
+        let mut chunk = &chunk[..];
+        while let Some(span) = self.spans.clone().next() {
+            let range = table.compressed(SpanId(span));
+            let between = to_usize(range.start.0.saturating_sub(self.at)).min(chunk.len());
+            chunk = &chunk[between..];
+            self.at += between as u64;
+            let length = to_usize(range.end.0.saturating_sub(range.start.0));
+            if self.body.capacity() < length {
+                self.body.reserve_exact(length - self.body.len());
+            }
+            let missing = length.saturating_sub(self.body.len()).min(chunk.len());
+            self.body.extend_from_slice(&chunk[..missing]);
+            chunk = &chunk[missing..];
+            self.at += missing as u64;
+            if self.body.len() < length || self.at < range.start.0 {
+                return;
+            }
+            self.spans.start += 1;
+            let body = std::mem::take(&mut self.body);
+            if !self.spans.is_empty() {
+                // What the next one shares with this one has arrived already.
+                let next = table.compressed(SpanId(span + 1)).start.0;
+                let shared = to_usize(self.at.saturating_sub(next)).min(body.len());
+                self.body.extend_from_slice(&body[body.len() - shared..]);
+            }
+            whole(SpanId(span), body);
+        }
+    }
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a range of one request fits into memory")
+}

@@ -1,0 +1,210 @@
+//! What nobody waits for: brought by the engine itself, a run of spans at a time, of the layer where a reader last
+//! had to wait, from that place on; of the others in turn.
+//!
+//! It does not wait until the readers are done. As long as a program may be starting, just so much is on its
+//! way as keeps the line busy (`pace`), so that a reader's request queues behind milliseconds; when it has been
+//! quiet for a while the requests get larger and fewer. A failure ends nothing: its layer waits, longer each
+//! time. What nobody asked for must not push out what readers need: a store that is nearly full ends the fill
+//! of its layers.
+
+use std::{
+    cmp::Reverse,
+    fmt::Debug,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{Engine, Wish};
+use crate::sync::Mutex;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Others are bringing what is missing: looked at again soon.
+const OTHERS: Duration = Duration::from_millis(100);
+/// A program whose reads had all what they wanted for so long has started.
+const STARTED: Duration = Duration::from_secs(5);
+/// Compressed bytes of one request, while a program may be starting and afterwards.
+const SMALL: u64 = 1 << 20;
+const LARGE: u64 = 8 << 20;
+
+/// What a table of spans answers when it is its turn.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// To be brought; claimed.
+    Wish(Wish),
+    /// What is missing is being brought already.
+    Others,
+    /// Nothing is missing, or nothing may be brought.
+    Done,
+}
+
+/// Something that has spans missing that nobody has asked for.
+pub(crate) trait Wanting: Send + Sync + Debug {
+    /// When a reader last had to wait here: larger is later, 0 is never.
+    fn heat(&self) -> u64;
+
+    /// Claims a run of missing spans of about `bytes` compressed bytes.
+    fn take_turn(&self, bytes: u64) -> Turn;
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    table: Weak<dyn Wanting>,
+    not_before: Instant,
+    pause: Duration,
+    /// Number of its last turn.
+    served: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: Vec<Entry>,
+    next: u64,
+}
+
+/// All layers that have something missing.
+#[derive(Debug, Default)]
+pub(super) struct Background {
+    queue: Mutex<Queue>,
+    changed: Arc<Notify>,
+}
+
+enum Pick {
+    Table(u64, Arc<dyn Wanting>),
+    Later(Instant),
+    Empty,
+}
+
+/// When there is something to do again.
+enum Next {
+    Now,
+    At(Instant),
+    Stirred,
+}
+
+impl Background {
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
+    /// One that is there already has something new to do.
+    pub(super) fn add(&self, table: &Arc<dyn Wanting>) {
+        let mut queue = self.queue.lock();
+        let table = Arc::downgrade(table);
+        let now = Instant::now();
+        if let Some(entry) = queue.entries.iter_mut().find(|entry| entry.table.ptr_eq(&table)) {
+            entry.not_before = now;
+        } else {
+            queue.next += 1;
+            let number = queue.next;
+            queue.entries.push(Entry { number, table, not_before: now, pause: FIRST_PAUSE, served: 0 });
+        }
+        drop(queue);
+        self.changed.notify_one();
+    }
+
+    /// The hottest of those that may; of equal ones the one that was served longest ago.
+    fn pick(&self, now: Instant) -> Pick {
+        let mut queue = self.queue.lock();
+        queue.entries.retain(|entry| entry.table.strong_count() > 0);
+        let Some(first) = queue.entries.iter().map(|entry| entry.not_before).min() else {
+            return Pick::Empty;
+        };
+        let ready = queue.entries.iter().filter(|entry| entry.not_before <= now);
+        let ready = ready.filter_map(|entry| Some((entry.table.upgrade()?, entry)));
+        match ready.max_by_key(|(table, entry)| (table.heat(), Reverse(entry.served))) {
+            Some((table, entry)) => Pick::Table(entry.number, table),
+            None => Pick::Later(first),
+        }
+    }
+
+    fn change(&self, number: u64, change: impl FnOnce(&mut Entry)) {
+        let mut queue = self.queue.lock();
+        queue.next += 1;
+        let turn = queue.next;
+        if let Some(entry) = queue.entries.iter_mut().find(|entry| entry.number == number) {
+            entry.served = turn;
+            change(entry);
+        }
+    }
+
+    fn ended(&self, number: u64, well: bool) {
+        self.change(number, |entry| {
+            if well {
+                entry.pause = FIRST_PAUSE;
+            } else {
+                entry.not_before = Instant::now() + entry.pause;
+                entry.pause = (entry.pause * 2).min(LONGEST_PAUSE);
+            }
+        });
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.changed.notify_one();
+    }
+}
+
+/// Runs as long as the engine, which it does not hold while there is nothing to do.
+pub(super) async fn run(engine: Weak<Engine>, changed: Arc<Notify>) {
+    let mut bandwidth_free = Instant::now();
+    loop {
+        let next = match engine.upgrade() {
+            Some(engine) => engine.turn(&mut bandwidth_free).await,
+            None => return,
+        };
+        match next {
+            Next::Now => {}
+            Next::At(when) => tokio::select! {
+                () = tokio::time::sleep_until(when) => {}
+                () = changed.notified() => {}
+            },
+            Next::Stirred => changed.notified().await,
+        }
+    }
+}
+
+impl Engine {
+    /// One run of one layer, when there is room for it.
+    async fn turn(self: &Arc<Self>, bandwidth_free: &mut Instant) -> Next {
+        match self.background.pick(Instant::now()) {
+            Pick::Empty => return Next::Stirred,
+            Pick::Later(when) => return Next::At(when),
+            Pick::Table(..) if *bandwidth_free > Instant::now() => return Next::At(*bandwidth_free),
+            Pick::Table(..) => {}
+        }
+        let window = self.line.lock().window();
+        let (bytes, window) = match self.quiet() < STARTED {
+            true => ((window / 4).clamp(SMALL, LARGE), window),
+            false => (LARGE, window.max(2 * LARGE)),
+        };
+        let mut permit = self.budget.fill(bytes, window).await;
+        // Chosen last: a reader may have had to wait meanwhile.
+        let Pick::Table(number, table) = self.background.pick(Instant::now()) else { return Next::Now };
+        match table.take_turn(bytes) {
+            Turn::Wish(wish) => {
+                permit.resize(wish.bytes());
+                if let Some(bandwidth) = self.limits.fill_bandwidth {
+                    let takes = Duration::from_secs_f64(wish.bytes() as f64 / bandwidth.max(1) as f64);
+                    *bandwidth_free = (*bandwidth_free).max(Instant::now()) + takes;
+                }
+                self.background.change(number, |_| {});
+                let engine = self.clone();
+                self.runtime.spawn(async move {
+                    let well = engine.brought(wish, Some(permit)).await;
+                    engine.background.ended(number, well);
+                });
+            }
+            Turn::Others => {
+                let later = Instant::now() + OTHERS;
+                self.background.change(number, |entry| entry.not_before = later);
+            }
+            Turn::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
+        }
+        Next::Now
+    }
+}
