@@ -6,15 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{pace::Allowance, sync::Mutex};
-
-/// Bytes in a permit: a semaphore counts to 2^61 permits, but acquires 2^32 at once.
-const UNIT: u64 = 4096;
 
 /// What the engine may use at once. Sizes in bytes.
 #[derive(Debug, Clone)]
@@ -62,11 +56,6 @@ pub(crate) struct Budget {
     state: Mutex<State>,
     changed: Notify,
     max_bytes: u64,
-    /// Uncompressed bytes of spans between the inflater and the disk.
-    plain: Arc<Semaphore>,
-    plain_permits: u32,
-    /// Spans that are inflated with nobody waiting: half the cores, so that a program that starts has one.
-    idle: Arc<Semaphore>,
 }
 
 /// Room for one request; given back when dropped.
@@ -88,16 +77,8 @@ impl Drop for Streaming {
     }
 }
 
-/// Room for one span that is being inflated; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Inflating {
-    _held: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
-}
-
 impl Budget {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let plain_permits = u32::try_from(limits.max_bytes_in_flight / UNIT).unwrap_or(u32::MAX).max(1);
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             state: Mutex::new(State {
                 requests: 0,
@@ -108,9 +89,6 @@ impl Budget {
             }),
             changed: Notify::new(),
             max_bytes: limits.max_bytes_in_flight,
-            plain: Arc::new(Semaphore::new(plain_permits as usize)),
-            plain_permits,
-            idle: Arc::new(Semaphore::new(cores)),
         }
     }
 
@@ -128,7 +106,9 @@ impl Budget {
     pub(crate) async fn fill(self: &Arc<Self>, bytes: u64, window: u64) -> Permit {
         let mut permit = self
             .take(bytes, |state| {
-                let room = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
+                // Not much more than the threads that inflate get through soon: what is chosen later is chosen better.
+                let most = (self.max_bytes / 4 * 3).min(window.saturating_mul(3));
+                let room = state.held == 0 || state.held.saturating_add(bytes) <= most;
                 let allowed = state.allowance.now();
                 room && state.streams == 0
                     && state.coming < window
@@ -161,14 +141,6 @@ impl Budget {
     pub(crate) fn stream(self: &Arc<Self>) -> Streaming {
         self.state.lock().streams += 1;
         Streaming(self.clone())
-    }
-
-    /// For a span of `bytes` uncompressed bytes, before it is inflated.
-    pub(crate) async fn inflating(&self, bytes: u64, idle: bool) -> Inflating {
-        // One that is larger than everything allowed takes everything: it runs, alone.
-        let permits = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.plain_permits);
-        let turn = if idle { Some(take(&self.idle, 1).await) } else { None };
-        Inflating { _held: (take(&self.plain, permits).await, turn) }
     }
 
     /// A request was answered; `busy` when the server said that it has too much to do.
@@ -213,8 +185,4 @@ impl Drop for Permit {
         drop(state);
         self.budget.changed.notify_waiters();
     }
-}
-
-async fn take(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
-    semaphore.clone().acquire_many_owned(permits).await.expect("no semaphore of a budget is ever closed")
 }

@@ -2,7 +2,7 @@
 //!
 //! A wish is a run of neighbouring spans of one layer, asked for as one range. Each span is cut out of the
 //! stream as soon as its last byte has arrived (`attempt`), verified against its digest and inflated on a thread
-//! for such work, and handed to whoever wished for it, while the rest of the range is still coming. What could
+//! for such work (`inflate`), and handed to whoever wished for it, while the rest of the range is still coming. What could
 //! not be had is handed over as an error: every span of a wish lands, and one that lands twice is ignored the
 //! second time.
 //!
@@ -16,6 +16,7 @@
 
 mod attempt;
 mod background;
+mod inflate;
 
 use std::{
     fmt::Debug,
@@ -40,6 +41,7 @@ use crate::{
 
 use background::Background;
 pub(crate) use background::{Turn, Wanting};
+use inflate::Inflaters;
 
 /// A digest that stays wrong this often is not a fault of the line.
 const WRONG_DIGESTS: u32 = 3;
@@ -61,6 +63,9 @@ pub(crate) enum Priority {
 
 /// Takes what a wish brings. Called on threads that may block.
 pub(crate) trait Landing: Send + Sync + Debug {
+    /// Whether a reader waits for `span`.
+    fn is_awaited(&self, span: SpanId) -> bool;
+
     fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>);
 }
 
@@ -125,6 +130,7 @@ pub struct Engine {
     runtime: Handle,
     limits: Limits,
     budget: Arc<Budget>,
+    inflaters: Arc<Inflaters>,
     line: Mutex<Line>,
     background: Background,
     /// Bytes that may be asked for a second time.
@@ -146,6 +152,7 @@ impl Engine {
     pub fn new(runtime: Handle, limits: Limits) -> Arc<Self> {
         let engine = Arc::new(Self {
             budget: Arc::new(Budget::new(&limits)),
+            inflaters: Inflaters::new(runtime.clone(), limits.max_bytes_in_flight),
             runtime,
             limits,
             line: Mutex::default(),
@@ -191,6 +198,11 @@ impl Engine {
     pub(crate) fn wish(self: &Arc<Self>, wish: Wish) {
         let engine = self.clone();
         self.runtime.spawn(async move { engine.brought(wish, None).await });
+    }
+
+    /// Somebody began to wait for what is on its way already.
+    pub(crate) fn hurry(&self) {
+        self.inflaters.start();
     }
 
     /// When a reader last had to wait, in milliseconds since the engine began; at least 1.

@@ -353,6 +353,9 @@ impl Spans {
         if !waits.is_empty() {
             self.heat.store(self.engine.demanded(), Ordering::Release);
         }
+        if waits.len() > claimed.len() {
+            self.engine.hurry();
+        }
         for wish in self.wishes(&claimed, Priority::Demand) {
             self.engine.wish(wish);
         }
@@ -517,6 +520,11 @@ impl Prove for Spans {
 }
 
 impl Landing for Spans {
+    fn is_awaited(&self, span: SpanId) -> bool {
+        // Who waits has it pinned.
+        Word(self.words[span.index()].load(Ordering::Acquire)).pins() > 0
+    }
+
     fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>) {
         let flight = self.flights.lock().get(&span.0).cloned();
         if flight.is_none_or(|flight| flight.landing.swap(true, Ordering::AcqRel)) {

@@ -3,12 +3,15 @@
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream::FuturesUnordered};
 use oci::Blob;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::oneshot, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
-use super::{Engine, Flow, Priority};
+use super::{
+    Engine, Flow, Priority,
+    inflate::{self, Job},
+};
 use crate::{
     budget::Permit,
     error::{Error, ErrorKind},
@@ -36,7 +39,7 @@ impl Engine {
         let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
         let blob = &wish.sources[source];
         let asked = Instant::now();
-        let mut work = JoinSet::new();
+        let mut work = FuturesUnordered::new();
         let received = async {
             let mut stream = self.open(blob, range).await.map_err(|e| Error::blob(doing(), e))?;
             let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
@@ -44,7 +47,11 @@ impl Engine {
                 let chunk = chunk.map_err(|e| Error::blob(doing(), e))?;
                 permit.arrived(chunk.len() as u64);
                 self.line.lock().arrived(Instant::now(), chunk.len() as u64);
-                cutter.push(&chunk, |span, body| self.work(&mut work, flow, span, body));
+                cutter.push(&chunk, |span, body| {
+                    let (done, landed) = oneshot::channel();
+                    self.inflaters.add(Job { flow: flow.clone(), span, body, done });
+                    work.push(landed);
+                });
             }
             if cutter.is_done() {
                 return Ok(());
@@ -55,8 +62,8 @@ impl Engine {
         let received_in = asked.elapsed().as_millis();
         // What has arrived counts, whatever became of the rest.
         let mut outcome = received;
-        while let Some(joined) = work.join_next().await {
-            let worked = joined.map_err(|e| Error::with(ErrorKind::Corrupt, "inflate span", e)).flatten();
+        while let Some(worked) = work.next().await {
+            let worked = worked.map_err(inflate::lost).flatten();
             // A span that is wrong says more than a line that broke behind it.
             if worked.is_err() {
                 outcome = worked;
@@ -77,31 +84,6 @@ impl Engine {
             self.line.lock().answered(asked.elapsed());
         }
         stream
-    }
-
-    /// Verifies and inflates a span, and lands it, on a thread that may block.
-    fn work(&self, work: &mut JoinSet<Result<(), Error>>, flow: &Arc<Flow>, span: SpanId, body: Vec<u8>) {
-        let (flow, budget) = (flow.clone(), self.budget.clone());
-        let range = flow.wish.ztoc.spans().uncompressed(span);
-        let bytes = range.end.0.saturating_sub(range.start.0);
-        work.spawn_on(
-            async move {
-                let room = budget.inflating(bytes, flow.wish.priority == Priority::Fill).await;
-                let inflated = tokio::task::spawn_blocking(move || {
-                    let mut out = Vec::new();
-                    let inflated = flow.wish.ztoc.inflate_span(span, &body, &mut out);
-                    drop(body);
-                    let landed = inflated.map(|()| flow.land(span.0, out)).map_err(|error| {
-                        let layer = flow.wish.digest();
-                        Error::ztoc(format!("verify span {} of layer {layer}", span.0), error)
-                    });
-                    drop(room);
-                    landed
-                });
-                inflated.await.map_err(|e| Error::with(ErrorKind::Corrupt, "inflate span", e))?
-            },
-            self.runtime(),
-        );
     }
 }
 

@@ -1,0 +1,180 @@
+//! Spans that have arrived, on their way to the disk: verified and inflated on a few threads, those that a reader
+//! waits for first.
+//!
+//! A span that nobody waited for when it was asked for may have a reader by the time it is here: who waits is asked
+//! when a thread is free, not when the request was made. What nobody waits for has as many threads as there are
+//! cores, and gives way to everything else on the machine; readers have as many again.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Once},
+};
+
+use tokio::{runtime::Handle, sync::oneshot};
+use ztoc::SpanId;
+
+use super::{Flow, Priority};
+use crate::{
+    error::{Error, ErrorKind},
+    sync::Mutex,
+};
+
+/// How much less of a core work gets that nobody waits for.
+const IDLE_NICE: i32 = 10;
+
+/// A span, as it came.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) flow: Arc<Flow>,
+    pub(super) span: SpanId,
+    pub(super) body: Vec<u8>,
+    pub(super) done: oneshot::Sender<Result<(), Error>>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: Vec<Job>,
+    running: usize,
+    /// Of these, with nobody waiting.
+    idle: usize,
+    /// Uncompressed bytes of what is running.
+    bytes: u64,
+}
+
+/// All spans between the line and the disk.
+#[derive(Debug)]
+pub(super) struct Inflaters {
+    jobs: Mutex<Jobs>,
+    runtime: Handle,
+    cores: usize,
+    max_bytes: u64,
+}
+
+/// A job that was taken, and what it counts.
+struct Taken {
+    job: Job,
+    is_idle: bool,
+    bytes: u64,
+}
+
+impl Job {
+    fn is_awaited(&self) -> bool {
+        self.flow.wish.priority == Priority::Demand || self.flow.wish.landing.is_awaited(self.span)
+    }
+
+    fn bytes(&self) -> u64 {
+        let range = self.flow.wish.ztoc.spans().uncompressed(self.span);
+        range.end.0.saturating_sub(range.start.0)
+    }
+
+    fn work(self) {
+        let (flow, span) = (&self.flow, self.span);
+        let mut out = Vec::new();
+        let inflated = flow.wish.ztoc.inflate_span(span, &self.body, &mut out);
+        drop(self.body);
+        let landed = inflated.map(|()| flow.land(span.0, out)).map_err(|error| {
+            Error::ztoc(format!("verify span {span} of layer {}", flow.wish.digest()), error)
+        });
+        // Who asked may have gone.
+        let _ = self.done.send(landed);
+    }
+}
+
+impl Inflaters {
+    /// Holds at most about `max_bytes` uncompressed bytes.
+    pub(super) fn new(runtime: Handle, max_bytes: u64) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Arc::new(Self { jobs: Mutex::default(), runtime, cores, max_bytes })
+    }
+
+    pub(super) fn add(self: &Arc<Self>, job: Job) {
+        self.jobs.lock().waiting.push(job);
+        self.start();
+    }
+
+    /// Starts a thread if there is something for it. To be called, too, when somebody begins to wait for a span.
+    pub(super) fn start(self: &Arc<Self>) {
+        let Some(taken) = self.take() else { return };
+        let inflaters = self.clone();
+        self.runtime.spawn_blocking(move || {
+            let mut next = Some(taken);
+            while let Some(taken) = next {
+                let (is_idle, bytes) = (taken.is_idle, taken.bytes);
+                let counted = Counted { inflaters: &inflaters, is_idle, bytes };
+                let nice = is_idle.then(Nice::begin);
+                if catch_unwind(AssertUnwindSafe(|| taken.job.work())).is_err() {
+                    tracing::error!("inflating a span made us panic");
+                }
+                drop(nice);
+                drop(counted);
+                next = inflaters.take();
+            }
+        });
+    }
+
+    /// The oldest job that a reader waits for, else the oldest, when there is room for it.
+    fn take(&self) -> Option<Taken> {
+        let mut jobs = self.jobs.lock();
+        if jobs.running >= 2 * self.cores {
+            return None;
+        }
+        let awaited = jobs.waiting.iter().position(Job::is_awaited);
+        let place = awaited.or((jobs.idle < self.cores && !jobs.waiting.is_empty()).then_some(0))?;
+        let bytes = jobs.waiting[place].bytes();
+        if jobs.running > 0 && jobs.bytes.saturating_add(bytes) > self.max_bytes {
+            return None;
+        }
+        let job = jobs.waiting.remove(place);
+        let is_idle = awaited.is_none();
+        jobs.running += 1;
+        jobs.idle += usize::from(is_idle);
+        jobs.bytes += bytes;
+        Some(Taken { job, is_idle, bytes })
+    }
+}
+
+/// One job's part of the counts; given back when dropped, also in a panic.
+struct Counted<'a> {
+    inflaters: &'a Inflaters,
+    is_idle: bool,
+    bytes: u64,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut jobs = self.inflaters.jobs.lock();
+        jobs.running -= 1;
+        jobs.idle -= usize::from(self.is_idle);
+        jobs.bytes -= self.bytes;
+    }
+}
+
+/// The outcome of a job whose thread went without a word.
+pub(super) fn lost(_: oneshot::error::RecvError) -> Error {
+    Error::new(ErrorKind::Io, "inflate span: its thread was lost")
+}
+
+/// The calling thread gives way to others as long as this lives.
+struct Nice(Option<i32>);
+
+impl Nice {
+    fn begin() -> Self {
+        // Of this thread alone: what POSIX calls a process here is one to Linux.
+        let before = rustix::process::getpriority_process(None).ok();
+        let begun =
+            before.filter(|before| rustix::process::setpriority_process(None, before + IDLE_NICE).is_ok());
+        Self(begun)
+    }
+}
+
+impl Drop for Nice {
+    fn drop(&mut self) {
+        static SAID: Once = Once::new();
+        let Some(before) = self.0 else { return };
+        if let Err(error) = rustix::process::setpriority_process(None, before) {
+            SAID.call_once(
+                || tracing::warn!(%error, "a thread stays at low priority; CAP_SYS_NICE is missing"),
+            );
+        }
+    }
+}
