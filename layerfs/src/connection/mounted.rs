@@ -105,27 +105,31 @@ impl Mounted {
     /// us; then the descriptor took the socket's place.
     pub(super) fn session<FS: Filesystem>(&self, door: FS) -> Result<Session<FS>, Error> {
         let doing = "greet ourselves as the kernel did";
+        let (session, said) = self.greeted(door).map_err(|e| Error::io(doing, e))?;
+        if said != init::answer(init::OWN, &self.parameters) {
+            // Another version of this program made the mount. What was agreed holds.
+            tracing::warn!("this version would have agreed otherwise with the kernel; it serves as agreed");
+        }
+        put_in_place(&self.device, &session).map_err(|e| Error::io(doing, e))?;
+        Ok(session)
+    }
+
+    /// A session on a socket, and what it said when it was asked through it.
+    pub(super) fn greeted<FS: Filesystem>(&self, door: FS) -> io::Result<(Session<FS>, Vec<u8>)> {
         let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| Error::io(doing, e.into()))?;
-        let question = init::question(&self.parameters);
-        rustix::io::write(&ours, &question).map_err(|e| Error::io(doing, e.into()))?;
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::io::write(&ours, &init::question(&self.parameters))?;
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(THREADS);
         // What was read through a clone is lost with the process that did; what was read through the one can
         // be had back.
         config.clone_fd = false;
-        let session =
-            Session::from_fd(door, theirs, SessionACL::All, config).map_err(|e| Error::io(doing, e))?;
-        let mut answer = [0; 256];
-        let length = rustix::io::read(&ours, &mut answer).map_err(|e| Error::io(doing, e.into()))?;
-        if answer[..length] != init::answer(init::OWN, &self.parameters) {
-            // Not what the kernel was told by the process that made the mount: a newer or older one of us.
-            tracing::warn!("this version would have agreed otherwise with the kernel; it serves as agreed");
-        }
-        put_in_place(&self.device, &session).map_err(|e| Error::io(doing, e))?;
-        Ok(session)
+        let session = Session::from_fd(door, theirs, SessionACL::All, config)?;
+        let mut said = vec![0; 256];
+        let length = rustix::io::read(&ours, &mut said)?;
+        said.truncate(length);
+        Ok((session, said))
     }
 
     /// Has the kernel queue again what earlier processes took and did not answer.

@@ -28,7 +28,7 @@ pub(crate) struct Counts {
     asked: [AtomicU64; KINDS],
     /// Bytes of the largest read.
     largest_read: AtomicU32,
-    /// A request of this kind panics, once: for tests of what happens then. 0 is none.
+    /// Requests of this kind panic, for tests of what happens then; 0 is none.
     #[cfg(test)]
     trap: AtomicU64,
 }
@@ -55,14 +55,13 @@ impl Counts {
         self.largest_read.load(Ordering::Relaxed)
     }
 
-    /// The next request of this kind panics.
-    pub(crate) fn trap(&self, asked: Asked) {
-        self.trap.store(asked as u64 + 1, Ordering::Relaxed);
+    /// From now on requests of this kind panic.
+    pub(crate) fn trap(&self, asked: Option<Asked>) {
+        self.trap.store(asked.map_or(0, |asked| asked as u64 + 1), Ordering::Relaxed);
     }
 
     fn spring(&self, asked: Asked) {
-        let set = asked as u64 + 1;
-        let sprung = self.trap.compare_exchange(set, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        assert!(!sprung, "a test wants {asked:?} to panic");
+        let is_trap = self.trap.load(Ordering::Relaxed) == asked as u64 + 1;
+        assert!(!is_trap, "a test wants {asked:?} to panic");
     }
 }
