@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::Result;
 use bytes::Bytes;
-use flate2::Compression;
 use futures::stream;
 use integration::images::Layer;
 use oci::{
@@ -33,7 +32,8 @@ pub(crate) struct Kept {
 
 /// Adds a layer to the folder and to the list.
 pub(crate) fn add(root: &Path, tar: &[u8]) -> Result<Kept> {
-    let layer = Layer::gzip_at(tar, Compression::fast());
+    // Not the fastest level: it makes one block of everything, and so one span.
+    let layer = Layer::gzip(tar);
     let options = ztoc::Options { span_size: SPAN, ..ztoc::Options::default() };
     let built = ztoc::build(&layer.bytes[..], ztoc::Compression::Gzip, &options)?;
     let kept = Kept { layer: layer.digest, ztoc: Digest::sha256(&built.ztoc) };
