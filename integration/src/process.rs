@@ -2,10 +2,11 @@
 //! killed: the kernel sends it SIGKILL when the thread that started it ends, so all of them are started by one
 //! thread that lives as long as the process. Each has its own process group, so that Ctrl-C reaches us alone
 //! and the order of stopping is ours. Waiting is always for a condition and always bounded.
-#![allow(unsafe_code)] // `pre_exec`: the one way to ask for a signal at the parent's death
+#![allow(unsafe_code)] // `pre_exec`, to ask for a signal at the parent's death; one system call that nobody wraps
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -14,6 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal};
 
 /// How often a foreign thing is asked whether it is ready.
@@ -34,9 +37,14 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` with both its outputs appended to the file `log`.
-    pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
+    pub fn start(name: &str, command: Command, log: &Path) -> Result<Process> {
+        Process::start_on(Stdio::null(), name, command, log)
+    }
+
+    /// The same, with something other than nothing on its standard input.
+    pub fn start_on(stdin: Stdio, name: &str, mut command: Command, log: &Path) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log).context("open log")?;
-        command.stdin(Stdio::null()).stderr(file.try_clone()?).stdout(file);
+        command.stdin(stdin).stderr(file.try_clone()?).stdout(file);
         let child = spawn(command).with_context(|| format!("start {name}"))?;
         let pid = Pid::from_raw(i32::try_from(child.id())?).context("read pid")?;
         Ok(Process { name: name.to_owned(), pid, log: log.to_owned(), child: Mutex::new(child) })
@@ -222,6 +230,32 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     starter.send((command, answer)).map_err(|_| gone())?;
     drop(starter);
     started.recv().map_err(|_| gone())?
+}
+
+/// A mount of `folder` that is not attached anywhere, in which owners are as the user namespace `users` maps them: what
+/// containerd makes of a layer for a container with users of its own.
+pub fn idmapped_clone(folder: &Path, users: &impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, folder, flags)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(users.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: the kernel reads an empty name and as many bytes of the attributes as it is told, both of which
+    // outlive the call; it keeps neither.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
 }
 
 fn shown(command: &Command) -> String {

@@ -1,43 +1,54 @@
 //! The one FUSE connection of a daemon: mounted, served, and the layers shown in it.
 //!
-//! One mount carries all layers; showing a layer is an insert into a table. The descriptor of `/dev/fuse` is
-//! opened here and shared by a few threads (never cloned: requests read through a clone are lost with the
-//! process, requests on the one descriptor can be had back by the next).
+//! One mount carries all layers; showing a layer is an insert into a table. The mount outlives the process that
+//! serves it: whoever has its descriptor and what was agreed with the kernel adopts it, the process that made it
+//! too. Threads share the one descriptor (never cloned: requests read through a clone are lost with the process,
+//! requests on the one descriptor can be had back by the next).
+//!
+//! An adopted connection is served only when its owner says so, once the slots of the earlier process are shown
+//! again: the kernel knows their nodes, and whoever waits must not be told that they are gone.
 //!
 //! Nobody of ours opens, stats or walks below the mount, the mount itself included: it would wait for itself.
 //! What is mounted where is read from `/proc/self/mountinfo`.
 
+mod mounted;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    fs::{self, File, OpenOptions},
     io,
-    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
-    thread::{Builder, JoinHandle},
+    thread::Builder,
 };
 
-use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use fuser::{INodeNo, Notifier, Session};
 
 use crate::{
-    cache::Store, error::Error, fetch::Engine, fuse::Door, layer::Layer, slots::Slots, tree::Inherited,
+    cache::Store,
+    error::Error,
+    fetch::Engine,
+    fuse::{Counts, Door},
+    layer::Layer,
+    slots::Slots,
+    tree::Inherited,
 };
 
-/// Three requests are dealt with at once on few cores: none of them waits for a network.
-const THREADS: usize = 3;
-/// In KiB; the kernel's own 128 make a sequential reader wait for each 128 KiB.
-const READ_AHEAD: &str = "1024";
+pub use crate::fuse::init::Parameters;
+pub use mounted::Mounted;
 
-/// A mounted and served connection.
+/// A mounted connection, served once it was told so.
+///
+/// Dropping it detaches a mount that this process made, and leaves an inherited one to the next process.
 #[derive(Debug)]
 pub struct Connection {
-    path: PathBuf,
+    mounted: Mounted,
     slots: Arc<Slots>,
     notifier: Notifier,
-    served: Option<JoinHandle<()>>,
+    counts: Arc<Counts>,
+    /// As long as it is not served.
+    session: Option<Session<Door>>,
+    detached: bool,
 }
 
 impl Connection {
@@ -47,55 +58,69 @@ impl Connection {
     /// # Errors
     /// When `/dev/fuse` cannot be opened or the mount is refused.
     pub fn mount(path: &Path, slots: Slots, store: &Arc<Store>, engine: &Arc<Engine>) -> Result<Self, Error> {
-        let doing = || format!("mount {}", path.display());
-        while mounted_device(path).map_err(|e| Error::io(doing(), e))?.is_some() {
-            tracing::warn!(path = %path.display(), "a mount of an earlier process is detached");
-            unmount(path, UnmountFlags::DETACH).map_err(|e| Error::io(doing(), e.into()))?;
-        }
-        fs::create_dir_all(path).map_err(|e| Error::io(doing(), e))?;
-        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
-            Error::io(format!("{}: open /dev/fuse (is the kernel module fuse loaded?)", doing()), e)
-        })?;
-        mount_at(path, &device).map_err(|e| Error::io(doing(), e))?;
-        match Self::serve(path, device.into(), slots, store, engine) {
-            Ok(connection) => Ok(connection),
-            Err(error) => {
-                let _ = unmount(path, UnmountFlags::DETACH);
-                Err(error)
-            }
-        }
+        // Served at once: nobody can know anything of a mount this new.
+        let mut connection = Self::adopt(Mounted::new(path)?, slots, store, engine)?;
+        connection.serve()?;
+        Ok(connection)
     }
 
-    fn serve(
-        path: &Path,
-        device: OwnedFd,
+    /// Takes over a mount that this process or another has made. Nobody may serve it any more. Until
+    /// [`Connection::serve`] all requests wait in the kernel.
+    ///
+    /// # Errors
+    /// When descriptors or memory are short.
+    pub fn adopt(
+        mounted: Mounted,
         slots: Slots,
         store: &Arc<Store>,
         engine: &Arc<Engine>,
     ) -> Result<Self, Error> {
-        let slots = Arc::new(slots);
-        let door = Door { slots: slots.clone(), store: store.clone(), runtime: engine.runtime().clone() };
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(THREADS);
-        config.clone_fd = false;
-        let session = Session::from_fd(door, device, SessionACL::All, config)
-            .map_err(|e| Error::io("greet the kernel's FUSE", e))?;
+        let (slots, counts) = (Arc::new(slots), Arc::new(Counts::default()));
+        let door = Door {
+            slots: slots.clone(),
+            store: store.clone(),
+            runtime: engine.runtime().clone(),
+            counts: counts.clone(),
+        };
+        let session = match mounted.session(door) {
+            Ok(session) => session,
+            Err(error) => {
+                if !mounted.is_inherited() {
+                    let _ = mounted.unmount();
+                }
+                return Err(error);
+            }
+        };
         let notifier = session.notifier();
-        let served = Builder::new()
-            .name("fuse".into())
-            .spawn(move || match session.run() {
-                Ok(()) => tracing::debug!("the FUSE connection has ended"),
-                Err(error) => tracing::error!(%error, "the FUSE connection has ended"),
-            })
-            .map_err(|e| Error::io("start threads of the FUSE connection", e))?;
-        raise_read_ahead(path);
-        Ok(Self { path: path.to_owned(), slots, notifier, served: Some(served) })
+        Ok(Self { mounted, slots, notifier, counts, session: Some(session), detached: false })
+    }
+
+    /// Begins to answer: first what an earlier process took and did not answer, then what waits, then what comes.
+    /// Once; nothing to do later.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn serve(&mut self) -> Result<(), Error> {
+        let Some(session) = self.session.take() else { return Ok(()) };
+        self.mounted.resend();
+        let counts = self.counts.clone();
+        let run = move || match session.run() {
+            Ok(()) => tracing::debug!(?counts, "the FUSE connection has ended"),
+            Err(error) => tracing::error!(%error, "the FUSE connection has ended"),
+        };
+        // It ends with the connection, long after this value perhaps, and is not waited for.
+        let started = Builder::new().name("fuse".into()).spawn(run);
+        started.map(drop).map_err(|e| Error::io("start threads of the FUSE connection", e))
+    }
+
+    /// What the next process needs to take over.
+    pub fn mounted(&self) -> &Mounted {
+        &self.mounted
     }
 
     /// The folder a slot is seen at.
     pub fn slot_path(&self, slot: u32) -> PathBuf {
-        self.path.join(slot.to_string())
+        self.mounted.path().join(slot.to_string())
     }
 
     /// Numbers of slots up to `number` are in use, whatever was stored.
@@ -158,53 +183,18 @@ impl Connection {
     /// # Errors
     /// When the kernel refuses.
     pub fn unmount(&mut self) -> Result<(), Error> {
-        drop(self.served.take());
-        unmount(&self.path, UnmountFlags::DETACH)
-            .map_err(|e| Error::io(format!("unmount {}", self.path.display()), e.into()))
+        self.detached = true;
+        self.mounted.unmount()
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.served.is_some()
+        if !self.detached
+            && !self.mounted.is_inherited()
             && let Err(error) = self.unmount()
         {
             tracing::warn!(%error, "the FUSE mount stays");
         }
-    }
-}
-
-fn mount_at(path: &Path, device: &File) -> io::Result<()> {
-    let options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions\0",
-        device.as_raw_fd()
-    );
-    let options = std::ffi::CString::from_vec_with_nul(options.into_bytes()).map_err(io::Error::other)?;
-    // Neither nodev nor nosuid: device nodes and setuid programs of an image must work.
-    mount("soci", path, "fuse.soci", MountFlags::RDONLY, options.as_c_str())?;
-    Ok(())
-}
-
-/// `major:minor` of what is mounted at `path`, from the list of mounts.
-fn mounted_device(path: &Path) -> io::Result<Option<String>> {
-    let wanted = path.to_string_lossy();
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found = fields.rfind(|fields| fields.get(4).is_some_and(|at| unescape(at) == wanted));
-    Ok(found.and_then(|fields| fields.get(2).map(ToString::to_string)))
-}
-
-/// The list of mounts writes blanks, newlines and backslashes as octal numbers.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-fn raise_read_ahead(path: &Path) {
-    let raised = mounted_device(path).and_then(|device| {
-        let device = device.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted"))?;
-        fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD)
-    });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "raise read-ahead of the FUSE mount; sequential reads are slower");
     }
 }

@@ -9,8 +9,11 @@
 //!
 //! Everything is answered on the thread that took the request, except a read whose bytes have to be fetched:
 //! that reply is sent from a task, so that no thread of the connection ever waits for a network. A panic in a
-//! callback is caught here: the request is answered with EIO (fuser does so when the reply is dropped) and
-//! logged, the thread lives on.
+//! callback, or in that task, is caught here: the request is answered with EIO (fuser does so when the reply is
+//! dropped) and logged, the thread lives on.
+
+mod counts;
+pub(crate) mod init;
 
 use std::{
     ffi::OsStr,
@@ -22,10 +25,11 @@ use std::{
 };
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
 };
+use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -36,19 +40,19 @@ use crate::{
     tree::{Attributes, NodeId, NodeKind},
 };
 
+pub(crate) use counts::{Asked, Counts};
+
 /// Layers never change. The kernel takes what is more than it can count as never.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// In the connection's root layers come and go.
 const SHORT: Duration = Duration::from_secs(1);
-/// Fewer, larger reads; the kernel allows 1 MiB without a sysctl.
-const LARGEST_READ: u32 = 1 << 20;
-/// As high as it goes: reads of what is there hang behind reads that wait, once this many wait.
-const MAX_BACKGROUND: u16 = u16::MAX;
 
+#[derive(Debug)]
 pub(crate) struct Door {
     pub(crate) slots: Arc<Slots>,
     pub(crate) store: Arc<Store>,
     pub(crate) runtime: Handle,
+    pub(crate) counts: Arc<Counts>,
 }
 
 /// A node of the connection: its root, or a node of a layer in a slot.
@@ -168,50 +172,62 @@ impl Door {
         }
         Ok(names)
     }
+
+    /// Counts a request and answers it; a panic drops the reply, and that is an answer.
+    fn guarded(&self, request: Asked, answer: impl FnOnce()) {
+        let counted = || {
+            self.counts.note(request);
+            answer();
+        };
+        if catch_unwind(AssertUnwindSafe(counted)).is_err() {
+            note_panic(request);
+        }
+    }
+
+    /// The same for a read that waits, from a task of its own.
+    fn answer_later(
+        &self,
+        reply: ReplyData,
+        slot: Shown,
+        node: INodeNo,
+        outcome: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
+    ) {
+        let counts = self.counts.clone();
+        let answer = async move {
+            counts.note(Asked::LateRead);
+            answer_read(reply, &slot, node, outcome.await);
+        };
+        let guarded = AssertUnwindSafe(answer).catch_unwind();
+        self.runtime.spawn(async {
+            if guarded.await.is_err() {
+                note_panic(Asked::LateRead);
+            }
+        });
+    }
 }
 
 impl Filesystem for Door {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_MAX_PAGES,
-            InitFlags::FUSE_ALLOW_IDMAP,
-        ];
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::info!(?flag, "the kernel does not have this FUSE feature");
-            }
-        }
-        let _ = config.set_max_write(LARGEST_READ);
-        let largest = config.set_max_readahead(LARGEST_READ).err();
-        if let Some(largest) = largest {
-            let _ = config.set_max_readahead(largest);
-        }
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        init::configure(config);
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded("lookup", || match self.lookup_in(parent, name) {
+        self.guarded(Asked::Lookup, || match self.lookup_in(parent, name) {
             Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        guarded("getattr", || match self.attributes(ino) {
+        self.guarded(Asked::Getattr, || match self.attributes(ino) {
             Ok(attr) => reply.attr(if ino == INodeNo::ROOT { &SHORT } else { &FOREVER }, &attr),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        guarded("readlink", || match self.place(ino) {
+        self.guarded(Asked::Readlink, || match self.place(ino) {
             Ok(Place::In(slot, node)) => match slot.layer.link_target(node) {
                 Some(target) => reply.data(target),
                 None => reply.error(Errno::EINVAL),
@@ -222,15 +238,15 @@ impl Filesystem for Door {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+        self.guarded(Asked::Open, || reply.error(Errno::ENOSYS));
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+        self.guarded(Asked::Opendir, || reply.error(Errno::ENOSYS));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        self.guarded(Asked::Flush, || reply.error(Errno::ENOSYS));
     }
 
     fn read(
@@ -244,7 +260,8 @@ impl Filesystem for Door {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guarded("read", || {
+        self.guarded(Asked::Read, || {
+            self.counts.note_size(size);
             let (slot, node) = match self.place(ino) {
                 Ok(Place::In(slot, node)) => (slot, node),
                 Ok(Place::Root) => return reply.error(Errno::EISDIR),
@@ -252,15 +269,13 @@ impl Filesystem for Door {
             };
             match slot.layer.read(node, offset, size) {
                 Answer::Ready(outcome) => answer_read(reply, &slot, ino, outcome),
-                Answer::Later(outcome) => {
-                    self.runtime.spawn(async move { answer_read(reply, &slot, ino, outcome.await) });
-                }
+                Answer::Later(outcome) => self.answer_later(reply, slot, ino, outcome),
             }
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        guarded("readdir", || {
+        self.guarded(Asked::Readdir, || {
             let listed = self.list(ino, offset, |next, name, _, attr| {
                 reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
             });
@@ -279,7 +294,7 @@ impl Filesystem for Door {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        guarded("readdirplus", || {
+        self.guarded(Asked::Readdirplus, || {
             let listed = self.list(ino, offset, |next, name, ttl, attr| {
                 reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, attr, Generation(0))
             });
@@ -291,7 +306,7 @@ impl Filesystem for Door {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        guarded("statfs", || match self.store.statfs() {
+        self.guarded(Asked::Statfs, || match self.store.statfs() {
             Ok(disk) => reply.statfs(
                 disk.f_blocks,
                 disk.f_bfree,
@@ -307,18 +322,16 @@ impl Filesystem for Door {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guarded("getxattr", || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
+        self.guarded(Asked::Getxattr, || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || answer_xattr(reply, size, self.xattr_names(ino)));
+        self.guarded(Asked::Listxattr, || answer_xattr(reply, size, self.xattr_names(ino)));
     }
 }
 
-fn guarded(request: &'static str, answer: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(answer)).is_err() {
-        tracing::error!(request, "a request made us panic; it was answered with EIO");
-    }
+fn note_panic(request: Asked) {
+    tracing::error!(?request, "a request made us panic; it was answered with EIO");
 }
 
 fn answer_read(reply: ReplyData, slot: &Shown, node: INodeNo, outcome: Result<Vec<u8>, Error>) {

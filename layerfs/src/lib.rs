@@ -30,7 +30,7 @@ mod testing;
 
 pub use budget::Limits;
 pub use cache::{LayerId, MinFree, Room, Store};
-pub use connection::Connection;
+pub use connection::{Connection, Mounted, Parameters};
 pub use error::{Error, ErrorKind};
 pub use fetch::Engine;
 pub use layer::{Below, Layer};

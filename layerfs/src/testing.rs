@@ -16,17 +16,43 @@ pub(crate) struct Tar(Vec<u8>);
 
 impl Tar {
     /// An entry of any type; `mode` 0644, owner 1:2, mtime 5.
-    pub(crate) fn entry(mut self, kind: u8, name: &str, link: &str, data: &[u8]) -> Self {
+    pub(crate) fn entry(self, kind: u8, name: &str, link: &str, data: &[u8]) -> Self {
         let mut header = [0_u8; 512];
         header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        header[156] = kind;
+        header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        self.add(header, data)
+    }
+
+    /// A device, `kind` 3 or 4.
+    pub(crate) fn device(self, kind: u8, name: &str, major: u32, minor: u32) -> Self {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[156] = kind;
+        header[329..337].copy_from_slice(format!("{major:07o}\0").as_bytes());
+        header[337..345].copy_from_slice(format!("{minor:07o}\0").as_bytes());
+        self.add(header, b"")
+    }
+
+    /// PAX records for the entry that follows.
+    pub(crate) fn records(self, records: &[(&str, &str)]) -> Self {
+        let mut data = String::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + " =\n".len();
+            // The length counts itself.
+            let length = (rest..).find(|length| rest + length.to_string().len() == *length);
+            data += &format!("{} {key}={value}\n", length.expect("some number fits"));
+        }
+        self.entry(b'x', "records", "", data.as_bytes())
+    }
+
+    fn add(mut self, mut header: [u8; 512], data: &[u8]) -> Self {
         header[100..108].copy_from_slice(b"0000644\0");
         header[108..116].copy_from_slice(b"0000001\0");
         header[116..124].copy_from_slice(b"0000002\0");
-        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
         header[136..148].copy_from_slice(b"00000000005\0");
         header[148..156].copy_from_slice(b"        ");
-        header[156] = kind;
-        header[157..157 + link.len()].copy_from_slice(link.as_bytes());
         header[257..265].copy_from_slice(b"ustar\x0000");
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
         header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

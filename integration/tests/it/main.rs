@@ -7,6 +7,10 @@ mod harness;
 
 mod image;
 
+mod adoption;
+
+mod idmap;
+
 mod read_path;
 
 mod faults;

@@ -26,7 +26,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 /// Where a foreign protocol may be named: files, or folders with everything in them.
 const DOORS: &[(&str, &[&str])] = &[
-    ("fuser", &["layerfs/src/fuse.rs", "layerfs/src/connection.rs"]),
+    (
+        "fuser",
+        &["layerfs/src/fuse.rs", "layerfs/src/fuse/", "layerfs/src/connection.rs", "layerfs/src/connection/"],
+    ),
     (
         "tonic",
         &[

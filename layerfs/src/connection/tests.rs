@@ -1,5 +1,10 @@
 //! A layer seen through the kernel. Needs root and `/dev/fuse`.
 
+mod adoption;
+mod attributes;
+mod messages;
+mod waiting;
+
 use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},

@@ -1,0 +1,211 @@
+//! The mount itself: made, greeted, and handed from process to process as a descriptor and what was agreed.
+//!
+//! The kernel keeps a connection as long as somebody has its descriptor open, whoever dies meanwhile: requests
+//! wait. The first of them is answered here, so that even a first server that dies at once does not lose the mount. No
+//! runtime and no thread is needed for any of this.
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use fuser::{Config, Filesystem, Session, SessionACL};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+};
+
+use crate::{
+    error::{Error, ErrorKind},
+    fuse::init::{self, Parameters},
+    map::put_in_place,
+};
+
+/// Three requests are dealt with at once on few cores: none of them waits for a network.
+const THREADS: usize = 3;
+/// In KiB; the kernel's own 128 make a sequential reader wait for each 128 KiB.
+const READ_AHEAD: &str = "1024";
+/// The kernel hands out no request to who has room for less than 8 KiB.
+const READ_BUFFER: usize = 64 << 10;
+
+/// A FUSE mount that can be served: where it is, its descriptor, and what was agreed with the kernel.
+///
+/// Dropping it closes the descriptor and leaves the mount where it is. When nobody has the descriptor any more, all
+/// that waits gets an error, and so does all that comes.
+#[derive(Debug)]
+pub struct Mounted {
+    path: PathBuf,
+    device: OwnedFd,
+    parameters: Parameters,
+    inherited: bool,
+}
+
+impl Mounted {
+    /// Mounts at `path` and greets the kernel. A mount that an earlier process left there is detached first.
+    ///
+    /// # Errors
+    /// When `/dev/fuse` cannot be opened, the mount is refused, or the kernel is too old.
+    pub fn new(path: &Path) -> Result<Self, Error> {
+        let doing = || format!("mount {}", path.display());
+        while mounted_device(path).map_err(|e| Error::io(doing(), e))?.is_some() {
+            tracing::warn!(path = %path.display(), "a mount of an earlier process is detached");
+            unmount(path, UnmountFlags::DETACH).map_err(|e| Error::io(doing(), e.into()))?;
+        }
+        fs::create_dir_all(path).map_err(|e| Error::io(doing(), e))?;
+        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
+            Error::io(format!("{}: open /dev/fuse (is the kernel module fuse loaded?)", doing()), e)
+        })?;
+        mount_at(path, &device).map_err(|e| Error::io(doing(), e))?;
+        let device = OwnedFd::from(device);
+        match greet(&device) {
+            Ok(parameters) => {
+                raise_read_ahead(path);
+                Ok(Self { path: path.to_owned(), device, parameters, inherited: false })
+            }
+            Err(error) => {
+                let _ = unmount(path, UnmountFlags::DETACH);
+                Err(error)
+            }
+        }
+    }
+
+    /// The mount at `path` that another process made, by what that process handed on.
+    pub fn inherited(path: &Path, device: OwnedFd, parameters: Parameters) -> Self {
+        Self { path: path.to_owned(), device, parameters, inherited: true }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the next process needs beside the descriptor.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Whether another process made it, and has it still or has left it to us: then it outlives us.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    /// Detaches the mount. It ends when nobody uses it any more, which may be long after.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unmount(&self) -> Result<(), Error> {
+        unmount(&self.path, UnmountFlags::DETACH)
+            .map_err(|e| Error::io(format!("unmount {}", self.path.display()), e.into()))
+    }
+
+    /// A session on the real descriptor. It has been asked what the kernel asks only once, through a socket, by
+    /// us; then the descriptor took the socket's place.
+    pub(super) fn session<FS: Filesystem>(&self, door: FS) -> Result<Session<FS>, Error> {
+        let doing = "greet ourselves as the kernel did";
+        let (session, said) = self.greeted(door).map_err(|e| Error::io(doing, e))?;
+        if said != init::answer(init::OWN, &self.parameters) {
+            // Another version of this program made the mount. What was agreed holds.
+            tracing::warn!("this version would have agreed otherwise with the kernel; it serves as agreed");
+        }
+        put_in_place(&self.device, &session).map_err(|e| Error::io(doing, e))?;
+        Ok(session)
+    }
+
+    /// A session on a socket, and what it said when it was asked through it.
+    pub(super) fn greeted<FS: Filesystem>(&self, door: FS) -> io::Result<(Session<FS>, Vec<u8>)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::io::write(&ours, &init::question(&self.parameters))?;
+        let mut config = Config::default();
+        config.acl = SessionACL::All;
+        config.n_threads = Some(THREADS);
+        // What was read through a clone is lost with the process that did; what was read through the one can
+        // be had back.
+        config.clone_fd = false;
+        let session = Session::from_fd(door, theirs, SessionACL::All, config)?;
+        let mut said = vec![0; 256];
+        let length = rustix::io::read(&ours, &mut said)?;
+        said.truncate(length);
+        Ok((session, said))
+    }
+
+    /// Has the kernel queue again what earlier processes took and did not answer.
+    pub(super) fn resend(&self) {
+        if let Err(error) = rustix::io::write(&self.device, &init::RESEND) {
+            tracing::warn!(
+                error = %io::Error::from(error),
+                "requests that an earlier process took cannot be had back (Linux before 6.9): who waits for one of \
+                 them waits until it is killed"
+            );
+        }
+    }
+}
+
+impl AsFd for Mounted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+/// Takes the kernel's first request and answers it.
+fn greet(device: &OwnedFd) -> Result<Parameters, Error> {
+    let doing = "greet the kernel's FUSE";
+    let mut request = vec![0; READ_BUFFER];
+    let length = loop {
+        match rustix::io::read(device, &mut request) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            read => break read.map_err(|e| Error::io(doing, e.into()))?,
+        }
+    };
+    let Some((unique, parameters)) = init::agree(&request[..length]) else {
+        return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: it is too old")));
+    };
+    rustix::io::write(device, &init::answer(unique, &parameters)).map_err(|e| Error::io(doing, e.into()))?;
+    let lacks = parameters.lacks();
+    if !lacks.is_empty() {
+        tracing::info!(?lacks, "the kernel does not have these FUSE features");
+    }
+    if !parameters.can_resend() {
+        tracing::warn!("Linux before 6.9: reads that are under way when this process dies are lost with it");
+    }
+    Ok(parameters)
+}
+
+fn mount_at(path: &Path, device: &File) -> io::Result<()> {
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions\0",
+        device.as_raw_fd()
+    );
+    let options = CString::from_vec_with_nul(options.into_bytes()).map_err(io::Error::other)?;
+    // Neither nodev nor nosuid: device nodes and setuid programs of an image must work.
+    mount("soci", path, "fuse.soci", MountFlags::RDONLY, options.as_c_str())?;
+    Ok(())
+}
+
+/// `major:minor` of what is mounted at `path`, from the list of mounts.
+pub(super) fn mounted_device(path: &Path) -> io::Result<Option<String>> {
+    let wanted = path.to_string_lossy();
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = fields.rfind(|fields| fields.get(4).is_some_and(|at| unescape(at) == wanted));
+    Ok(found.and_then(|fields| fields.get(2).map(ToString::to_string)))
+}
+
+/// The list of mounts writes blanks, newlines and backslashes as octal numbers.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// Once, and after the greeting, which sets it.
+fn raise_read_ahead(path: &Path) {
+    let raised = mounted_device(path).and_then(|device| {
+        let device = device.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted"))?;
+        fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD)
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "raise read-ahead of the FUSE mount; sequential reads are slower");
+    }
+}

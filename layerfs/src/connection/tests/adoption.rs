@@ -1,0 +1,154 @@
+//! One mount, one server after the other; here all are in this process. The kernel sees the same: a descriptor that is
+//! read no more, and then again. (With processes that are killed: `adoption` in the crate `integration`.)
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::*;
+use crate::{
+    connection::{Mounted, Parameters},
+    fuse::{Counts, Door, init},
+};
+
+/// What a supervisor holds; the mount goes with it.
+struct Held {
+    mounted: Mounted,
+    store: Arc<Store>,
+    engine: Arc<Engine>,
+    root: TempDir,
+}
+
+impl Held {
+    fn new() -> Self {
+        let root = TempDir::new().unwrap();
+        let mounted = Mounted::new(&root.path().join("fuse")).expect("these tests need root and /dev/fuse");
+        let (store, engine) = (Store::open(root.path(), Room::default()).unwrap(), engine());
+        Self { mounted, store, engine, root }
+    }
+
+    /// What a process gets that it starts.
+    fn handed(&self) -> Mounted {
+        let stored = serde_json::to_string(self.mounted.parameters()).unwrap();
+        let parameters: Parameters = serde_json::from_str(&stored).unwrap();
+        let device = self.mounted.as_fd().try_clone_to_owned().unwrap();
+        Mounted::inherited(self.mounted.path(), device, parameters)
+    }
+
+    fn slots(&self) -> Slots {
+        Slots::open(self.root.path().join("slots.json")).unwrap()
+    }
+
+    fn adopt(&self) -> Connection {
+        Connection::adopt(self.handed(), self.slots(), &self.store, &self.engine).unwrap()
+    }
+
+    fn layer(&self, made: &Made) -> Arc<Layer> {
+        let ztoc = Digest::sha256(&made.ztoc);
+        let layer = Layer::create(&self.store, &self.engine, &made.digest, &ztoc, &made.ztoc).unwrap();
+        layer.add_source("origin", made.blob.clone());
+        layer
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.mounted.unmount();
+    }
+}
+
+/// Reads in a process of its own: ours has the descriptor, and could not even be killed while it waits.
+fn cat(path: &Path) -> tokio::task::JoinHandle<Vec<u8>> {
+    let mut cat = Command::new("cat");
+    cat.arg(path);
+    tokio::task::spawn_blocking(move || cat.output().unwrap().stdout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_a_server_that_dies_before_it_serves_loses_nothing() {
+    let held = Held::new();
+    let made = made(&zoo().end());
+    drop(held.adopt());
+    let path = held.mounted.path().join("1");
+    let reader = cat(&path.join("d/f"));
+    drop(held.adopt());
+    let mut connection = held.adopt();
+    let slot = connection.show(&held.layer(&made), &[]).unwrap();
+    assert_eq!(connection.slot_path(slot), path);
+    assert!(!reader.is_finished(), "nobody has answered it yet");
+    connection.serve().unwrap();
+    connection.serve().unwrap();
+    assert!(reader.await.unwrap() == noise(3, 200_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_requests_that_a_dead_server_took_are_had_back() {
+    let held = Held::new();
+    let made = made(&zoo().end());
+    let path = held.mounted.path().join("1");
+    let reader = cat(&path.join("d/f"));
+    // Takes the reader's first request, and does not answer.
+    let dead = held.handed();
+    let taken = outside(move || rustix::io::read(&dead, &mut vec![0; 2 << 20]).unwrap());
+    assert!(taken.await > 40, "a request");
+    let mut connection = held.adopt();
+    connection.show(&held.layer(&made), &[]).unwrap();
+    connection.serve().unwrap();
+    assert!(reader.await.unwrap() == noise(3, 200_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_the_root_is_listed_anew_at_once_after_adoption() {
+    let held = Held::new();
+    let (one, two) = (made(&zoo().end()), made(&zoo().file("more", b"m").end()));
+    let mut connection = held.adopt();
+    connection.serve().unwrap();
+    let root = held.mounted.path();
+    let listed = || {
+        let root = root.to_owned();
+        outside(move || {
+            let mut names: Vec<u32> = fs::read_dir(root)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+                .collect();
+            names.sort_unstable();
+            names
+        })
+    };
+    assert!(listed().await.is_empty());
+    let first = connection.show(&held.layer(&one), &[]).unwrap();
+    assert_eq!(listed().await, [first]);
+    let second = connection.show(&held.layer(&two), &[]).unwrap();
+    assert_eq!(listed().await, [first, second]);
+    connection.hide(first).unwrap();
+    assert_eq!(listed().await, [second]);
+    connection.hide(second).unwrap();
+    assert!(listed().await.is_empty());
+}
+
+/// Whoever made the mount told the kernel one thing, and whoever serves believes to have told it another: they
+/// must be the same to the last byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_what_the_kernel_was_told_is_what_the_server_would_say() {
+    let held = Held::new();
+    let door = Door {
+        slots: Arc::new(held.slots()),
+        store: held.store.clone(),
+        runtime: held.engine.runtime().clone(),
+        counts: Arc::new(Counts::default()),
+    };
+    let (_session, said) = held.mounted.greeted(door).unwrap();
+    assert_eq!(said, init::answer(init::OWN, held.mounted.parameters()));
+    assert!(held.mounted.parameters().can_resend(), "these tests need Linux 6.9");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_descriptors_are_the_device_and_are_closed_on_exec() {
+    let held = Held::new();
+    let connection = held.adopt();
+    let session = connection.session.as_ref().unwrap();
+    let device = |descriptor: BorrowedFd<'_>| rustix::fs::fstat(descriptor).unwrap().st_rdev;
+    for descriptor in [held.mounted.as_fd(), connection.mounted().as_fd(), session.as_fd()] {
+        let flags = rustix::io::fcntl_getfd(descriptor).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        assert_eq!(device(descriptor), device(held.mounted.as_fd()));
+    }
+}

@@ -1,0 +1,183 @@
+//! How much the kernel asks: what it was told once it is not to ask again.
+
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::{connection::mounted::mounted_device, fuse::Asked};
+
+/// A directory of files, each with a few bytes.
+fn many(count: usize) -> Tar {
+    (0..count).fold(Tar::default().folder("many/"), |tar, n| tar.file(&format!("many/{n:04}"), b"some bytes"))
+}
+
+fn walk(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let found = fs::symlink_metadata(&path).unwrap();
+        if found.is_dir() {
+            walk(&path);
+        } else {
+            assert_eq!(fs::read(&path).unwrap(), b"some bytes");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_a_directory_is_one_question_and_its_files_none() {
+    let lab = Lab::new();
+    let path = lab.show(&made(&many(60).end()));
+    let counts = lab.connection.counts.clone();
+    let look = path.clone();
+    outside(move || walk(&look)).await;
+    let of = |asked| counts.of(asked);
+    assert_eq!(of(Asked::Readdir), 0, "names come with attributes");
+    // The slot's folder and the one below it, each to its end.
+    assert!((2..=6).contains(&of(Asked::Readdirplus)), "{counts:?}");
+    assert_eq!(of(Asked::Lookup), 1, "the slot: {counts:?}");
+    assert!(of(Asked::Getattr) <= 2, "{counts:?}");
+    assert_eq!((of(Asked::Open), of(Asked::Opendir), of(Asked::Flush)), (1, 1, 1), "{counts:?}");
+    let (listed, read) = (of(Asked::Readdirplus), of(Asked::Read));
+    outside(move || walk(&path)).await;
+    assert_eq!((of(Asked::Readdirplus), of(Asked::Read)), (listed, read), "everything is remembered");
+    assert_eq!((of(Asked::Open), of(Asked::Opendir), of(Asked::Flush)), (1, 1, 1), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_an_absent_name_and_a_link_are_asked_for_once() {
+    let lab = Lab::new();
+    let path = lab.show(&made(&zoo().end()));
+    let counts = lab.connection.counts.clone();
+    outside(move || {
+        for _ in 0..5 {
+            assert_eq!(fs::read_link(path.join("link")).unwrap(), Path::new("d/f"));
+        }
+        assert_eq!(counts.of(Asked::Readlink), 1);
+        let _ = fs::metadata(path.join("d/absent"));
+        let before = counts.of(Asked::Getattr);
+        let asked = counts.of(Asked::Lookup);
+        for _ in 0..5 {
+            assert!(fs::metadata(path.join("d/absent")).is_err());
+        }
+        // The slot's own name may have been asked for anew: that is remembered for a second only.
+        assert!(counts.of(Asked::Lookup) <= asked + 1, "{counts:?}");
+        assert_eq!(counts.of(Asked::Getattr), before);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_reads_are_large_and_ahead() {
+    let lab = Lab::new();
+    let bytes = noise(8, 6 << 20);
+    let path = lab.show(&made(&Tar::default().file("f", &bytes).end()));
+    let counts = lab.connection.counts.clone();
+    let device = mounted_device(lab.connection.mounted().path()).unwrap().unwrap();
+    outside(move || {
+        let ahead = fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap();
+        assert_eq!(ahead.trim(), "1024");
+        assert!(fs::read(path.join("f")).unwrap() == bytes);
+        assert_eq!(counts.largest_read(), 1 << 20, "a sequential reader");
+        assert!(counts.of(Asked::Read) <= 12, "{counts:?}");
+        let asked = counts.of(Asked::Read);
+        let direct = fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path.join("f"));
+        let mut room = vec![0; (1 << 20) + 4096];
+        let aligned = room.as_ptr().align_offset(4096);
+        let room = &mut room[aligned..aligned + (1 << 20)];
+        let length = rustix::io::pread(direct.unwrap(), &mut *room, 2 << 20).unwrap();
+        assert!(room[..length] == bytes[2 << 20..3 << 20]);
+        assert_eq!(counts.of(Asked::Read), asked + 1, "one request for one MiB");
+    })
+    .await;
+}
+
+/// What an xattr question gives that has no answer.
+fn refused(path: &Path, name: &str) -> Errno {
+    rustix::fs::lgetxattr(path, name, &mut [0_u8; 64][..]).expect_err("there is no such attribute")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_questions_for_attributes_are_never_switched_off() {
+    let lab = Lab::new();
+    let bare = lab.show(&made(&zoo().end()));
+    let rich = Tar::default()
+        .records(&[("SCHILY.xattr.security.selinux", "label"), ("SCHILY.xattr.user.some", "thing")])
+        .file("with", b"x")
+        .file("without", b"y");
+    let rich = lab.show(&made(&rich.end()));
+    let root = lab.connection.mounted().path().to_owned();
+    outside(move || {
+        let (nodata, none) = (Errno::NODATA, Errno::OPNOTSUPP);
+        for _ in 0..2 {
+            for path in [root.clone(), bare.clone(), bare.join("d"), bare.join("d/f"), bare.join("link")] {
+                let is_link = path.ends_with("link");
+                let mut list = [0_u8; 64];
+                assert_eq!(rustix::fs::llistxattr(&path, &mut list[..]), Ok(0), "{}", path.display());
+                assert_eq!(refused(&path, "security.selinux"), none, "{}", path.display());
+                assert_eq!(refused(&path, "security.capability"), nodata);
+                assert_eq!(refused(&path, "trusted.overlay.opaque"), nodata);
+                assert_eq!(refused(&path, "trusted.overlay.metacopy"), nodata);
+                // The kernel itself refuses some questions about links.
+                if !is_link {
+                    assert_eq!(refused(&path, "user.absent"), nodata);
+                    assert_eq!(refused(&path, "system.posix_acl_access"), none);
+                    assert_eq!(refused(&path, "system.posix_acl_default"), none);
+                }
+            }
+            let mut value = [0; 64];
+            let length =
+                rustix::fs::lgetxattr(rich.join("with"), "security.selinux", &mut value[..]).unwrap();
+            assert_eq!(&value[..length], b"label");
+            let length = rustix::fs::lgetxattr(rich.join("with"), "user.some", &mut value[..]).unwrap();
+            assert_eq!(&value[..length], b"thing");
+            assert_eq!(refused(&rich.join("without"), "security.selinux"), nodata);
+            assert_eq!(refused(&rich.join("without"), "system.posix_acl_access"), none);
+            let short = rustix::fs::lgetxattr(rich.join("with"), "user.some", &mut [0_u8; 2][..]);
+            assert_eq!(short, Err(Errno::RANGE));
+        }
+    })
+    .await;
+}
+
+/// A question that makes the door do what the row says.
+type Ask = fn(&Path) -> std::io::Result<()>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_a_panic_is_an_io_error_for_its_reader_alone() {
+    let lab = Lab::new();
+    let bytes = noise(4, 300_000);
+    let tar = Tar::default().file("early", &bytes).file("late", &bytes);
+    let path = lab.show(&made(&tar.file("names/a", b"").file("names/b", b"").end()));
+    let counts = lab.connection.counts.clone();
+    let rows: [(Asked, Ask); 6] = [
+        (Asked::Readdirplus, |path| fs::read_dir(path.join("names"))?.try_for_each(|entry| entry.map(drop))),
+        (Asked::Lookup, |path| fs::metadata(path.join("early")).map(drop)),
+        (Asked::LateRead, |path| fs::read(path.join("early")).map(drop)),
+        (Asked::Read, |path| fs::read(path.join("late")).map(drop)),
+        (Asked::Statfs, |path| Ok(rustix::fs::statfs(path).map(drop)?)),
+        (Asked::Getxattr, |path| {
+            match rustix::fs::lgetxattr(path.join("late"), "user.x", &mut [0_u8; 9][..]) {
+                Err(Errno::NODATA) => Ok(()),
+                other => Ok(other.map(drop)?),
+            }
+        }),
+    ];
+    outside(move || {
+        for (asked, ask) in rows {
+            // The slot's name is known for a second, so that the trap for lookups meets the file's.
+            fs::metadata(&path).unwrap();
+            counts.trap(Some(asked));
+            // More often than there are threads: all of them live.
+            for _ in 0..8 {
+                let error = ask(&path).expect_err("it panicked");
+                assert_eq!(error.raw_os_error(), Some(libc::EIO), "{asked:?}");
+            }
+            counts.trap(None);
+            ask(&path).unwrap_or_else(|error| panic!("after {asked:?}: {error}"));
+        }
+        assert!(fs::read(path.join("early")).unwrap() == bytes);
+        assert!(fs::read(path.join("late")).unwrap() == bytes);
+    })
+    .await;
+}

@@ -1,0 +1,115 @@
+//! Reads that wait for bytes, and reads that need not.
+
+use std::{ops::Range, time::Duration};
+
+use oci::{
+    Blob,
+    blob::{BoxFuture, ByteStream},
+};
+use rustix::fs::{Advice, fadvise};
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::{fuse::Asked, testing::SPAN};
+
+/// Answers once it is let; with an error when nobody will let it any more.
+#[derive(Debug)]
+struct Gated {
+    blob: Arc<dyn Blob>,
+    gate: Arc<Semaphore>,
+}
+
+impl Blob for Gated {
+    fn digest(&self) -> &Digest {
+        self.blob.digest()
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.blob.size()
+    }
+
+    fn read_range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, oci::Error>> {
+        Box::pin(async move {
+            let ended = |_| oci::Error::new(oci::ErrorKind::NotFound, "read a blob of a test that has ended");
+            let _passed = self.gate.acquire().await.map_err(ended)?;
+            self.blob.read_range(range).await
+        })
+    }
+
+    fn read_all(&self) -> BoxFuture<'_, Result<ByteStream, oci::Error>> {
+        self.read_range(0..self.size().unwrap_or(0))
+    }
+}
+
+/// Closes the gate for good, so that readers end when a test fails.
+struct Ends(Arc<Semaphore>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+const STUCK: usize = 200;
+/// Files between those who wait and the one that is there: what was read ahead of it and beside it.
+const APART: usize = 20;
+
+fn name(number: usize) -> String {
+    format!("f{number:03}")
+}
+
+fn content(number: usize) -> Vec<u8> {
+    noise(number as u64 + 1, SPAN as usize)
+}
+
+async fn until(what: &str, limit: Duration, is: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(limit, async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("{what} did not come"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_two_hundred_stuck_readers_are_not_in_the_way_of_others() {
+    let lab = Lab::new();
+    let last = STUCK + APART;
+    let tar = (0..=last).fold(Tar::default(), |tar, number| tar.file(&name(number), &content(number)));
+    let made = made(&tar.end());
+    let (layer, gate) = (lab.layer(&made), Arc::new(Semaphore::new(0)));
+    let path = lab.connection.slot_path(lab.connection.show(&layer, &[]).unwrap());
+    let hit = path.join(name(last));
+    let first = hit.clone();
+    assert!(outside(move || fs::read(first)).await.unwrap() == content(last));
+    layer.add_source("origin", Arc::new(Gated { blob: made.blob.clone(), gate: gate.clone() }));
+    let ends = Ends(gate.clone());
+    let counts = lab.connection.counts.clone();
+    let late = counts.of(Asked::LateRead);
+    let readers: Vec<_> = (0..STUCK)
+        .map(|number| {
+            let path = path.join(name(number));
+            tokio::task::spawn_blocking(move || fs::read(path))
+        })
+        .collect();
+    until("all readers", Duration::from_secs(60), || counts.of(Asked::LateRead) >= late + STUCK as u64).await;
+    for _ in 0..20 {
+        let (hit, counts) = (hit.clone(), counts.clone());
+        let found = outside(move || {
+            let asked = counts.of(Asked::Read);
+            // Out of the kernel's memory, so that it has to ask.
+            fadvise(fs::File::open(&hit).unwrap(), 0, None, Advice::DontNeed).unwrap();
+            let found = fs::read(&hit);
+            assert!(counts.of(Asked::Read) > asked, "the kernel asked");
+            found
+        });
+        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
+        assert!(found.expect("it does not wait for the others").unwrap() == content(last));
+    }
+    assert!(readers.iter().all(|reader| !reader.is_finished()), "they are stuck as long as they are");
+    gate.add_permits(STUCK);
+    for (number, reader) in readers.into_iter().enumerate() {
+        assert!(reader.await.unwrap().unwrap() == content(number), "{number}");
+    }
+    drop(ends);
+}

@@ -1,0 +1,67 @@
+//! How often the kernel asked for what. The whole design rests on few messages; this is what shows that they are.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// What is counted: kinds of requests, and reads that had to wait for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Lookup,
+    Getattr,
+    Readlink,
+    Open,
+    Opendir,
+    Flush,
+    Read,
+    LateRead,
+    Readdir,
+    Readdirplus,
+    Statfs,
+    Getxattr,
+    Listxattr,
+}
+
+const KINDS: usize = Asked::Listxattr as usize + 1;
+
+/// Counted by the door, in the order of [`Asked`].
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    asked: [AtomicU64; KINDS],
+    /// Bytes of the largest read.
+    largest_read: AtomicU32,
+    /// Requests of this kind panic, for tests of what happens then; 0 is none.
+    #[cfg(test)]
+    trap: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn note(&self, asked: Asked) {
+        self.asked[asked as usize].fetch_add(1, Ordering::Relaxed);
+        #[cfg(test)]
+        self.spring(asked);
+    }
+
+    pub(super) fn note_size(&self, bytes: u32) {
+        self.largest_read.fetch_max(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Counts {
+    pub(crate) fn of(&self, asked: Asked) -> u64 {
+        self.asked[asked as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn largest_read(&self) -> u32 {
+        self.largest_read.load(Ordering::Relaxed)
+    }
+
+    /// From now on requests of this kind panic.
+    pub(crate) fn trap(&self, asked: Option<Asked>) {
+        self.trap.store(asked.map_or(0, |asked| asked as u64 + 1), Ordering::Relaxed);
+    }
+
+    fn spring(&self, asked: Asked) {
+        let is_trap = self.trap.load(Ordering::Relaxed) == asked as u64 + 1;
+        assert!(!is_trap, "a test wants {asked:?} to panic");
+    }
+}
