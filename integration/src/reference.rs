@@ -62,8 +62,17 @@ pub fn mount<'a>(lab: &Lab, containerd: &'a Containerd, snapshotter: &str) -> Re
     let tops = committed.filter(|row| !rows.iter().any(|other| other.len() == 3 && other[1] == row[0]));
     let tops: Vec<&str> = tops.map(|row| row[0]).collect();
     let [top] = tops.as_slice() else { bail!("one image with {snapshotter}, not {}: {list}", tops.len()) };
-    let name = lab.free_name("unpacked");
-    let folder = lab.folder(&name)?;
+    mount_snapshot(lab, containerd, snapshotter, top)
+}
+
+/// The same for an image among several: `top` is the name of its uppermost snapshot.
+pub fn mount_snapshot<'a>(
+    lab: &Lab,
+    containerd: &'a Containerd,
+    snapshotter: &str,
+    top: &str,
+) -> Result<Unpacked<'a>> {
+    let (name, folder) = lab.new_folder("unpacked")?;
     // Not `view`: that one `ctr` does not root, and the collector may take it before it is mounted.
     containerd.ctr(&["snapshots", "--snapshotter", snapshotter, "prepare", &name, top])?;
     let target = folder.to_string_lossy();
@@ -79,8 +88,7 @@ pub fn mount<'a>(lab: &Lab, containerd: &'a Containerd, snapshotter: &str) -> Re
 /// A layer unpacked by GNU tar into a new folder in the lab.
 pub fn unpack_layer(lab: &Lab, layer: &Layer) -> Result<PathBuf> {
     ensure_debian(&["tar", "gzip"])?;
-    let name = lab.free_name("layer");
-    let folder = lab.folder(&name)?;
+    let (name, folder) = lab.new_folder("layer")?;
     let file = lab.path().join(format!("{name}.tar"));
     fs::write(&file, &layer.bytes).context("write the layer")?;
     let mut command = lab.command("tar");
