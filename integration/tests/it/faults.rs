@@ -1,5 +1,8 @@
 //! What is broken on the way: each a stated fall-back or an error, and never a wrong byte.
 
+mod ecr;
+mod outage;
+
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
