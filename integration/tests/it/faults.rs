@@ -1,7 +1,9 @@
 //! What is broken on the way: each a stated fall-back or an error, and never a wrong byte.
 
+mod cells;
 mod ecr;
 mod outage;
+pub(crate) mod table;
 
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
