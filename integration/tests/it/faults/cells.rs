@@ -101,6 +101,14 @@ impl Bench {
         lines.filter(of).filter_map(|line| line["reason"].as_str().map(str::to_owned)).collect()
     }
 
+    /// Whether nothing of the daemon's has panicked: that it still serves shows in every cell.
+    fn ensure_calm(&self) -> Result<()> {
+        let log = std::fs::read_to_string(self.lab.path().join("daemon.log"))?;
+        let panics: Vec<&str> = log.lines().filter(|line| line.contains("panic")).collect();
+        ensure!(panics.is_empty(), "{}", panics.join("\n"));
+        Ok(())
+    }
+
     /// Whether everything in a mounted image is as in the plain unpacking of its layers.
     fn ensure_same(&self, image: &Image) -> Result<()> {
         let mounted = mount_snapshot(&self.lab, &self.containerd, "soci", &image.chain_id())?;
@@ -236,7 +244,8 @@ fn containerd_faults_at_mount() -> Result<()> {
         };
         ensure!(as_expected, "{layers:?}, reasons {found:?}");
         bench.ensure_same(&image)
-    })
+    })?;
+    bench.ensure_calm()
 }
 
 /// What stands still and is never lifted; minutes long by its nature.
@@ -291,7 +300,8 @@ fn containerd_faults_at_first_read() -> Result<()> {
             ensure!(bytes == *right, "{path} afterwards: other bytes than in a plain unpacking");
         }
         Ok(())
-    })
+    })?;
+    bench.ensure_calm()
 }
 
 #[test]
@@ -322,7 +332,8 @@ fn containerd_faults_at_fill() -> Result<()> {
     // From here on only what is on the disk can be read.
     bench.link.lift();
     bench.link.inject(Fault::status(404), When::path("blobs/"));
-    bench.ensure_same(&image)
+    bench.ensure_same(&image)?;
+    bench.ensure_calm()
 }
 
 /// Whether every block of the one data file below a layer's folder is on the disk: what is missing is a hole in it.
