@@ -48,8 +48,9 @@ impl<'a> Unpacked<'a> {
 impl Drop for Unpacked<'_> {
     fn drop(&mut self) {
         let _ = unmount(&self.folder, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.folder);
         let _ = self.containerd.ctr(&["snapshots", "--snapshotter", &self.snapshotter, "rm", &self.view]);
+        // Last: the folder's name is the snapshot's, and free for another thread from here on.
+        let _ = fs::remove_dir(&self.folder);
     }
 }
 
