@@ -107,7 +107,7 @@ impl Budget {
         let mut permit = self
             .take(bytes, |state| {
                 // Not much more than the threads that inflate get through soon: what is chosen later is chosen better.
-                let most = (self.max_bytes / 4 * 3).min(window.saturating_mul(3));
+                let most = (self.max_bytes / 4 * 3).min(window.saturating_mul(2));
                 let room = state.held == 0 || state.held.saturating_add(bytes) <= most;
                 let allowed = state.allowance.now();
                 room && state.streams == 0
