@@ -7,7 +7,8 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Once},
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
@@ -39,8 +40,9 @@ pub(super) struct Job {
 struct Jobs {
     waiting: Vec<Job>,
     running: usize,
-    /// Of these, those that were begun with nobody waiting.
-    idle: Vec<Idle>,
+    /// Of these, with nobody waiting when they were taken; and those of them that have a thread.
+    idle: usize,
+    idle_at_work: Vec<Idle>,
     /// Uncompressed bytes of what is running.
     bytes: u64,
 }
@@ -62,6 +64,8 @@ pub(super) struct Inflaters {
     max_bytes: u64,
     /// What our threads have when a reader waits.
     nice: i32,
+    /// A thread that cannot get its priority back must not give it away.
+    may_give_way: AtomicBool,
 }
 
 /// A job that was taken, and what it counts.
@@ -105,7 +109,8 @@ impl Inflaters {
     pub(super) fn new(runtime: Handle, max_bytes: u64) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let nice = getpriority_process(None).unwrap_or(0);
-        Arc::new(Self { jobs: Mutex::default(), runtime, cores, max_bytes, nice })
+        let may_give_way = AtomicBool::new(true);
+        Arc::new(Self { jobs: Mutex::default(), runtime, cores, max_bytes, nice, may_give_way })
     }
 
     pub(super) fn add(self: &Arc<Self>, job: Job) {
@@ -116,7 +121,7 @@ impl Inflaters {
     /// Starts a thread if there is something for it. To be called, too, when somebody begins to wait for a span:
     /// where that is being inflated already, it no longer gives way to others.
     pub(super) fn start(self: &Arc<Self>) {
-        for idle in self.jobs.lock().idle.iter().filter(|idle| idle.is_awaited()) {
+        for idle in self.jobs.lock().idle_at_work.iter().filter(|idle| idle.is_awaited()) {
             // It may have ended meanwhile, and has its priority back then.
             let _ = setpriority_process(Some(idle.thread), self.nice);
         }
@@ -136,9 +141,11 @@ impl Inflaters {
         let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };
         if is_idle {
             let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
-            self.jobs.lock().idle.push(idle);
-            // Of this thread alone: what POSIX calls a process here is one to Linux.
-            let _ = setpriority_process(None, IDLE_NICE);
+            self.jobs.lock().idle_at_work.push(idle);
+            if self.may_give_way.load(Ordering::Relaxed) {
+                // Of this thread alone: what POSIX calls a process here is one to Linux.
+                let _ = setpriority_process(None, IDLE_NICE);
+            }
         }
         if catch_unwind(AssertUnwindSafe(|| job.work())).is_err() {
             tracing::error!("inflating a span made us panic");
@@ -152,7 +159,7 @@ impl Inflaters {
             return None;
         }
         let awaited = jobs.waiting.iter().position(Job::is_awaited);
-        let place = awaited.or((jobs.idle.len() < self.cores && !jobs.waiting.is_empty()).then_some(0))?;
+        let place = awaited.or((jobs.idle < self.cores && !jobs.waiting.is_empty()).then_some(0))?;
         let bytes = jobs.waiting[place].bytes();
         if jobs.running > 0 && jobs.bytes.saturating_add(bytes) > self.max_bytes {
             return None;
@@ -160,6 +167,7 @@ impl Inflaters {
         let job = jobs.waiting.remove(place);
         let is_idle = awaited.is_none();
         jobs.running += 1;
+        jobs.idle += usize::from(is_idle);
         jobs.bytes += bytes;
         Some(Taken { job, is_idle, bytes })
     }
@@ -175,17 +183,17 @@ struct Counted<'a> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        static SAID: Once = Once::new();
         let mut jobs = self.inflaters.jobs.lock();
         jobs.running -= 1;
         jobs.bytes -= self.bytes;
         let Some(thread) = self.thread else { return };
-        jobs.idle.retain(|idle| idle.thread != thread);
+        jobs.idle -= 1;
+        jobs.idle_at_work.retain(|idle| idle.thread != thread);
         drop(jobs);
-        if let Err(error) = setpriority_process(None, self.inflaters.nice) {
-            SAID.call_once(
-                || tracing::warn!(%error, "a thread stays at low priority; CAP_SYS_NICE is missing"),
-            );
+        if let Err(error) = setpriority_process(None, self.inflaters.nice)
+            && self.inflaters.may_give_way.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(%error, "fill takes as much of a core as readers do; CAP_SYS_NICE is missing");
         }
     }
 }

@@ -101,7 +101,7 @@ const AWAY: [Outcome; STAGES.len()] = [
 ];
 /// Does not let us in.
 const CLOSED: [Outcome; STAGES.len()] =
-    [Outcome::Left("denied"), Outcome::Whole("denied"), Outcome::Fails, Outcome::Error, Outcome::Later];
+    [Outcome::Left("denied"), Outcome::Whole("denied"), Outcome::Fails, Outcome::Waits, Outcome::Later];
 /// Has something else than it should.
 const WRONG: [Outcome; STAGES.len()] = [
     Outcome::Left("index_invalid"),
