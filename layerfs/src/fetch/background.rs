@@ -3,7 +3,8 @@
 //!
 //! It does not wait until the readers are done. As long as a program may be starting, just so much is on its
 //! way as keeps the line busy (`pace`), so that a reader's request queues behind milliseconds; when it has been
-//! quiet for a while the requests get larger and fewer. A failure ends nothing: its layer waits, longer each
+//! quiet for a while the requests get larger and fewer. And as long as the machine is short of processor time, which
+//! our own threads feel, it comes more slowly, so that the program gets it. A failure ends nothing: its layer waits, longer each
 //! time. What nobody asked for must not push out what readers need: a store that is nearly full ends the fill
 //! of its layers.
 
@@ -25,6 +26,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const OTHERS: Duration = Duration::from_millis(100);
 /// A program whose reads had all what they wanted for so long has started.
 const STARTED: Duration = Duration::from_secs(5);
+/// Between two turns, for each moment that others kept us waiting while we worked for one; where it is about none, not
+/// at all, and at most so many times.
+const GIVEN_WAY: Duration = Duration::from_millis(50);
+const LEAST_CROWDED: f64 = 0.3;
+const MOST_CROWDED: f64 = 10.0;
 /// Compressed bytes of one request, while a program may be starting and afterwards.
 const SMALL: u64 = 1 << 20;
 const LARGE: u64 = 8 << 20;
@@ -81,6 +87,12 @@ enum Pick {
     Full,
     Later(Instant),
     Empty,
+}
+
+/// The last turn.
+struct Last {
+    at: Instant,
+    bytes: u64,
 }
 
 /// When there is something to do again.
@@ -165,14 +177,14 @@ impl Drop for Background {
 /// Runs as long as the engine, which it does not hold while there is nothing to do. `stirred` tells that there is
 /// something new, `room` that there is more room than there was.
 pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<Notify>) {
-    let mut bandwidth_free = Instant::now();
+    let mut last = Last { at: Instant::now(), bytes: 0 };
     loop {
         let more_room = room.notified();
         tokio::pin!(more_room);
         // Before looking: what is given back from here on is noticed.
         more_room.as_mut().enable();
         let next = match engine.upgrade() {
-            Some(engine) => engine.turn(&mut bandwidth_free),
+            Some(engine) => engine.turn(&mut last),
             None => return,
         };
         match next {
@@ -192,10 +204,19 @@ pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<No
 
 impl Engine {
     /// One run of one layer, when there is room for it.
-    fn turn(self: &Arc<Self>, bandwidth_free: &mut Instant) -> Next {
+    fn turn(self: &Arc<Self>, last: &mut Last) -> Next {
         let now = Instant::now();
-        if *bandwidth_free > now {
-            return Next::At(*bandwidth_free);
+        let mut from = last.at;
+        if let Some(bandwidth) = self.limits.fill_bandwidth {
+            from += Duration::from_secs_f64(last.bytes as f64 / bandwidth.max(1) as f64);
+        }
+        let crowd = self.inflaters.crowd().min(MOST_CROWDED);
+        if self.quiet() < STARTED && crowd > LEAST_CROWDED {
+            // What we would take of the processor now is what a program that starts does not get.
+            from = from.max(last.at + GIVEN_WAY.mul_f64(crowd));
+        }
+        if from > now {
+            return Next::At(from);
         }
         let window = self.line.lock().window();
         let (bytes, window) = match self.quiet() < STARTED {
@@ -212,10 +233,7 @@ impl Engine {
         match table.take_turn(bytes) {
             Turn::Wish(wish) => {
                 permit.resize(wish.bytes());
-                if let Some(bandwidth) = self.limits.fill_bandwidth {
-                    let takes = Duration::from_secs_f64(wish.bytes() as f64 / bandwidth.max(1) as f64);
-                    *bandwidth_free = now + takes;
-                }
+                *last = Last { at: now, bytes: wish.bytes() };
                 self.background.change(number, |_| {});
                 let engine = self.clone();
                 self.runtime.spawn(async move {

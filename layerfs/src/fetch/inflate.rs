@@ -8,12 +8,14 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use rustix::{
     process::{Pid, getpriority_process, setpriority_process},
     thread::gettid,
+    time::{ClockId, clock_gettime},
 };
 use tokio::{runtime::Handle, sync::oneshot};
 use ztoc::SpanId;
@@ -26,6 +28,8 @@ use crate::{
 
 /// The nice value of work that nobody waits for: as good as only what is left over.
 const IDLE_NICE: i32 = 19;
+
+const CROWD_UNIT: f64 = 1000.0;
 
 /// A span, as it came.
 #[derive(Debug)]
@@ -64,6 +68,8 @@ pub(super) struct Inflaters {
     max_bytes: u64,
     /// What our threads have when a reader waits.
     nice: i32,
+    /// See [`Inflaters::crowd`], in thousandths.
+    crowd: AtomicU32,
     /// A thread that cannot get its priority back must not give it away.
     may_give_way: AtomicBool,
 }
@@ -110,7 +116,15 @@ impl Inflaters {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let nice = getpriority_process(None).unwrap_or(0);
         let may_give_way = AtomicBool::new(true);
-        Arc::new(Self { jobs: Mutex::default(), runtime, cores, max_bytes, nice, may_give_way })
+        Arc::new(Self {
+            jobs: Mutex::default(),
+            runtime,
+            cores,
+            max_bytes,
+            nice,
+            crowd: AtomicU32::new(0),
+            may_give_way,
+        })
     }
 
     pub(super) fn add(self: &Arc<Self>, job: Job) {
@@ -147,9 +161,20 @@ impl Inflaters {
                 let _ = setpriority_process(None, IDLE_NICE);
             }
         }
+        let (began, used) = (Instant::now(), thread_time());
         if catch_unwind(AssertUnwindSafe(|| job.work())).is_err() {
             tracing::error!("inflating a span made us panic");
         }
+        if is_idle {
+            let (passed, used) = (began.elapsed(), thread_time().saturating_sub(used));
+            self.crowd.store(crowd(passed, used), Ordering::Relaxed);
+        }
+    }
+
+    /// How long work that nobody waits for was kept waiting by others for each moment that it had a core, the last
+    /// time: zero on an idle machine.
+    pub(super) fn crowd(&self) -> f64 {
+        f64::from(self.crowd.load(Ordering::Relaxed)) / CROWD_UNIT
     }
 
     /// The oldest job that a reader waits for, else the oldest, when there is room for it.
@@ -171,6 +196,16 @@ impl Inflaters {
         jobs.bytes += bytes;
         Some(Taken { job, is_idle, bytes })
     }
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn crowd(passed: Duration, used: Duration) -> u32 {
+    let waited = passed.saturating_sub(used).as_secs_f64();
+    (waited / used.as_secs_f64().max(1e-6) * CROWD_UNIT) as u32
 }
 
 /// One job's part of the counts; given back when dropped, also in a panic.
