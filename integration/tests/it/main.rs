@@ -13,6 +13,8 @@ mod idmap;
 
 mod read_path;
 
+mod start;
+
 mod faults;
 
 mod clients;

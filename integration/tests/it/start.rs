@@ -1,0 +1,93 @@
+//! What begins to come before anybody reads.
+
+use anyhow::{Result, ensure};
+use integration::{
+    daemon::{LOG_LIMIT, soci, with_containerd},
+    images::{Image, Layer, Tar, push_image, tar::Entry},
+    lab::Lab,
+    link::Link,
+    machine::binaries,
+    process::wait_until,
+    reference::mount,
+    registry::Registry,
+};
+
+use crate::{
+    image::{SMALL, noise},
+    read_path::{NO_FILL, pull},
+};
+
+const SIZE: usize = 300_000;
+
+fn file(seed: u64) -> Entry {
+    Entry::file(format!("file{seed}"), noise(seed, SIZE))
+}
+
+/// Bytes of layers that have come over the line in answers to ranged requests that are complete.
+fn ranged(link: &Link) -> u64 {
+    let whole = link.exchanges().into_iter().filter(|exchange| {
+        let range = exchange.range.as_deref().and_then(|range| range.strip_prefix("bytes="));
+        let ends = range.and_then(|range| range.split_once('-'));
+        let length =
+            ends.and_then(|(first, last)| Some(last.parse::<u64>().ok()? + 1 - first.parse::<u64>().ok()?));
+        exchange.status == 206 && length == Some(exchange.body_bytes)
+    });
+    whole.map(|exchange| exchange.body_bytes).sum()
+}
+
+#[test]
+fn containerd_what_a_prefetch_artifact_names_comes_unasked() -> Result<()> {
+    let lab = Lab::new("prefetch")?;
+    let registry = Registry::start(&lab)?;
+    let between = Entry::file("between", noise(99, 20 * SIZE));
+    let layer = Layer::gzip(&Tar::new([file(0), between, file(1)]).bytes());
+    push_image(registry.host(), "app:plain", &Image::new(vec![layer]))?;
+    let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
+    let (from, to) = (place("plain"), place("soci"));
+    let words = [&["convert", "--prefetch-file", "/file1"], SMALL, &[&from, &to]].concat();
+    soci(&lab, &binaries()?, &words)?;
+    let link = Link::new(&lab, registry.host())?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    pull(&lab, &containerd, &format!("{}/app:soci", link.host()))?;
+    let loaded = |line: &serde_json::Value| line["msg"] == "Successfully loaded prefetch artifact";
+    daemon.wait_for_log("the artifact", loaded)?;
+    // Noise does not compress: the file's spans have about its size.
+    wait_until("its spans", LOG_LIMIT, || Ok((ranged(&link) >= SIZE as u64 * 9 / 10).then_some(())))?;
+    link.cut();
+    let mounted = mount(&lab, &containerd, "soci")?;
+    ensure!(std::fs::read(mounted.path().join("file1"))? == noise(1, SIZE), "file1 has other bytes");
+    ensure!(ranged(&link) < SIZE as u64 * 2, "and nothing else came: {}", ranged(&link));
+    link.restore();
+    ensure!(std::fs::read(mounted.path().join("file0"))? == noise(0, SIZE), "file0 has other bytes");
+    Ok(())
+}
+
+#[test]
+fn containerd_all_layers_are_opened_when_the_first_is_asked_for() -> Result<()> {
+    let lab = Lab::new("opening")?;
+    let registry = Registry::start(&lab)?;
+    let layers: Vec<_> = (0..6).map(|seed| Layer::gzip(&Tar::new([file(seed)]).bytes())).collect();
+    push_image(registry.host(), "app:plain", &Image::new(layers))?;
+    let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
+    let (from, to) = (place("plain"), place("soci"));
+    soci(&lab, &binaries()?, &[&["convert"], SMALL, &[&from, &to]].concat())?;
+    let link = Link::new(&lab, registry.host())?;
+    let (daemon, containerd) = with_containerd(&lab, "")?;
+    pull(&lab, &containerd, &format!("{}/app:soci", link.host()))?;
+    ensure!(daemon.prepared() == [true; 6], "{:?}", daemon.prepared());
+    // Everything comes by itself, each layer and each ztoc once.
+    wait_until("all of it", LOG_LIMIT, || Ok((ranged(&link) >= 6 * SIZE as u64).then_some(())))?;
+    link.cut();
+    let mounted = mount(&lab, &containerd, "soci")?;
+    for seed in 0..6 {
+        let found = std::fs::read(mounted.path().join(format!("file{seed}")))?;
+        ensure!(found == noise(seed, SIZE), "file{seed} has other bytes");
+    }
+    let blobs = link.exchanges().into_iter().filter(|exchange| exchange.path.contains("/blobs/"));
+    let mut asked: Vec<_> = blobs.map(|exchange| (exchange.path, exchange.range)).collect();
+    let all = asked.len();
+    asked.sort();
+    asked.dedup();
+    ensure!(asked.len() == all, "something was asked for twice: {asked:?}");
+    Ok(())
+}
