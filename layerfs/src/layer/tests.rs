@@ -1,5 +1,8 @@
 //! Reads against the plain bytes, with sources that fail and lie, a store that is full, damaged or found again.
 
+mod reference;
+mod sample;
+
 use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use oci::testing::BlobFault;
