@@ -7,7 +7,12 @@
 
 #![allow(clippy::disallowed_types)]
 
-use std::sync::{self, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+
+pub(crate) use std::sync::{
+    MutexGuard,
+    atomic::{AtomicBool, AtomicU32},
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(sync::Mutex<T>);
