@@ -12,6 +12,8 @@
 
 mod state;
 mod table;
+#[cfg(test)]
+mod schedules;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -2,7 +2,7 @@
 //!
 //! A word goes to Filling, and its flight into the table, under one lock; so whoever finds a span Filling under
 //! that lock finds its flight, and whoever finds none finds the new state. Nothing here touches a disk or a network.
-//!
+//! The locks come from the module above: `schedules` has this very file with those of a scheduler.
 
 use std::{
     collections::HashMap,
@@ -156,7 +156,7 @@ impl<T> Table<T> {
         if before.state() == State::Ready {
             self.missing.fetch_add(1, AcqRel);
         }
-        flights.insert(span, Flight::new(false));
+        flights.insert(span, Flight::new(true));
         true
     }
 
