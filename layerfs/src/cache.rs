@@ -146,16 +146,27 @@ impl Store {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(root: &Path, room: Room) -> Result<Arc<Self>, Error> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self::open_on(root, room, &boot)
+    }
+
+    /// The same on a boot of that id.
+    pub(crate) fn open_on(root: &Path, room: Room, boot: &str) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let noted = fs::read_to_string(layers.join("boot")).ok();
-        let (last_boot, last) = noted.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("", ""));
-        let last: u32 = last.trim().parse().unwrap_or(0);
+        let known = noted.as_deref().and_then(|text| text.split_once(' '));
+        let known = known.and_then(|(last_boot, last)| Some((last_boot, last.trim().parse::<u32>().ok()?)));
         let clean = fs::remove_file(layers.join("clean")).is_ok();
-        let same_boot = !boot.trim().is_empty() && last_boot == boot.trim();
-        let generation = if last > 0 && (same_boot || clean) { last } else { last.wrapping_add(1).max(1) };
-        if noted.is_some() && generation != last {
+        let same_boot = |last_boot| !boot.trim().is_empty() && last_boot == boot.trim();
+        let generation = match known {
+            Some((last_boot, last)) if clean || same_boot(last_boot) => last,
+            Some((_, last)) => last.wrapping_add(1),
+            // The first, or the note was lost with the power: its bytes are on the disk no sooner than others. What
+            // is there may be of any generation, so this one is to be none that ever was.
+            None => xxh3_64(boot.trim().as_bytes()) as u32,
+        };
+        if noted.is_some() && known.is_none_or(|(_, last)| last != generation) {
             tracing::warn!("the last stop was unclean: what is stored is verified again before use");
         }
         // On the disk before anything is written under it: a mark that came back would be believed.

@@ -1,5 +1,6 @@
 //! Reads against the plain bytes, with sources that fail and lie, a store that is full, damaged or found again.
 
+mod power;
 mod reference;
 mod sample;
 

@@ -147,6 +147,9 @@ impl World {
                         self.hold(span);
                         waits.push(flight);
                         claimed.push(span);
+                    } else {
+                        let state = self.table.state(span);
+                        assert_ne!(state, State::Filling, "nobody could wait for span {span}");
                     }
                 }
             }

@@ -63,11 +63,7 @@ impl<T> Drop for Pins<'_, T> {
 impl<T> Flight<T> {
     /// `landing`: who makes it ends it, and what else lands there is of a flight before.
     fn new(landing: bool) -> Arc<Self> {
-        Arc::new(Self {
-            landing: AtomicBool::new(landing),
-            outcome: Mutex::new(None),
-            landed: Notify::new(),
-        })
+        Arc::new(Self { landing: AtomicBool::new(landing), outcome: Mutex::new(None), landed: Notify::new() })
     }
 
     /// Tells all who wait, now or later.
