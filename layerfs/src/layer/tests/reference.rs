@@ -96,7 +96,7 @@ struct Asked {
 
 impl Asked {
     /// Compares all names and attributes on the way.
-    fn new(layer: Arc<Layer>, model: Arc<Model>) -> Self {
+    fn new(layer: Arc<Layer>, model: &Arc<Model>) -> Self {
         let mut nodes = vec![NodeId(u32::MAX); model.nodes.len()];
         nodes[0] = NodeId::ROOT;
         let mut open = vec![0];
@@ -207,7 +207,7 @@ async fn played(case: Case, excused: Excused) {
             _ => Layer::create(&store, &engine, &made.digest, &ztoc, &made.ztoc).unwrap(),
         };
         layer.add_source("origin", made.blob.clone());
-        let asked = Arc::new(Asked::new(layer, model.clone()));
+        let asked = Arc::new(Asked::new(layer, &model));
         if case.fill {
             asked.layer.start_fill();
         }

@@ -136,7 +136,7 @@ impl Recipe {
         }
         if self.crowd {
             for number in 0..CROWD {
-                draft.file(0, format!("crowd/{number}").into_bytes(), noise(number as u64, number % 60));
+                draft.file(0, format!("crowd/{number}").as_bytes(), noise(number as u64, number % 60));
             }
         }
         draft.tar.resize(draft.tar.len() + 1024, 0);
@@ -188,7 +188,7 @@ impl Draft {
                 node.content = if *zeros { vec![0; *length] } else { noise(number as u64 + 1, *length) };
                 (b'0', Vec::new())
             }
-            Kind::HardLink(target) => return self.hard_link(parent, name, path, *target),
+            Kind::HardLink(target) => return self.hard_link(parent, name, &path, *target),
             Kind::Symlink(target) => {
                 (node.kind, node.content) = (NodeKind::Symlink, target.clone());
                 (b'2', target.clone())
@@ -211,7 +211,7 @@ impl Draft {
                 (b'6', Vec::new())
             }
             Kind::Folder => (b'5', Vec::new()),
-            Kind::Implied => return self.implied(parent, name, path),
+            Kind::Implied => return self.implied(parent, name, &path),
             Kind::Opaque => {
                 self.nodes[parent].opaque = true;
                 path = [&folder[..], b".wh..wh..opq"].concat();
@@ -235,7 +235,7 @@ impl Draft {
         self.nodes.push(node);
     }
 
-    fn hard_link(&mut self, parent: usize, name: Vec<u8>, path: Vec<u8>, target: prop::sample::Index) {
+    fn hard_link(&mut self, parent: usize, name: Vec<u8>, path: &[u8], target: prop::sample::Index) {
         let files: Vec<_> =
             (0..self.nodes.len()).filter(|place| self.nodes[*place].kind == NodeKind::Regular).collect();
         if files.is_empty() {
@@ -243,21 +243,21 @@ impl Draft {
         }
         let target = files[target.index(files.len())];
         let of = Node { content: Vec::new(), ..self.nodes[target].clone() };
-        self.header(&path, b'1', &of.path.clone(), &of);
+        self.header(path, b'1', &of.path.clone(), &of);
         self.nodes[target].nlink += 1;
         self.nodes[parent].children.insert(name, target);
     }
 
     /// Nothing but a file in it says that it is there.
-    fn implied(&mut self, parent: usize, name: Vec<u8>, path: Vec<u8>) {
+    fn implied(&mut self, parent: usize, name: Vec<u8>, path: &[u8]) {
         let place = self.nodes.len();
         // mkdir in a folder with a header keeps root as the owner: no folder here has the set-group-ID bit.
-        self.enter(parent, name, Node::folder(path.clone()));
-        self.file(place, [&path[..], b"/in"].concat(), b"in it".to_vec());
+        self.enter(parent, name, Node::folder(path.to_vec()));
+        self.file(place, &[path, b"/in"].concat(), b"in it".to_vec());
     }
 
     /// A file of no special attributes; a crowd's folder is implied by its first file.
-    fn file(&mut self, mut parent: usize, path: Vec<u8>, content: Vec<u8>) {
+    fn file(&mut self, mut parent: usize, path: &[u8], content: Vec<u8>) {
         if path.starts_with(b"crowd/") {
             if !self.nodes[0].children.contains_key(&b"crowd"[..]) {
                 self.enter(0, b"crowd".to_vec(), Node::folder(b"crowd".to_vec()));
@@ -265,8 +265,8 @@ impl Draft {
             parent = self.nodes[0].children[&b"crowd"[..]];
         }
         let name = path.rsplit(|byte| *byte == b'/').next().expect("a path has a last part").to_vec();
-        let node = Node { kind: NodeKind::Regular, mode: 0o644, content, ..Node::folder(path.clone()) };
-        self.header(&path, b'0', &[], &node);
+        let node = Node { kind: NodeKind::Regular, mode: 0o644, content, ..Node::folder(path.to_vec()) };
+        self.header(path, b'0', &[], &node);
         self.enter(parent, name, node);
     }
 
