@@ -132,6 +132,9 @@ const WORKLOADS: &[Workload] = &[
     },
 ];
 
+/// Ticks a second in `/proc`: so on every architecture that Linux runs containers on.
+const TICKS: u64 = 100;
+
 /// A snapshotter to be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -146,6 +149,8 @@ struct Start {
     pull: Duration,
     run: Duration,
     bytes: u64,
+    /// Processor time of the daemon, where there is one.
+    processor: Option<Duration>,
 }
 
 impl Start {
@@ -269,10 +274,10 @@ impl Bench {
             Side::Go => Some(self.go(&lab)?),
             Side::Ours => {
                 let daemon = Daemon::start_from(&lab, &Daemon::configuration(&lab), self.binaries.clone())?;
-                Some(daemon.address())
+                Some((daemon.address(), daemon.pid()))
             }
         };
-        let proxies = daemon.iter().map(|socket| ("soci".to_owned(), socket.clone())).collect();
+        let proxies = daemon.iter().map(|(socket, _)| ("soci".to_owned(), socket.clone())).collect();
         let binaries = self.containerd.clone();
         let options = containerd::Options { proxies, binaries, ..containerd::Options::default() };
         let containerd = Containerd::start_with(&lab, options)?;
@@ -292,12 +297,13 @@ impl Bench {
         if side != Side::Overlayfs {
             ensure!(traffic.down > 0, "nothing came over the line");
         }
+        let processor = daemon.map(|(_, pid)| processor_time(pid)).transpose()?;
         lab.close().context("stop what was started")?;
-        Ok(Start { pull, run, bytes: traffic.up + traffic.down })
+        Ok(Start { pull, run, bytes: traffic.up + traffic.down, processor })
     }
 
-    /// The Go daemon in a lab; its socket.
-    fn go(&self, lab: &Lab) -> Result<PathBuf> {
+    /// The Go daemon in a lab: its socket and its pid.
+    fn go(&self, lab: &Lab) -> Result<(PathBuf, u32)> {
         let folder = self.options.peer.as_deref().unwrap_or(Path::new(""));
         let socket = lab.folder("go")?.join("s.sock");
         fs::write(lab.path().join("go/config.toml"), Daemon::configuration(lab))?;
@@ -306,8 +312,17 @@ impl Bench {
         command.arg("--config").arg(lab.path().join("go/config.toml"));
         let process = lab.start("go", command)?;
         process.wait_until("the Go daemon", Duration::from_secs(30), || Ok(socket.exists().then_some(())))?;
-        Ok(socket)
+        Ok((socket, process.pid()))
     }
+}
+
+/// What a process has used so far, in user and kernel mode.
+fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Behind the name, which may hold anything: user and system time are the fields 14 and 15.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Ok(Duration::from_millis(ticks.sum::<u64>() * 1000 / TICKS))
 }
 
 fn seconds(time: Duration) -> String {
@@ -322,7 +337,12 @@ fn tell(workload: &Workload, size: usize, (rate, trip): (u64, u64), starts: &[(S
     for (side, start) in starts {
         let (pull, run, whole) = (seconds(start.pull), seconds(start.run), seconds(start.whole()));
         let bytes = start.bytes as f64 / 1e6;
-        let _ = writeln!(text, "  {side:10?} pull {pull:>8}  run {run:>8}  both {whole:>8}  {bytes:7.1} MB");
+        let processor = start.processor.map(|time| format!("  daemon's processor time {}", seconds(time)));
+        let processor = processor.unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "  {side:10?} pull {pull:>8}  run {run:>8}  both {whole:>8}  {bytes:7.1} MB{processor}"
+        );
     }
     if let (Some(ours), Some(full)) = (of(Side::Ours), of(Side::Overlayfs)) {
         let _ = writeln!(

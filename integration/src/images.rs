@@ -16,7 +16,7 @@ use oci::{Digest, Platform};
 use serde_json::{Value, json};
 
 pub use debian::{Recipe, debian_image, debian_python_image};
-pub use push::{Login, PushedImage, PushedIndex, push_image, push_image_as, push_index};
+pub use push::{Login, PushedImage, PushedIndex, document, push_image, push_image_as, push_index};
 pub use tar::Tar;
 
 /// One layer, as it goes to a registry.
@@ -92,6 +92,13 @@ impl Image {
     pub fn platform(mut self, platform: Platform) -> Image {
         self.platform = platform;
         self
+    }
+
+    /// The name of the snapshot that the uppermost layer becomes: its chain ID.
+    pub fn chain_id(&self) -> String {
+        let mut ids = self.layers.iter().map(|layer| layer.diff_id.to_string());
+        let lowest = ids.next().unwrap_or_default();
+        ids.fold(lowest, |below, id| Digest::sha256(format!("{below} {id}").as_bytes()).to_string())
     }
 
     /// The configuration document.

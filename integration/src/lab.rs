@@ -25,6 +25,8 @@ const KEEP: &str = "KEEP_LAB";
 /// In the environment of everything a lab starts: its folder. What has it belongs to the lab, whoever started it.
 const MARK: &str = "SOCI_LAB";
 const PREFIX: &str = "soci-lab-";
+/// Where a lab's programs look for Docker's configuration, so that the machine's own has no part in a test.
+pub(crate) const DOCKER_CONFIG: &str = "docker";
 /// A fixed place, so that configurations can name it before it is there.
 const CONTAINERD: &str = "containerd/c.sock";
 const MOUNTS_LIMIT: Duration = Duration::from_secs(30);
@@ -86,6 +88,20 @@ impl Lab {
         Ok(path)
     }
 
+    /// A folder below the lab's that was not there, called `name` or that with a number behind it.
+    pub fn new_folder(&self, name: &str) -> Result<(String, PathBuf)> {
+        loop {
+            let free = self.free_name(name);
+            let path = self.path().join(&free);
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok((free, path)),
+                // Another thread of the test was quicker.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).with_context(|| format!("make folder {free}")),
+            }
+        }
+    }
+
     /// A command that belongs to the lab.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         Lab::command_in(self.path(), program)
@@ -103,7 +119,7 @@ impl Lab {
     /// The same, where only the lab's folder is known.
     pub(crate) fn command_in(folder: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env(MARK, folder).current_dir(folder);
+        command.env(MARK, folder).env("DOCKER_CONFIG", folder.join(DOCKER_CONFIG)).current_dir(folder);
         command
     }
 

@@ -1,12 +1,14 @@
 //! A TCP proxy on loopback before a registry: the line that tests measure and break. It passes on what it gets,
 //! byte for byte and with the `Host` header unchanged (the registry's absolute URLs then lead back through it),
-//! and follows the HTTP/1.1 in it, so that it can tell what was asked for, count, and corrupt a chosen byte of
-//! a chosen answer. It can be slow (one budget of bytes a second for all connections, half a round trip
-//! each way, one more to connect), stand still, or be cut.
+//! and follows the HTTP/1.1 in it, so that it can tell what was asked for, count, and do a [`Fault`] to chosen
+//! requests and their answers. It can be slow (one budget of bytes a second for all connections, half a round
+//! trip each way, one more to connect), stand still, or be cut.
 
-mod http;
-mod pace;
 mod pump;
+mod pace;
+mod exchange;
+mod fault;
+mod http;
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +20,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::lab::Lab;
+use crate::process::wait_until;
+use fault::Planned;
 use pace::Bucket;
+
+pub use fault::{Answer, Fault, Request, When};
+
+/// For a request that follows at once from something that was done.
+const HIT_LIMIT: Duration = Duration::from_secs(120);
 
 /// One request and what became of it, as far as it has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +67,25 @@ pub struct Link {
     shared: Arc<Shared>,
 }
 
+/// A fault in force. It stays so when this goes; [`Injected::lift`] ends it.
+#[derive(Debug, Clone)]
+pub struct Injected {
+    id: u64,
+    hits: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+/// Asked about every request; an answer of its own goes back to the client, and the registry is not asked.
+struct Gate(Box<Keeper>);
+
+type Keeper = dyn Fn(&Request) -> Option<Answer> + Send + Sync;
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Open,
@@ -69,6 +97,7 @@ enum Mode {
 struct Shared {
     target: String,
     speed: Speed,
+    gate: Option<Gate>,
     up: Bucket,
     down: Bucket,
     counted_up: AtomicU64,
@@ -76,7 +105,7 @@ struct Shared {
     counted_connections: AtomicU64,
     closed: AtomicBool,
     state: Mutex<State>,
-    /// the mode has changed
+    /// the mode, or a fault in force, has changed
     changed: Condvar,
 }
 
@@ -89,8 +118,10 @@ struct State {
     exchanges: Vec<Exchange>,
     /// where they begin to count: an earlier one may still be under way
     shown_from: usize,
-    /// part of a path, and the place in the body
-    flips: Vec<(String, u64)>,
+    /// in the order in which they were injected
+    faults: Vec<(Planned, Arc<AtomicU64>)>,
+    /// what befalls the answers that are still to come, by the place of their exchange
+    faulty: BTreeMap<usize, Vec<(u64, Fault)>>,
 }
 
 impl Link {
@@ -100,6 +131,19 @@ impl Link {
     }
 
     pub fn with_speed(lab: &Lab, target: &str, speed: Speed) -> Result<Link> {
+        Link::open(lab, target, speed, None)
+    }
+
+    /// A fast line with somebody at its door, who may answer in the registry's place.
+    pub fn with_gate(
+        lab: &Lab,
+        target: &str,
+        gate: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Result<Link> {
+        Link::open(lab, target, Speed::default(), Some(Gate(Box::new(gate))))
+    }
+
+    fn open(lab: &Lab, target: &str, speed: Speed, gate: Option<Gate>) -> Result<Link> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen for the link")?;
         let address = listener.local_addr()?;
         let state = State {
@@ -108,11 +152,13 @@ impl Link {
             sockets: BTreeMap::new(),
             exchanges: Vec::new(),
             shown_from: 0,
-            flips: Vec::new(),
+            faults: Vec::new(),
+            faulty: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
             target: target.to_owned(),
             speed,
+            gate,
             up: Bucket::new(speed.bytes_per_second),
             down: Bucket::new(speed.bytes_per_second),
             counted_up: AtomicU64::new(0),
@@ -177,15 +223,46 @@ impl Link {
         self.shared.set(Mode::Open);
     }
 
+    /// From now on does this to the requests that fit, until it is lifted.
+    pub fn inject(&self, fault: Fault, when: When) -> Injected {
+        let mut state = self.shared.lock();
+        let id = state.next;
+        state.next += 1;
+        let hits = Arc::new(AtomicU64::new(0));
+        state.faults.push((Planned::new(id, fault, when), hits.clone()));
+        Injected { id, hits, shared: self.shared.clone() }
+    }
+
     /// From now on inverts one byte of the body of every answer to a request whose path contains `path`: the
     /// `nth` of the whole resource, so that it is the same byte whichever range it comes in.
     pub fn flip_byte(&self, path: &str, nth: u64) {
-        self.shared.lock().flips.push((path.to_owned(), nth));
+        self.inject(Fault::Flip { nth }, When::path(path));
     }
 
-    /// The line tells the truth again.
-    pub fn unflip(&self) {
-        self.shared.lock().flips.clear();
+    /// No fault is in force any more: the line tells the truth again.
+    pub fn lift(&self) {
+        self.shared.lock().faults.clear();
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Injected {
+    /// How many requests it has befallen.
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it has befallen so many.
+    pub fn wait_for(&self, hits: u64) -> Result<()> {
+        let hit = || Ok((self.hits() >= hits).then_some(()));
+        wait_until("the requests that a fault is for", HIT_LIMIT, hit)
+            .with_context(|| format!("{} of {hits} came", self.hits()))
+    }
+
+    /// It is over. What stands still because of it goes on.
+    pub fn lift(&self) {
+        self.shared.lock().faults.retain(|(planned, _)| planned.id != self.id);
+        self.shared.changed.notify_all();
     }
 }
 
@@ -214,6 +291,44 @@ impl Shared {
         state.mode == Mode::Open
     }
 
+    /// Adds a request to the list; its place there, and what befalls it.
+    fn note(&self, request: &Request) -> (usize, Vec<(u64, Fault)>) {
+        let mut state = self.lock();
+        state.exchanges.push(Exchange {
+            method: request.method.clone(),
+            path: request.path.clone(),
+            range: request.header("range").map(str::to_owned),
+            ..Exchange::default()
+        });
+        let hit = state.faults.iter_mut().filter_map(|(planned, hits)| {
+            let befalls = planned.hits(request);
+            hits.fetch_add(u64::from(befalls), Ordering::SeqCst);
+            befalls.then(|| (planned.id, planned.fault.clone()))
+        });
+        let hit = hit.collect();
+        (state.exchanges.len() - 1, hit)
+    }
+
+    fn is_planned(&self, fault: u64) -> bool {
+        self.lock().faults.iter().any(|(planned, _)| planned.id == fault)
+    }
+
+    /// Waits until a fault is lifted, for `limit` at most. False when the line is cut meanwhile.
+    fn wait_for_lift(&self, fault: u64, limit: Option<Duration>) -> bool {
+        let lasts = |state: &mut State| {
+            state.mode != Mode::Cut && state.faults.iter().any(|(planned, _)| planned.id == fault)
+        };
+        let state = self.lock();
+        let state = match limit {
+            None => self.changed.wait_while(state, lasts).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let waited = self.changed.wait_timeout_while(state, limit, lasts);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.mode != Mode::Cut
+    }
+
     fn forget(&self, connection: u64) {
         self.lock().sockets.remove(&connection);
     }
@@ -228,12 +343,12 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let shared = shared.clone();
         thread::spawn(move || {
             // Dropped on failure: the client sees its connection end.
-            let _ = connect(client, &shared);
+            let _ = connect(&client, &shared);
         });
     }
 }
 
-fn connect(client: TcpStream, shared: &Arc<Shared>) -> Result<()> {
+fn connect(client: &TcpStream, shared: &Arc<Shared>) -> Result<()> {
     thread::sleep(shared.speed.round_trip);
     if !shared.may_move() {
         return Ok(());
@@ -250,6 +365,6 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) -> Result<()> {
     state.sockets.insert(id, [client.try_clone()?, server.try_clone()?]);
     drop(state);
     shared.counted_connections.fetch_add(1, Ordering::SeqCst);
-    pump::run(id, client, server, shared);
+    pump::run(id, client, &server, shared);
     Ok(())
 }

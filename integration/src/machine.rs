@@ -103,6 +103,12 @@ pub fn build(profile: Profile) -> Result<Binaries> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--quiet", "-p", "cli", "-p", "snapshotter"]).current_dir(root());
     command.arg("--target-dir").arg(&target);
+    // What cargo tells the running program about its own package would have build scripts run again, here and in
+    // whatever is built next.
+    let of_ours = |key: &str| key.starts_with("CARGO_PKG_") || key.starts_with("CARGO_MANIFEST_");
+    for (key, _) in env::vars().filter(|(key, _)| of_ours(key)) {
+        command.env_remove(key);
+    }
     let folder = match profile {
         Profile::Dev => target.join("debug"),
         Profile::Release => {

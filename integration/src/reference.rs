@@ -48,8 +48,9 @@ impl<'a> Unpacked<'a> {
 impl Drop for Unpacked<'_> {
     fn drop(&mut self) {
         let _ = unmount(&self.folder, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.folder);
         let _ = self.containerd.ctr(&["snapshots", "--snapshotter", &self.snapshotter, "rm", &self.view]);
+        // Last: the folder's name is the snapshot's, and free for another thread from here on.
+        let _ = fs::remove_dir(&self.folder);
     }
 }
 
@@ -62,8 +63,17 @@ pub fn mount<'a>(lab: &Lab, containerd: &'a Containerd, snapshotter: &str) -> Re
     let tops = committed.filter(|row| !rows.iter().any(|other| other.len() == 3 && other[1] == row[0]));
     let tops: Vec<&str> = tops.map(|row| row[0]).collect();
     let [top] = tops.as_slice() else { bail!("one image with {snapshotter}, not {}: {list}", tops.len()) };
-    let name = lab.free_name("unpacked");
-    let folder = lab.folder(&name)?;
+    mount_snapshot(lab, containerd, snapshotter, top)
+}
+
+/// The same for an image among several: `top` is the name of its uppermost snapshot.
+pub fn mount_snapshot<'a>(
+    lab: &Lab,
+    containerd: &'a Containerd,
+    snapshotter: &str,
+    top: &str,
+) -> Result<Unpacked<'a>> {
+    let (name, folder) = lab.new_folder("unpacked")?;
     // Not `view`: that one `ctr` does not root, and the collector may take it before it is mounted.
     containerd.ctr(&["snapshots", "--snapshotter", snapshotter, "prepare", &name, top])?;
     let target = folder.to_string_lossy();
@@ -79,8 +89,7 @@ pub fn mount<'a>(lab: &Lab, containerd: &'a Containerd, snapshotter: &str) -> Re
 /// A layer unpacked by GNU tar into a new folder in the lab.
 pub fn unpack_layer(lab: &Lab, layer: &Layer) -> Result<PathBuf> {
     ensure_debian(&["tar", "gzip"])?;
-    let name = lab.free_name("layer");
-    let folder = lab.folder(&name)?;
+    let (name, folder) = lab.new_folder("layer")?;
     let file = lab.path().join(format!("{name}.tar"));
     fs::write(&file, &layer.bytes).context("write the layer")?;
     let mut command = lab.command("tar");

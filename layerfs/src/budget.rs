@@ -2,13 +2,21 @@
 //!
 //! A request is let go when there is room for it and gives its room back when its last byte was dealt with, so
 //! that memory is bounded by `max_bytes_in_flight` whatever the readers do. Demand never queues behind fill: fill
-//! starts only what leaves room for a reader, and only while less is on its way than keeps the line busy.
+//! starts only what leaves room for a reader, and only while less is on its way than keeps the line busy. No host
+//! can take all of anything: one that does not answer must not hold up readers of the others.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{pace::Allowance, sync::Mutex};
+
+/// Arrivals are told in steps of this many bytes: each may wake a fill.
+const TOLD: u64 = 256 << 10;
 
 /// What the engine may use at once. Sizes in bytes.
 #[derive(Debug, Clone)]
@@ -16,7 +24,7 @@ pub struct Limits {
     /// Compressed bytes asked for and not yet dealt with; as many uncompressed ones are held on their way to the
     /// disk.
     pub max_bytes_in_flight: u64,
-    /// Requests under way, over all layers.
+    /// Requests under way to one host, over all layers.
     pub max_requests: usize,
     /// How long a reader waits for a source that cannot be reached before it gets an error.
     pub read_timeout: Duration,
@@ -38,32 +46,44 @@ impl Default for Limits {
     }
 }
 
+/// What one host has of it all.
 #[derive(Debug)]
-struct State {
+struct Host {
     requests: usize,
-    /// Compressed bytes of them all.
+    /// Compressed bytes of them.
     held: u64,
     /// Compressed bytes asked for by fill that have not arrived.
     coming: u64,
+    allowance: Allowance,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: u64,
     /// Whole layers that somebody waits for: they have the line to themselves and the readers.
     streams: usize,
-    allowance: Allowance,
+    /// Those that something is asked of, or that were busy.
+    hosts: HashMap<Arc<str>, Host>,
 }
 
 /// Shared by all layers of an engine.
 #[derive(Debug)]
 pub(crate) struct Budget {
     state: Mutex<State>,
-    changed: Notify,
+    changed: Arc<Notify>,
     max_bytes: u64,
+    max_requests: usize,
 }
 
 /// Room for one request; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
+    host: Arc<str>,
     held: u64,
     coming: u64,
+    /// Arrived since it was last told.
+    untold: u64,
 }
 
 /// See [`Budget::stream`].
@@ -77,64 +97,84 @@ impl Drop for Streaming {
     }
 }
 
+impl State {
+    fn host(&mut self, name: &Arc<str>, most: usize) -> &mut Host {
+        let new = || Host { requests: 0, held: 0, coming: 0, allowance: Allowance::new(most) };
+        self.hosts.entry(name.clone()).or_insert_with(new)
+    }
+
+    /// Forgets a host that nothing is asked of and that has nothing to be remembered for.
+    fn tidy(&mut self, name: &Arc<str>) {
+        if let hash_map::Entry::Occupied(host) = self.hosts.entry(name.clone())
+            && host.get().requests == 0
+            && host.get().allowance.is_whole()
+        {
+            host.remove();
+        }
+    }
+}
+
 impl Budget {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
-            state: Mutex::new(State {
-                requests: 0,
-                held: 0,
-                coming: 0,
-                streams: 0,
-                allowance: Allowance::new(limits.max_requests.max(2)),
-            }),
-            changed: Notify::new(),
+            state: Mutex::default(),
+            changed: Arc::default(),
             max_bytes: limits.max_bytes_in_flight,
+            max_requests: limits.max_requests.max(2),
         }
     }
 
+    /// Told when there is more room than there was.
+    pub(crate) fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
     /// For a reader who waits. What is larger than everything allowed runs alone.
-    pub(crate) async fn demand(self: &Arc<Self>, bytes: u64) -> Permit {
-        self.take(bytes, |state| {
-            let room = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes;
-            room && state.requests < state.allowance.now()
-        })
-        .await
-    }
-
-    /// For what nobody waits for: when less than `window` bytes are coming, and what is left is enough for a
-    /// reader. Ask before claiming anything: what is claimed and not asked for is what readers wait for.
-    pub(crate) async fn fill(self: &Arc<Self>, bytes: u64, window: u64) -> Permit {
-        let mut permit = self
-            .take(bytes, |state| {
-                // Not much more than the threads that inflate get through soon: what is chosen later is chosen better.
-                let most = (self.max_bytes / 4 * 3).min(window.saturating_mul(3));
-                let room = state.held == 0 || state.held.saturating_add(bytes) <= most;
-                let allowed = state.allowance.now();
-                room && state.streams == 0
-                    && state.coming < window
-                    && state.requests < (allowed - allowed / 4).max(1)
-            })
-            .await;
-        permit.coming = bytes;
-        self.state.lock().coming += bytes;
-        permit
-    }
-
-    async fn take(self: &Arc<Self>, bytes: u64, fits: impl Fn(&State) -> bool) -> Permit {
+    pub(crate) async fn demand(self: &Arc<Self>, name: &Arc<str>, bytes: u64) -> Permit {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                if fits(&state) {
-                    state.requests += 1;
-                    state.held += bytes;
-                    return Permit { budget: self.clone(), held: bytes, coming: 0 };
+                let all = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes;
+                let host = state.host(name, self.max_requests);
+                let own = host.held == 0 || host.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
+                if all && own && host.requests < host.allowance.now() {
+                    return self.permit(&mut state, name, bytes, 0);
                 }
             }
             changed.await;
         }
+    }
+
+    /// For what nobody waits for, if there is room at once: less than `window` bytes are coming, and what is left is
+    /// enough for a reader. Ask before claiming anything: what is claimed and not asked for is what readers wait
+    /// for.
+    pub(crate) fn fill(self: &Arc<Self>, name: &Arc<str>, bytes: u64, window: u64) -> Option<Permit> {
+        let mut state = self.state.lock();
+        // Not much more than the threads that inflate get through soon: what is chosen later is chosen better.
+        let most = (self.max_bytes / 2).min(window.saturating_mul(2));
+        let all = state.streams == 0
+            && (state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes / 4 * 3);
+        let host = state.host(name, self.max_requests);
+        let own = host.held == 0 || host.held.saturating_add(bytes) <= most;
+        let allowed = host.allowance.now();
+        let free = host.coming < window && host.requests < (allowed - allowed / 4).max(1);
+        let permit = (all && own && free).then(|| self.permit(&mut state, name, bytes, bytes));
+        if permit.is_none() {
+            state.tidy(name);
+        }
+        permit
+    }
+
+    fn permit(self: &Arc<Self>, state: &mut State, name: &Arc<str>, held: u64, coming: u64) -> Permit {
+        state.held += held;
+        let host = state.host(name, self.max_requests);
+        host.requests += 1;
+        host.held += held;
+        host.coming += coming;
+        Permit { budget: self.clone(), host: name.clone(), held, coming, untold: 0 }
     }
 
     /// A layer is streamed whole as long as this lives.
@@ -143,23 +183,30 @@ impl Budget {
         Streaming(self.clone())
     }
 
-    /// A request was answered; `busy` when the server said that it has too much to do.
-    pub(crate) fn answered(&self, busy: bool) {
+    /// A host has answered; `busy` when it said that it has too much to do.
+    pub(crate) fn answered(&self, name: &Arc<str>, busy: bool) {
         let mut state = self.state.lock();
+        let allowance = &mut state.host(name, self.max_requests).allowance;
         if busy {
-            state.allowance.busy(Instant::now());
+            allowance.busy(Instant::now());
         } else {
-            state.allowance.good();
+            allowance.good();
         }
     }
 }
 
 impl Permit {
+    pub(crate) fn is_for(&self, host: &Arc<str>) -> bool {
+        self.host == *host
+    }
+
     /// What is asked for turned out to have this many bytes.
     pub(crate) fn resize(&mut self, bytes: u64) {
         let mut state = self.budget.state.lock();
         state.held = state.held - self.held + bytes;
-        state.coming = state.coming - self.coming + bytes;
+        let host = state.host(&self.host, self.budget.max_requests);
+        host.held = host.held - self.held + bytes;
+        host.coming = host.coming - self.coming + bytes;
         drop(state);
         (self.held, self.coming) = (bytes, bytes);
         self.budget.changed.notify_waiters();
@@ -167,10 +214,11 @@ impl Permit {
 
     /// So many bytes of a fill have arrived: the line is free for as many.
     pub(crate) fn arrived(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.coming);
-        if bytes > 0 {
-            self.coming -= bytes;
-            self.budget.state.lock().coming -= bytes;
+        self.untold += bytes.min(self.coming - self.untold.min(self.coming));
+        if self.untold >= TOLD || self.untold > 0 && self.untold == self.coming {
+            let told = std::mem::take(&mut self.untold);
+            self.coming -= told;
+            self.budget.state.lock().host(&self.host, self.budget.max_requests).coming -= told;
             self.budget.changed.notify_waiters();
         }
     }
@@ -179,9 +227,12 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.budget.state.lock();
-        state.requests -= 1;
         state.held -= self.held;
-        state.coming -= self.coming;
+        let host = state.host(&self.host, self.budget.max_requests);
+        host.requests -= 1;
+        host.held -= self.held;
+        host.coming -= self.coming;
+        state.tidy(&self.host);
         drop(state);
         self.budget.changed.notify_waiters();
     }

@@ -6,9 +6,10 @@
 //! not be had is handed over as an error: every span of a wish lands, and one that lands twice is ignored the
 //! second time.
 //!
-//! A failed attempt moves on to the next source. Faults that may pass (a source cannot be reached, a span with a
-//! wrong digest) are tried again here; demand tries for `read_timeout`, fill gives up after one round and leaves
-//! it to the next. A refusal is final when every source refused. A reader's request that takes far longer than
+//! A failed attempt moves on to the next source. Faults that may pass (a source cannot be reached, or denies what
+//! it will allow again when credentials are renewed, or sends a span with a wrong digest) are tried again here; demand
+//! tries for `read_timeout`, fill gives up after one round and leaves it to the next. That there is no such blob is
+//! final when every source says so, and so is a digest that stays wrong. A reader's request that takes far longer than
 //! such requests do is made a second time beside the first, for at most a twentieth of the bytes.
 //!
 //! What nobody waits for (`background`) is asked for by the engine itself, so that the line is never idle while
@@ -45,8 +46,8 @@ use background::Background;
 pub(crate) use background::{Turn, Wanting};
 use inflate::Inflaters;
 
-/// A digest that stays wrong this often is not a fault of the line.
-const WRONG_DIGESTS: u32 = 3;
+/// A digest that stays wrong this often, over more than a second, is not a fault of the line.
+const WRONG_DIGESTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Of the bytes that readers ask for, what may be asked for twice: one of so many.
@@ -71,11 +72,28 @@ pub(crate) trait Landing: Send + Sync + Debug {
     fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>);
 }
 
+/// A place where a layer can be had.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// Which place it is: `HOST/REPOSITORY`.
+    pub(crate) origin: Arc<str>,
+    /// What limits are for.
+    pub(crate) host: Arc<str>,
+    pub(crate) blob: Arc<dyn Blob>,
+}
+
+impl Source {
+    pub(crate) fn new(origin: &str, blob: Arc<dyn Blob>) -> Self {
+        let host = origin.split('/').next().unwrap_or_default();
+        Self { origin: origin.into(), host: host.into(), blob }
+    }
+}
+
 /// Neighbouring spans of one layer, to be brought.
 #[derive(Debug)]
 pub(crate) struct Wish {
     /// Where it can be had, at least one; asked in this order, and round again.
-    pub(crate) sources: Vec<Arc<dyn Blob>>,
+    pub(crate) sources: Vec<Source>,
     pub(crate) ztoc: Arc<Ztoc>,
     pub(crate) spans: Range<u32>,
     pub(crate) priority: Priority,
@@ -84,7 +102,7 @@ pub(crate) struct Wish {
 
 impl Wish {
     fn digest(&self) -> &Digest {
-        self.sources[0].digest()
+        self.sources[0].blob.digest()
     }
 
     /// The compressed bytes from the span `first` on.
@@ -168,8 +186,8 @@ impl Engine {
             began: Instant::now(),
             proving: Arc::new(Semaphore::new(1)),
         });
-        let changed = engine.background.changed();
-        engine.runtime.spawn(background::run(Arc::downgrade(&engine), changed));
+        let (stirred, room) = (engine.background.changed(), engine.budget.changed());
+        engine.runtime.spawn(background::run(Arc::downgrade(&engine), stirred, room));
         engine
     }
 
@@ -226,11 +244,23 @@ impl Engine {
     /// first attempt has its room already.
     async fn brought(&self, wish: Wish, permit: Option<Permit>) -> bool {
         let flow = Arc::new(Flow::new(wish));
-        let granted = AssertUnwindSafe(self.grant(&flow, permit)).catch_unwind().await;
-        let error = granted.unwrap_or_else(|_| {
-            tracing::error!(layer = %flow.wish.digest(), "fetching spans made us panic");
-            Some(Error::new(ErrorKind::Io, "fetch spans"))
-        });
+        let granted = AssertUnwindSafe(self.grant(&flow, permit)).catch_unwind();
+        let limit = match flow.wish.priority {
+            Priority::Demand => self.limits.read_timeout,
+            Priority::Fill => Duration::MAX,
+        };
+        let error = match tokio::time::timeout(limit, granted).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                tracing::error!(layer = %flow.wish.digest(), "fetching spans made us panic");
+                Some(Error::new(ErrorKind::Io, "fetch spans"))
+            }
+            Err(_) => {
+                let layer = flow.wish.digest();
+                let why = format!("fetch spans of layer {layer}: nothing came within {} s", limit.as_secs());
+                Some(Error::new(ErrorKind::Unreachable, why))
+            }
+        };
         let Some(error) = error else { return true };
         // What has landed may be gone from the disk again, and on its way for somebody else: none of our business.
         for span in flow.missing() {
@@ -258,11 +288,10 @@ impl Engine {
                 refusals.fill(0);
             }
             refusals[source] += match error.kind() {
-                ErrorKind::Unreachable | ErrorKind::Io => 0,
+                // Credentials are renewed, by us or by whoever has them.
+                ErrorKind::Unreachable | ErrorKind::Io | ErrorKind::Denied => 0,
                 ErrorKind::Corrupt => 1,
-                ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Unsupported | ErrorKind::Full => {
-                    WRONG_DIGESTS
-                }
+                ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::Full => WRONG_DIGESTS,
             };
             let refused = refusals.iter().all(|count| *count >= WRONG_DIGESTS);
             let round = source + 1 == wish.sources.len();

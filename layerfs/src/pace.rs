@@ -109,6 +109,11 @@ impl Allowance {
         self.now as usize
     }
 
+    /// Nothing of it has been taken away, or all is back.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.now() == self.most
+    }
+
     pub(crate) fn good(&mut self) {
         self.now = (self.now + 1.0 / self.now).min(self.most as f64);
     }

@@ -30,7 +30,7 @@ use ztoc::{SpanId, UncompressedOffset, Ztoc};
 use crate::{
     cache::{Evict, LayerFiles, Record},
     error::{Error, ErrorKind},
-    fetch::{Engine, Landing, Priority, Prove, Turn, Wanting, Wish},
+    fetch::{Engine, Landing, Priority, Prove, Source, Turn, Wanting, Wish},
     spans::{
         state::{State, Word},
         table::{Claims, Flight, Table},
@@ -49,8 +49,8 @@ pub(crate) struct Spans {
     ztoc: Arc<Ztoc>,
     files: LayerFiles,
     table: Table<Outcome>,
-    /// Where from, and the blob there; the newest first.
-    sources: RwLock<Vec<(String, Arc<dyn Blob>)>>,
+    /// The newest first.
+    sources: RwLock<Vec<Source>>,
     engine: Arc<Engine>,
     /// Our number in the store's order of eviction.
     owner: u32,
@@ -123,8 +123,8 @@ impl Spans {
     /// moved to the front.
     pub(crate) fn add_source(&self, origin: &str, source: Arc<dyn Blob>) {
         let mut sources = self.sources.write();
-        sources.retain(|(known, _)| known != origin);
-        sources.insert(0, (origin.to_owned(), source));
+        sources.retain(|known| *known.origin != *origin);
+        sources.insert(0, Source::new(origin, source));
         sources.truncate(4); // as many registries as one node plausibly pulls one layer from
     }
 
@@ -377,7 +377,7 @@ impl Spans {
 
     /// Wishes for claimed spans, one a run of neighbours. Claims are given back if there is nowhere to ask.
     fn wishes(&self, claimed: &[u32], priority: Priority) -> Vec<Wish> {
-        let sources: Vec<_> = self.sources.read().iter().map(|(_, source)| source.clone()).collect();
+        let sources = self.sources.read().clone();
         let landing = self.me.upgrade().filter(|_| !sources.is_empty());
         let Some(landing) = landing else {
             let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
@@ -413,13 +413,14 @@ impl Wanting for Spans {
         if self.wanted.lock().is_empty() { self.heat.load(Ordering::Acquire) } else { u64::MAX }
     }
 
+    fn host(&self) -> Option<Arc<str>> {
+        self.sources.read().first().map(|source| source.host.clone())
+    }
+
     fn take_turn(&self, bytes: u64) -> Turn {
         let done = self.missing() == 0 || self.files.store().nearly_full();
         if done || !self.filling.load(Ordering::Acquire) && self.wanted.lock().is_empty() {
             return Turn::Done;
-        }
-        if self.sources.read().is_empty() {
-            return Turn::Others;
         }
         let claimed = self.claim_run(bytes);
         self.wishes(&claimed, Priority::Fill).pop().map_or(Turn::Others, Turn::Wish)

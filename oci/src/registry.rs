@@ -18,6 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, Response, StatusCode, Url};
+use tracing::debug;
 
 use crate::blob::{Blob, BoxFuture};
 use crate::digest::Digest;
@@ -81,10 +82,21 @@ impl Registry {
     /// descriptor's digest is computed from them. At most [`MANIFEST_BYTES_MAX`].
     pub async fn manifest(&self, tag_or_digest: &str) -> Result<(Descriptor, Bytes), Error> {
         let doing = self.manifest_phrase(tag_or_digest);
-        let response = self.ask_manifest(Method::GET, tag_or_digest, &doing).await?;
-        let said = content_type(response.headers());
-        let announced = announced_digest(response.headers());
-        let bytes = self.session.client.read(response, MANIFEST_BYTES_MAX, &doing).await?;
+        let client = &self.session.client;
+        let mut backoff = client.backoff();
+        let (said, announced, bytes) = loop {
+            let response = self.ask_manifest(Method::GET, tag_or_digest, &doing).await?;
+            let said = content_type(response.headers());
+            let announced = announced_digest(response.headers());
+            match client.read(response, MANIFEST_BYTES_MAX, &doing).await {
+                Ok(bytes) => break (said, announced, bytes),
+                // The body broke off: that may pass, as any fault of the line may.
+                Err(error) if error.kind() == ErrorKind::Unreachable && backoff.again(None).await => {
+                    debug!("try again: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let descriptor = Descriptor::of(document_type(&said, &bytes, &doing)?, &bytes);
         let expected = tag_or_digest.parse::<Digest>().ok().or(announced);
         if let Some(expected) = expected.filter(|expected| *expected != descriptor.digest) {

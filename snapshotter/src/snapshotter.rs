@@ -117,10 +117,21 @@ impl Snapshotter {
         let record = block_in_place(|| self.create(Kind::Active, key, parent, labels))?;
         match first {
             First::Writable => {}
-            First::Leave(reason) => self.log_left(key, reason, "no valid SOCI index found"),
+            First::Leave(reason) => {
+                tracing::warn!(
+                    key, %reason, why = "no valid SOCI index found", "remote-snapshot-prepared" = "false",
+                    "defer-snapshot-runtime" = "true", "the layer is left to containerd"
+                );
+            }
             First::Try(request) => match self.open_and_place(&record, &request).await? {
                 Ok(()) => return Err(exists(&request.target)),
-                Err((reason, why)) => self.log_left(key, reason, &why),
+                Err((reason, why)) => {
+                    let (image, layer) = (&request.image, &request.layer);
+                    tracing::warn!(
+                        key, %image, %layer, %reason, why, "remote-snapshot-prepared" = "false",
+                        "defer-snapshot-runtime" = "true", "the layer is left to containerd"
+                    );
+                }
             },
         }
         self.mounts_of(&record)
@@ -263,13 +274,6 @@ impl Snapshotter {
         self.folders.join(record.id.to_string())
     }
 
-    fn log_left(&self, key: &str, reason: Reason, why: &str) {
-        tracing::warn!(
-            key, %reason, why, "remote-snapshot-prepared" = "false", "defer-snapshot-runtime" = "true",
-            "the layer is left to containerd"
-        );
-    }
-
     /// Folders first, then the record: a record always has its folders.
     fn create(
         &self,
@@ -395,7 +399,7 @@ impl Snapshotter {
                 tracing::info!(key, slot, layer = %request.layer, "remote-snapshot-prepared" = "true", "layer shown");
             }
             Some(reason) => tracing::info!(
-                key, slot, layer = %request.layer, %reason,
+                key, slot, image = %request.image, layer = %request.layer, %reason,
                 "remote-snapshot-prepared" = "false", "local-snapshot-prepared" = "true", "layer fetched whole"
             ),
         }

@@ -127,7 +127,11 @@ impl Containerd {
     ) -> Result<(), Error> {
         let doing = format!("write content {}", descriptor.digest);
         if self.size(&descriptor.digest).await?.is_some() {
-            return self.adopt(&descriptor.digest, labels).await;
+            match self.adopt(&descriptor.digest, labels).await {
+                // The collector was quicker: what an earlier pull left behind, nobody holds.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                done => return done,
+            }
         }
         let failed = Arc::new(Mutex::new(None));
         let request = self.request(write_requests(descriptor, bytes, labels.clone(), failed.clone()))?;

@@ -76,6 +76,12 @@ pub fn push_index(host: &str, name: &str, images: &[Image]) -> Result<PushedInde
     })
 }
 
+/// What a tag or digest stands for in `repository`: a manifest, an image index, a SOCI index.
+pub fn document(host: &str, repository: &str, tag_or_digest: &str) -> Result<serde_json::Value> {
+    let (_, registry) = open(host, repository, Arc::new(Anonymous))?;
+    blocking(async { Ok(serde_json::from_slice(&registry.manifest(tag_or_digest).await?.1)?) })
+}
+
 fn push(host: &str, name: &str, who: Arc<dyn Credentials>, image: &Image) -> Result<PushedImage> {
     let (reference, registry) = open(host, name, who)?;
     blocking(async {

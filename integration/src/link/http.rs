@@ -1,6 +1,8 @@
 //! One direction of an HTTP/1.1 connection, followed piece by piece as it passes: where a head ends, which bytes
-//! are body, when the message is over. It changes nothing and holds back nothing; what it does not understand
-//! it stops following.
+//! are body, when the message is over. Every byte that goes in comes out again in some part, a head's only once it
+//! is complete. What it does not understand it stops following.
+
+use std::borrow::Cow;
 
 /// A head longer than this is none.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -9,9 +11,11 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// a head, complete: the first line and the headers
-    Head(String),
+    Head(Vec<u8>),
     /// this many bytes of body, from this place in the piece
     Body { start: usize, length: usize },
+    /// bytes around the body, or of what is not understood
+    Other(Vec<u8>),
     /// the message is over
     End,
 }
@@ -64,9 +68,10 @@ impl Follower {
                     head.push(rest[0]);
                     at += 1;
                     if head.ends_with(b"\r\n\r\n") {
-                        let text = String::from_utf8_lossy(head).into_owned();
-                        self.begin(length(&text), text, &mut part);
+                        let head = std::mem::take(head);
+                        self.begin(length(&text(&head)), head, &mut part);
                     } else if head.len() > HEAD_BYTES_MAX {
+                        part(Part::Other(std::mem::take(head)));
                         self.state = State::Lost;
                     }
                 }
@@ -86,8 +91,12 @@ impl Follower {
                     part(Part::Body { start: at, length: rest.len() });
                     at = piece.len();
                 }
-                State::Lost => return,
+                State::Lost => {
+                    part(Part::Other(rest.to_vec()));
+                    at = piece.len();
+                }
                 _ => {
+                    part(Part::Other(vec![rest[0]]));
                     self.frame(rest[0], &mut part);
                     at += 1;
                 }
@@ -95,7 +104,7 @@ impl Follower {
         }
     }
 
-    fn begin(&mut self, length: Length, head: String, part: &mut impl FnMut(Part)) {
+    fn begin(&mut self, length: Length, head: Vec<u8>, part: &mut impl FnMut(Part)) {
         part(Part::Head(head));
         match length {
             Length::Bytes(0) => self.end(part),
@@ -114,7 +123,7 @@ impl Follower {
     fn frame(&mut self, byte: u8, part: &mut impl FnMut(Part)) {
         match &mut self.state {
             State::ChunkSize(line) if byte == b'\n' => {
-                let text = String::from_utf8_lossy(line);
+                let text = text(line);
                 let digits = text.split(';').next().unwrap_or_default().trim();
                 self.state = match u64::from_str_radix(digits, 16) {
                     Ok(0) => State::Trailer(0),
@@ -137,10 +146,27 @@ impl Follower {
     }
 }
 
+pub(super) fn text(head: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(head)
+}
+
 /// A header's value.
 pub(super) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
     lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+/// The same head without a header.
+pub(super) fn without(head: &str, name: &str) -> String {
+    let is_it = |line: &str| line.split_once(':').is_some_and(|(key, _)| key.eq_ignore_ascii_case(name));
+    head.split_inclusive("\r\n").filter(|line| !is_it(line)).collect()
+}
+
+/// The same head with another value of a header.
+pub(super) fn with(head: &str, name: &str, value: &str) -> String {
+    let rest = without(head, name);
+    let (first, rest) = rest.split_once("\r\n").unwrap_or((&rest, "\r\n"));
+    format!("{first}\r\n{name}: {value}\r\n{rest}")
 }
 
 /// What the headers say of the body; `otherwise` where they say nothing.
@@ -150,4 +176,16 @@ pub(super) fn announced(head: &str, otherwise: Length) -> Length {
     }
     let length = header(head, "content-length").and_then(|value| value.parse().ok());
     length.map_or(otherwise, Length::Bytes)
+}
+
+/// `HTTP/1.1 206 Partial Content`
+pub(super) fn status(head: &str) -> u16 {
+    head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
+/// `Content-Range: bytes 100-199/5000`
+pub(super) fn content_range(head: &str) -> Option<(u64, u64, &str)> {
+    let (range, total) = header(head, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()?, total))
 }

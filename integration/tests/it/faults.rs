@@ -1,5 +1,10 @@
 //! What is broken on the way: each a stated fall-back or an error, and never a wrong byte.
 
+mod cells;
+mod ecr;
+mod outage;
+pub(crate) mod table;
+
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -112,7 +117,7 @@ fn containerd_a_span_with_a_flipped_byte_is_an_io_error_and_never_a_wrong_byte()
     pull(&lab, &containerd, &stage.lazy)?;
     let error = read_file(&lab, &containerd)?.expect_err("the middle of the layer is a lie");
     ensure!(error.raw_os_error() == Some(5), "{error}");
-    stage.link.unflip();
+    stage.link.lift();
     ensure!(read_file(&lab, &containerd)?? == noise(9, SIZE));
     Ok(())
 }
@@ -167,7 +172,7 @@ fn privileged_convert_says_what_is_wrong_and_leaves_no_tag() -> Result<()> {
     ensure!(tags.is_err());
     let manifests = registry.storage().join("docker/registry/v2/repositories/app/_manifests/tags/out");
     ensure!(!manifests.exists(), "nothing stands under the destination tag");
-    link.unflip();
+    link.lift();
     soci(&lab, &binaries, &["convert", "--min-layer-size", "0", &through, &to])?;
     ensure!(manifests.exists());
     Ok(())

@@ -1,6 +1,8 @@
 //! The harness against itself: what it starts is real and goes away, what it writes is what tar reads, what it
 //! counts has passed.
 
+mod link;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
@@ -144,7 +146,7 @@ fn link_counts_and_cuts() {
     assert_eq!(expected.len(), part.len());
     expected[10] ^= 0xff;
     assert_eq!(part, expected);
-    link.unflip();
+    link.lift();
 
     link.cut();
     assert!(get(link.host(), &path, "").is_err());

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use integration::machine::{root, say};
 
+use crate::faults::table::{ROWS, STAGES};
 use source::{Source, crates, rust_sources, tracked};
 
 /// Which of our crates each may depend on.
@@ -195,6 +196,34 @@ fn the_documented_reasons_are_the_reasons() {
         "the table of reasons in docs/operating.md is complete",
         &missing.chain(extra).collect::<Vec<_>>(),
     );
+}
+
+#[test]
+fn the_documented_faults_are_the_faults() {
+    let page = read("docs/semantics.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let documented: BTreeSet<String> = rows.map(str::to_owned).collect();
+    let given: BTreeSet<String> = ROWS
+        .iter()
+        .map(|row| {
+            let outcomes = row.cells.map(|outcome| outcome.to_string()).join(" | ");
+            format!("| `{}` | {} | {outcomes} |", row.name, row.words)
+        })
+        .collect();
+    let head = STAGES.map(|stage| stage.to_string()).join(" | ");
+    let head = (!page.contains(&format!(" | {head} |\n"))).then(|| format!("the columns are not {head}"));
+    let missing = given.difference(&documented).map(|row| format!("not documented: {row}"));
+    let extra = documented.difference(&given).map(|row| format!("documented, and no such row: {row}"));
+    let broken: Vec<String> = head.into_iter().chain(missing).chain(extra).collect();
+    report("the table in docs/semantics.md is that of the tests", &broken);
+    // And what it says of tests is about tests.
+    let sources = rust_sources();
+    let words = page.split('`').skip(1).step_by(2).filter(|word| word.starts_with("containerd_"));
+    let unknown: Vec<String> = words
+        .filter(|word| !sources.iter().any(|file| !file.lines_with_word(word).is_empty()))
+        .map(str::to_owned)
+        .collect();
+    report("every test that docs/semantics.md names exists", &unknown);
 }
 
 fn is_reason_head(line: &str) -> bool {

@@ -4,12 +4,11 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
-use oci::Blob;
 use tokio::{sync::oneshot, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
 use super::{
-    Engine, Flow, Priority,
+    Engine, Flow, Source,
     inflate::{self, Job},
 };
 use crate::{
@@ -30,18 +29,16 @@ impl Engine {
         let wish = &flow.wish;
         let range = wish.range_from(first);
         let bytes = range.end.saturating_sub(range.start);
-        let window = self.line.lock().window();
-        let mut permit = match (permit, wish.priority) {
-            (Some(permit), _) => permit,
-            (None, Priority::Demand) => self.budget.demand(bytes).await,
-            (None, Priority::Fill) => self.budget.fill(bytes, window).await,
+        let source = &wish.sources[source];
+        let mut permit = match permit.filter(|permit| permit.is_for(&source.host)) {
+            Some(permit) => permit,
+            None => self.budget.demand(&source.host, bytes).await,
         };
         let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
-        let blob = &wish.sources[source];
         let asked = Instant::now();
         let mut work = FuturesUnordered::new();
         let received = async {
-            let mut stream = self.open(blob, range).await.map_err(|e| Error::blob(doing(), e))?;
+            let mut stream = self.open(source, range).await.map_err(|e| Error::blob(doing(), e))?;
             let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk.map_err(|e| Error::blob(doing(), e))?;
@@ -70,16 +67,17 @@ impl Engine {
             }
         }
         let (took, priority) = (asked.elapsed().as_millis(), wish.priority);
-        tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, window, received_in, took, "asked");
+        tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, received_in, took, "asked");
         outcome
     }
 
-    async fn open(&self, blob: &Arc<dyn Blob>, range: Range<u64>) -> Result<oci::ByteStream, oci::Error> {
+    async fn open(&self, source: &Source, range: Range<u64>) -> Result<oci::ByteStream, oci::Error> {
+        let blob = &source.blob;
         let busy = blob.busy_answers();
         let asked = Instant::now();
         let stream = blob.read_range(range).await;
         let was_busy = blob.busy_answers() != busy;
-        self.budget.answered(was_busy);
+        self.budget.answered(&source.host, was_busy);
         if stream.is_ok() && !was_busy {
             self.line.lock().answered(asked.elapsed());
         }

@@ -17,7 +17,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Engine, Wish};
-use crate::sync::Mutex;
+use crate::{budget::Permit, sync::Mutex};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -44,6 +44,9 @@ pub(crate) enum Turn {
 pub(crate) trait Wanting: Send + Sync + Debug {
     /// When a reader last had to wait here: larger is later, 0 is never.
     fn heat(&self) -> u64;
+
+    /// The host it would be asked for; `None`: there is nowhere to ask.
+    fn host(&self) -> Option<Arc<str>>;
 
     /// Claims a run of missing spans of about `bytes` compressed bytes.
     fn take_turn(&self, bytes: u64) -> Turn;
@@ -73,7 +76,9 @@ pub(super) struct Background {
 }
 
 enum Pick {
-    Table(u64, Arc<dyn Wanting>),
+    Table(u64, Arc<dyn Wanting>, Permit),
+    /// There is no room for any.
+    Full,
     Later(Instant),
     Empty,
 }
@@ -82,6 +87,7 @@ enum Pick {
 enum Next {
     Now,
     At(Instant),
+    WithRoom,
     Stirred,
 }
 
@@ -106,19 +112,26 @@ impl Background {
         self.changed.notify_one();
     }
 
-    /// The hottest of those that may; of equal ones the one that was served longest ago.
-    fn pick(&self, now: Instant) -> Pick {
+    /// The hottest of those that may and that `room` has room for; of equal ones the one that was served longest
+    /// ago.
+    fn pick(&self, now: Instant, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
         let mut queue = self.queue.lock();
         queue.entries.retain(|entry| entry.table.strong_count() > 0);
         let Some(first) = queue.entries.iter().map(|entry| entry.not_before).min() else {
             return Pick::Empty;
         };
         let ready = queue.entries.iter().filter(|entry| entry.not_before <= now);
-        let ready = ready.filter_map(|entry| Some((entry.table.upgrade()?, entry)));
-        match ready.max_by_key(|(table, entry)| (table.heat(), Reverse(entry.served))) {
-            Some((table, entry)) => Pick::Table(entry.number, table),
-            None => Pick::Later(first),
+        let mut ready: Vec<_> = ready.filter_map(|entry| Some((entry.table.upgrade()?, entry))).collect();
+        if ready.is_empty() {
+            return Pick::Later(first);
         }
+        ready.sort_by_cached_key(|(table, entry)| (Reverse(table.heat()), entry.served));
+        for (table, entry) in ready {
+            if let Some(permit) = table.host().and_then(|host| room(&host)) {
+                return Pick::Table(entry.number, table, permit);
+            }
+        }
+        Pick::Full
     }
 
     fn change(&self, number: u64, change: impl FnOnce(&mut Entry)) {
@@ -149,48 +162,59 @@ impl Drop for Background {
     }
 }
 
-/// Runs as long as the engine, which it does not hold while there is nothing to do.
-pub(super) async fn run(engine: Weak<Engine>, changed: Arc<Notify>) {
+/// Runs as long as the engine, which it does not hold while there is nothing to do. `stirred` tells that there is
+/// something new, `room` that there is more room than there was.
+pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<Notify>) {
     let mut bandwidth_free = Instant::now();
     loop {
+        let more_room = room.notified();
+        tokio::pin!(more_room);
+        // Before looking: what is given back from here on is noticed.
+        more_room.as_mut().enable();
         let next = match engine.upgrade() {
-            Some(engine) => engine.turn(&mut bandwidth_free).await,
+            Some(engine) => engine.turn(&mut bandwidth_free),
             None => return,
         };
         match next {
             Next::Now => {}
             Next::At(when) => tokio::select! {
                 () = tokio::time::sleep_until(when) => {}
-                () = changed.notified() => {}
+                () = stirred.notified() => {}
             },
-            Next::Stirred => changed.notified().await,
+            Next::WithRoom => tokio::select! {
+                () = more_room => {}
+                () = stirred.notified() => {}
+            },
+            Next::Stirred => stirred.notified().await,
         }
     }
 }
 
 impl Engine {
     /// One run of one layer, when there is room for it.
-    async fn turn(self: &Arc<Self>, bandwidth_free: &mut Instant) -> Next {
-        match self.background.pick(Instant::now()) {
-            Pick::Empty => return Next::Stirred,
-            Pick::Later(when) => return Next::At(when),
-            Pick::Table(..) if *bandwidth_free > Instant::now() => return Next::At(*bandwidth_free),
-            Pick::Table(..) => {}
+    fn turn(self: &Arc<Self>, bandwidth_free: &mut Instant) -> Next {
+        let now = Instant::now();
+        if *bandwidth_free > now {
+            return Next::At(*bandwidth_free);
         }
         let window = self.line.lock().window();
         let (bytes, window) = match self.quiet() < STARTED {
             true => ((window / 4).clamp(SMALL, LARGE), window),
             false => (LARGE, window.max(2 * LARGE)),
         };
-        let mut permit = self.budget.fill(bytes, window).await;
-        // Chosen last: a reader may have had to wait meanwhile.
-        let Pick::Table(number, table) = self.background.pick(Instant::now()) else { return Next::Now };
+        let (number, table, mut permit) =
+            match self.background.pick(now, |host| self.budget.fill(host, bytes, window)) {
+                Pick::Table(number, table, permit) => (number, table, permit),
+                Pick::Full => return Next::WithRoom,
+                Pick::Later(when) => return Next::At(when),
+                Pick::Empty => return Next::Stirred,
+            };
         match table.take_turn(bytes) {
             Turn::Wish(wish) => {
                 permit.resize(wish.bytes());
                 if let Some(bandwidth) = self.limits.fill_bandwidth {
                     let takes = Duration::from_secs_f64(wish.bytes() as f64 / bandwidth.max(1) as f64);
-                    *bandwidth_free = (*bandwidth_free).max(Instant::now()) + takes;
+                    *bandwidth_free = now + takes;
                 }
                 self.background.change(number, |_| {});
                 let engine = self.clone();
@@ -199,10 +223,7 @@ impl Engine {
                     engine.background.ended(number, well);
                 });
             }
-            Turn::Others => {
-                let later = Instant::now() + OTHERS;
-                self.background.change(number, |entry| entry.not_before = later);
-            }
+            Turn::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
             Turn::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }
         Next::Now

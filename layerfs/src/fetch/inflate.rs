@@ -7,9 +7,14 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Once},
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
+use rustix::{
+    process::{Pid, getpriority_process, setpriority_process},
+    thread::gettid,
+};
 use tokio::{runtime::Handle, sync::oneshot};
 use ztoc::SpanId;
 
@@ -19,8 +24,8 @@ use crate::{
     sync::Mutex,
 };
 
-/// How much less of a core work gets that nobody waits for.
-const IDLE_NICE: i32 = 10;
+/// The nice value of work that nobody waits for: as good as only what is left over.
+const IDLE_NICE: i32 = 19;
 
 /// A span, as it came.
 #[derive(Debug)]
@@ -35,10 +40,19 @@ pub(super) struct Job {
 struct Jobs {
     waiting: Vec<Job>,
     running: usize,
-    /// Of these, with nobody waiting.
+    /// Of these, with nobody waiting when they were taken; and those of them that have a thread.
     idle: usize,
+    idle_at_work: Vec<Idle>,
     /// Uncompressed bytes of what is running.
     bytes: u64,
+}
+
+/// A job that was begun with nobody waiting.
+#[derive(Debug)]
+struct Idle {
+    flow: Arc<Flow>,
+    span: SpanId,
+    thread: Pid,
 }
 
 /// All spans between the line and the disk.
@@ -48,6 +62,10 @@ pub(super) struct Inflaters {
     runtime: Handle,
     cores: usize,
     max_bytes: u64,
+    /// What our threads have when a reader waits.
+    nice: i32,
+    /// A thread that cannot get its priority back must not give it away.
+    may_give_way: AtomicBool,
 }
 
 /// A job that was taken, and what it counts.
@@ -55,6 +73,12 @@ struct Taken {
     job: Job,
     is_idle: bool,
     bytes: u64,
+}
+
+impl Idle {
+    fn is_awaited(&self) -> bool {
+        self.flow.wish.landing.is_awaited(self.span)
+    }
 }
 
 impl Job {
@@ -84,7 +108,9 @@ impl Inflaters {
     /// Holds at most about `max_bytes` uncompressed bytes.
     pub(super) fn new(runtime: Handle, max_bytes: u64) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Arc::new(Self { jobs: Mutex::default(), runtime, cores, max_bytes })
+        let nice = getpriority_process(None).unwrap_or(0);
+        let may_give_way = AtomicBool::new(true);
+        Arc::new(Self { jobs: Mutex::default(), runtime, cores, max_bytes, nice, may_give_way })
     }
 
     pub(super) fn add(self: &Arc<Self>, job: Job) {
@@ -92,24 +118,38 @@ impl Inflaters {
         self.start();
     }
 
-    /// Starts a thread if there is something for it. To be called, too, when somebody begins to wait for a span.
+    /// Starts a thread if there is something for it. To be called, too, when somebody begins to wait for a span:
+    /// where that is being inflated already, it no longer gives way to others.
     pub(super) fn start(self: &Arc<Self>) {
+        for idle in self.jobs.lock().idle_at_work.iter().filter(|idle| idle.is_awaited()) {
+            // It may have ended meanwhile, and has its priority back then.
+            let _ = setpriority_process(Some(idle.thread), self.nice);
+        }
         let Some(taken) = self.take() else { return };
         let inflaters = self.clone();
         self.runtime.spawn_blocking(move || {
             let mut next = Some(taken);
             while let Some(taken) = next {
-                let (is_idle, bytes) = (taken.is_idle, taken.bytes);
-                let counted = Counted { inflaters: &inflaters, is_idle, bytes };
-                let nice = is_idle.then(Nice::begin);
-                if catch_unwind(AssertUnwindSafe(|| taken.job.work())).is_err() {
-                    tracing::error!("inflating a span made us panic");
-                }
-                drop(nice);
-                drop(counted);
+                inflaters.work(taken);
                 next = inflaters.take();
             }
         });
+    }
+
+    fn work(&self, taken: Taken) {
+        let Taken { job, is_idle, bytes } = taken;
+        let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };
+        if is_idle {
+            let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
+            self.jobs.lock().idle_at_work.push(idle);
+            if self.may_give_way.load(Ordering::Relaxed) {
+                // Of this thread alone: what POSIX calls a process here is one to Linux.
+                let _ = setpriority_process(None, IDLE_NICE);
+            }
+        }
+        if catch_unwind(AssertUnwindSafe(|| job.work())).is_err() {
+            tracing::error!("inflating a span made us panic");
+        }
     }
 
     /// The oldest job that a reader waits for, else the oldest, when there is room for it.
@@ -136,7 +176,8 @@ impl Inflaters {
 /// One job's part of the counts; given back when dropped, also in a panic.
 struct Counted<'a> {
     inflaters: &'a Inflaters,
-    is_idle: bool,
+    /// Where it was begun with nobody waiting.
+    thread: Option<Pid>,
     bytes: u64,
 }
 
@@ -144,37 +185,20 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut jobs = self.inflaters.jobs.lock();
         jobs.running -= 1;
-        jobs.idle -= usize::from(self.is_idle);
         jobs.bytes -= self.bytes;
+        let Some(thread) = self.thread else { return };
+        jobs.idle -= 1;
+        jobs.idle_at_work.retain(|idle| idle.thread != thread);
+        drop(jobs);
+        if let Err(error) = setpriority_process(None, self.inflaters.nice)
+            && self.inflaters.may_give_way.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(%error, "fill takes as much of a core as readers do; CAP_SYS_NICE is missing");
+        }
     }
 }
 
 /// The outcome of a job whose thread went without a word.
 pub(super) fn lost(_: oneshot::error::RecvError) -> Error {
     Error::new(ErrorKind::Io, "inflate span: its thread was lost")
-}
-
-/// The calling thread gives way to others as long as this lives.
-struct Nice(Option<i32>);
-
-impl Nice {
-    fn begin() -> Self {
-        // Of this thread alone: what POSIX calls a process here is one to Linux.
-        let before = rustix::process::getpriority_process(None).ok();
-        let begun =
-            before.filter(|before| rustix::process::setpriority_process(None, before + IDLE_NICE).is_ok());
-        Self(begun)
-    }
-}
-
-impl Drop for Nice {
-    fn drop(&mut self) {
-        static SAID: Once = Once::new();
-        let Some(before) = self.0 else { return };
-        if let Err(error) = rustix::process::setpriority_process(None, before) {
-            SAID.call_once(
-                || tracing::warn!(%error, "a thread stays at low priority; CAP_SYS_NICE is missing"),
-            );
-        }
-    }
 }

@@ -6,7 +6,7 @@ use oci::testing::BlobFault;
 use tokio::sync::mpsc;
 use ztoc::{SpanId, Ztoc};
 
-use super::{Landing, Priority, Wish};
+use super::{Landing, Priority, Source, Wish};
 use crate::{
     Error,
     testing::{Tar, engine, made, noise},
@@ -33,10 +33,10 @@ async fn every_span_of_a_wish_lands_once_whatever_becomes_of_the_rest() {
     let ztoc = Arc::new(Ztoc::from_vec(made.ztoc).unwrap());
     let first = ztoc.spans().compressed(SpanId(1)).end.0;
     made.blob.fail_next(BlobFault::BreakAfter(first + 1_000));
-    made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::Denied));
+    made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::NotFound));
     let (notes, mut noted) = mpsc::unbounded_channel();
     let spans = 0..ztoc.spans().len();
-    let (sources, landing) = (vec![made.blob.clone() as _], Arc::new(Notes(notes)));
+    let (sources, landing) = (vec![Source::new("origin", made.blob.clone())], Arc::new(Notes(notes)));
     engine().wish(Wish { sources, ztoc, spans: spans.clone(), priority: Priority::Demand, landing });
     let mut found = Vec::new();
     while let Some(note) = noted.recv().await {

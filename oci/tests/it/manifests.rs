@@ -44,6 +44,20 @@ async fn refuses() {
 }
 
 #[tokio::test]
+async fn one_that_breaks_off_is_asked_for_again() {
+    let server = TestRegistry::start(Rules::default()).await.unwrap();
+    let list = server.add_manifest("a", "t", OCI_INDEX, b"{}");
+    let registry = repository(&server, "a");
+    server.fail_next("GET", "/manifests/", Fault::Cut(1));
+    let (found, bytes) = registry.manifest("t").await.unwrap();
+    assert_eq!((found.digest, &bytes[..]), (list.digest, &b"{}"[..]));
+    for _ in 0..5 {
+        server.fail_next("GET", "/manifests/", Fault::Cut(1));
+    }
+    assert_eq!(registry.manifest("t").await.unwrap_err().kind(), ErrorKind::Unreachable);
+}
+
+#[tokio::test]
 async fn media_type_from_the_document() {
     let server = TestRegistry::start(Rules::default()).await.unwrap();
     let registry = repository(&server, "a");
