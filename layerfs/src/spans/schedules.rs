@@ -43,7 +43,7 @@ use shuttle::{
 use super::state::{self, State, Word};
 use table::Table;
 
-const SCHEDULES: usize = 4_000;
+const SCHEDULES: usize = 2_000;
 const SPANS: u32 = 3;
 
 /// How a flight ended: well or not.

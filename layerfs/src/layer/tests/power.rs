@@ -17,11 +17,12 @@ use std::{
 
 use proptest::{prelude::*, sample::Index};
 use tempfile::TempDir;
-use ztoc::Compression;
+use ztoc::{Compression, SpanId, UncompressedOffset};
 
 use super::{Layer, read, sample::packed};
 use crate::{
     LayerId, Room, Store,
+    cache::LayerFiles,
     fetch::Engine,
     testing::{Made, Tar, engine, noise},
 };
@@ -325,7 +326,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 24,
+        cases: 20,
         failure_persistence: None,
         max_shrink_iters: 60,
         ..ProptestConfig::default()
@@ -339,4 +340,45 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(lived(shape, lives));
     }
+}
+
+/// A folder with one span of four bytes.
+fn one_span(store: &Arc<Store>) -> LayerFiles {
+    let files = store.layer(&LayerId { layer: oci::Digest::sha256(b"layer"), ztoc: None }).unwrap();
+    files.records(1);
+    files.put(SpanId(0), UncompressedOffset(0), b"span").unwrap();
+    files
+}
+
+fn assert_untouchable(files: &LayerFiles, root: &Path) {
+    let before = Look::at(root);
+    assert!(files.put(SpanId(0), UncompressedOffset(0), b"more").is_err());
+    assert!(!files.strike(SpanId(0)));
+    files.forget(SpanId(0), &(UncompressedOffset(0)..UncompressedOffset(4)));
+    assert!(files.note_proven(1).is_err());
+    assert!(files.put_ztoc(b"ztoc", &oci::Digest::sha256(b"ztoc")).is_err());
+    let after = Look::at(root);
+    assert!(before.names == after.names && before.bytes == after.bytes);
+}
+
+#[test]
+fn after_an_orderly_stop_nothing_is_written() {
+    let root = TempDir::new().unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
+    let files = one_span(&store);
+    store.close().unwrap();
+    assert_untouchable(&files, root.path());
+}
+
+#[test]
+fn who_opens_a_folder_last_has_it() {
+    let root = TempDir::new().unwrap();
+    let store = Store::open(root.path(), Room::default()).unwrap();
+    let old = one_span(&store);
+    let new = store.layer(old.id()).unwrap();
+    assert_untouchable(&old, root.path());
+    assert!(old.read(UncompressedOffset(0), &mut [0; 4]).is_err(), "the new one may punch holes");
+    let mut bytes = [0; 4];
+    new.read(UncompressedOffset(0), &mut bytes).unwrap();
+    assert_eq!(&bytes, b"span");
 }
