@@ -18,9 +18,14 @@
 //! computed again, a span once its checksum was, whichever process comes to it. A write that fails leaves the
 //! span absent; a record that cannot be read is an absent span. Eviction is in the order of least recent use over
 //! all layers, and punches holes.
+//!
+//! A folder has one table of spans that believes in it: who opens it last. An older one may live on as long as
+//! its last request is under way; from then on it writes nothing, and what it reads does not count, because the
+//! new one punches holes that the old one's pins do not hold off. After the mark of an orderly stop nothing is
+//! written by anybody: it says that everything is on the disk.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, Write},
     ops::Range,
@@ -98,6 +103,28 @@ pub struct Store {
     full: AtomicBool,
     room: Room,
     eviction: Mutex<Eviction>,
+    /// Who opened a layer's folder last.
+    tenures: Mutex<HashMap<LayerId, Weak<Tenure>>>,
+}
+
+/// The right to believe in a layer's folder, and to write there.
+#[derive(Debug, Default)]
+struct Tenure {
+    over: AtomicBool,
+    /// Held for reading by who writes.
+    writing: RwLock<()>,
+}
+
+impl Tenure {
+    /// Returns when the last write of its holder is done.
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        drop(self.writing.write());
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
 }
 
 #[derive(Debug)]
@@ -119,16 +146,27 @@ impl Store {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(root: &Path, room: Room) -> Result<Arc<Self>, Error> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self::open_on(root, room, &boot)
+    }
+
+    /// The same on a boot of that id.
+    pub(crate) fn open_on(root: &Path, room: Room, boot: &str) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let noted = fs::read_to_string(layers.join("boot")).ok();
-        let (last_boot, last) = noted.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("", ""));
-        let last: u32 = last.trim().parse().unwrap_or(0);
+        let known = noted.as_deref().and_then(|text| text.split_once(' '));
+        let known = known.and_then(|(last_boot, last)| Some((last_boot, last.trim().parse::<u32>().ok()?)));
         let clean = fs::remove_file(layers.join("clean")).is_ok();
-        let same_boot = !boot.trim().is_empty() && last_boot == boot.trim();
-        let generation = if last > 0 && (same_boot || clean) { last } else { last.wrapping_add(1).max(1) };
-        if noted.is_some() && generation != last {
+        let same_boot = |last_boot| !boot.trim().is_empty() && last_boot == boot.trim();
+        let generation = match known {
+            Some((last_boot, last)) if clean || same_boot(last_boot) => last,
+            Some((_, last)) => last.wrapping_add(1),
+            // The first, or the note was lost with the power: its bytes are on the disk no sooner than others. What
+            // is there may be of any generation, so this one is to be none that ever was.
+            None => xxh3_64(boot.trim().as_bytes()) as u32,
+        };
+        if noted.is_some() && known.is_none_or(|(_, last)| last != generation) {
             tracing::warn!("the last stop was unclean: what is stored is verified again before use");
         }
         // On the disk before anything is written under it: a mark that came back would be believed.
@@ -143,6 +181,7 @@ impl Store {
             full: AtomicBool::new(false),
             room,
             eviction: Mutex::new(eviction),
+            tenures: Mutex::default(),
         }))
     }
 
@@ -162,13 +201,25 @@ impl Store {
         self.layers.join("sha256").join(id.layer.hex()).join(name)
     }
 
-    /// Opens one layer's folder, making it where it is missing.
+    /// Opens one layer's folder, making it where it is missing. Who had it open has it no longer.
     pub(crate) fn layer(self: &Arc<Self>, id: &LayerId) -> Result<LayerFiles, Error> {
         let folder = self.folder(id);
         make_folder(&folder).map_err(|e| Error::io(format!("make folder of layer {id}"), e))?;
+        let tenure = self.tenure(id);
         let data = open_file(&folder.join("data"))?;
         let spans = open_file(&folder.join("spans"))?;
-        Ok(LayerFiles { store: self.clone(), id: *id, folder, data, spans })
+        Ok(LayerFiles { store: self.clone(), id: *id, tenure, folder, data, spans })
+    }
+
+    fn tenure(&self, id: &LayerId) -> Arc<Tenure> {
+        let tenure = Arc::new(Tenure::default());
+        let mut tenures = self.tenures.lock();
+        tenures.retain(|_, tenure| tenure.strong_count() > 0);
+        let before = tenures.insert(*id, Arc::downgrade(&tenure));
+        if let Some(before) = before.and_then(|before| before.upgrade()) {
+            before.end();
+        }
+        tenure
     }
 
     /// The same, where there is one with a ztoc.
@@ -307,6 +358,7 @@ type Oldest = ((u32, SpanId), u64, Weak<dyn Evict>);
 pub(crate) struct LayerFiles {
     store: Arc<Store>,
     id: LayerId,
+    tenure: Arc<Tenure>,
     folder: PathBuf,
     data: File,
     spans: File,
@@ -328,6 +380,19 @@ impl LayerFiles {
 
     pub(crate) fn id(&self) -> &LayerId {
         &self.id
+    }
+
+    /// Does what writes to the folder, unless the time for that is over; not to be nested.
+    fn write<T>(&self, what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let closed = self.store.closed.read();
+        let _writing = self.tenure.writing.read();
+        if *closed {
+            return Err(io::Error::other("the store is closed"));
+        }
+        if self.tenure.is_over() {
+            return Err(io::Error::other("the layer was opened anew"));
+        }
+        what()
     }
 
     /// The stored ztoc. One of an older generation counts once its digest was computed again.
@@ -355,7 +420,8 @@ impl LayerFiles {
     }
 
     fn note_ztoc(&self, digest: &Digest) -> io::Result<()> {
-        replace(&self.folder.join("ztoc.digest"), format!("{digest} {}", self.store.generation).as_bytes())
+        let text = format!("{digest} {}", self.store.generation);
+        self.write(|| replace(&self.folder.join("ztoc.digest"), text.as_bytes()))
     }
 
     /// Stores a verified ztoc.
@@ -364,7 +430,7 @@ impl LayerFiles {
         if bytes.len() as u64 > MAX_ZTOC_BYTES {
             return Err(Error::new(crate::ErrorKind::Unsupported, doing()));
         }
-        replace(&self.folder.join("ztoc"), bytes).map_err(|e| Error::io(doing(), e))?;
+        self.write(|| replace(&self.folder.join("ztoc"), bytes)).map_err(|e| Error::io(doing(), e))?;
         self.note_ztoc(digest).map_err(|e| Error::io(doing(), e))?;
         let file = File::open(self.folder.join("ztoc")).map_err(|e| Error::io(doing(), e))?;
         Map::of(&file).map(Arc::new).map_err(|e| Error::io(doing(), e))
@@ -377,7 +443,8 @@ impl LayerFiles {
             && header[..8] == MAGIC
             && header[8..12] == count.to_le_bytes();
         if !valid {
-            if let Err(error) = self.spans.set_len(0).and_then(|()| self.note_proven(count)) {
+            let emptied = self.write(|| self.spans.set_len(0));
+            if let Err(error) = emptied.and_then(|()| self.note_proven(count)) {
                 tracing::warn!(layer = %self.id, %error, "start records of spans");
             }
             return vec![Record::Absent; count as usize];
@@ -403,21 +470,19 @@ impl LayerFiles {
         let mut header = MAGIC.to_vec();
         header.extend_from_slice(&count.to_le_bytes());
         header.extend_from_slice(&self.store.generation.to_le_bytes());
-        self.spans.write_all_at(&header, 0)
+        self.write(|| self.spans.write_all_at(&header, 0))
     }
 
     /// Stores a verified span: its bytes first, then its record.
     pub(crate) fn put(&self, span: SpanId, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
-        let closed = self.store.closed.read();
-        if *closed {
-            return Err(io::Error::other("the store is closed"));
-        }
-        let stored =
-            self.data.write_all_at(bytes, at.0).and_then(|()| self.write_record(span, xxh3_64(bytes)));
-        if stored.is_err() {
-            self.store.full.store(true, Ordering::Release);
-        }
-        stored
+        self.write(|| {
+            let stored =
+                self.data.write_all_at(bytes, at.0).and_then(|()| self.write_record(span, xxh3_64(bytes)));
+            if stored.is_err() {
+                self.store.full.store(true, Ordering::Release);
+            }
+            stored
+        })
     }
 
     fn write_record(&self, span: SpanId, checksum: u64) -> io::Result<()> {
@@ -427,9 +492,15 @@ impl LayerFiles {
         self.spans.write_all_at(&record, HEADER + u64::from(span.0) * RECORD)
     }
 
-    /// Reads stored bytes; short only where the file ends, which a caller treats as damage.
+    /// Reads stored bytes; short only where the file ends, which a caller treats as damage, as it does the end of
+    /// its tenure.
     pub(crate) fn read(&self, at: UncompressedOffset, buffer: &mut [u8]) -> io::Result<()> {
-        self.data.read_exact_at(buffer, at.0)
+        self.data.read_exact_at(buffer, at.0)?;
+        // Looked at last: until it was over nobody else punched holes.
+        if self.tenure.is_over() {
+            return Err(io::Error::other("the layer was opened anew"));
+        }
+        Ok(())
     }
 
     /// Whether a stored span still has the checksum of its record.
@@ -443,22 +514,29 @@ impl LayerFiles {
 
     /// Strikes a span off: it is absent, whatever its bytes are.
     pub(crate) fn strike(&self, span: SpanId) -> bool {
-        let record = [0; RECORD as usize];
-        let struck = self.spans.write_all_at(&record, HEADER + u64::from(span.0) * RECORD);
+        let struck = self.write(|| self.strike_record(span));
         if let Err(error) = &struck {
             tracing::warn!(layer = %self.id, %error, "strike off a span");
         }
         struck.is_ok()
     }
 
+    fn strike_record(&self, span: SpanId) -> io::Result<()> {
+        self.spans.write_all_at(&[0; RECORD as usize], HEADER + u64::from(span.0) * RECORD)
+    }
+
     /// Takes a span that nobody reads off the disk: its record first, then its bytes.
     pub(crate) fn forget(&self, span: SpanId, range: &Range<UncompressedOffset>) {
-        if range.start >= range.end || !self.strike(span) {
+        if range.start >= range.end {
             return;
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if let Err(error) = fallocate(&self.data, flags, range.start.0, range.end.0 - range.start.0) {
-            tracing::debug!(layer = %self.id, %error, "punch hole");
+        let gone = self.write(|| {
+            self.strike_record(span)?;
+            Ok(fallocate(&self.data, flags, range.start.0, range.end.0 - range.start.0)?)
+        });
+        if let Err(error) = gone {
+            tracing::debug!(layer = %self.id, %error, "take a span off the disk");
         }
         self.store.full.store(false, Ordering::Release);
     }
@@ -479,8 +557,10 @@ impl LayerFiles {
         ranges: &[Range<UncompressedOffset>],
     ) -> io::Result<()> {
         streamed.file.flush()?;
-        self.spans.set_len(0)?;
-        fs::rename(&streamed.path, self.folder.join("data"))?;
+        self.write(|| {
+            self.spans.set_len(0)?;
+            fs::rename(&streamed.path, self.folder.join("data"))
+        })?;
         streamed.keep = true;
         self.data = open_file(&self.folder.join("data")).map_err(io::Error::other)?;
         self.records(u32::try_from(ranges.len()).map_err(io::Error::other)?);
@@ -488,7 +568,7 @@ impl LayerFiles {
         for (number, range) in (0u32..).zip(ranges) {
             bytes.resize(usize::try_from(range.end.0 - range.start.0).map_err(io::Error::other)?, 0);
             self.read(range.start, &mut bytes)?;
-            self.write_record(SpanId(number), xxh3_64(&bytes))?;
+            self.write(|| self.write_record(SpanId(number), xxh3_64(&bytes)))?;
         }
         Ok(())
     }

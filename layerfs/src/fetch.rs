@@ -18,6 +18,8 @@
 mod attempt;
 mod background;
 mod inflate;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt::Debug,
@@ -130,10 +132,14 @@ impl Flow {
         Self { wish, landed }
     }
 
-    /// The first span that has not landed.
+    /// The spans that have not landed.
+    fn missing(&self) -> impl Iterator<Item = u32> {
+        let spans = self.wish.spans.clone().zip(&self.landed);
+        spans.filter(|(_, landed)| !landed.load(Ordering::Acquire)).map(|(span, _)| span)
+    }
+
     fn next(&self) -> Option<u32> {
-        let place = self.landed.iter().position(|landed| !landed.load(Ordering::Acquire))?;
-        Some(self.wish.spans.start + u32::try_from(place).expect("not more than there are spans"))
+        self.missing().next()
     }
 
     fn land(&self, span: u32, bytes: Vec<u8>) {
@@ -256,7 +262,8 @@ impl Engine {
             }
         };
         let Some(error) = error else { return true };
-        for span in flow.wish.spans.clone() {
+        // What has landed may be gone from the disk again, and on its way for somebody else: none of our business.
+        for span in flow.missing() {
             flow.wish.landing.landed(SpanId(span), Err(error.clone()));
         }
         false

@@ -11,25 +11,31 @@
 //! a reader does not.
 
 mod state;
+mod table;
+#[cfg(test)]
+mod schedules;
 
 use std::{
     collections::{HashMap, VecDeque},
     ops::{Range, RangeInclusive},
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Weak},
 };
 
 use bytes::Bytes;
 use oci::Blob;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use ztoc::{SpanId, UncompressedOffset, Ztoc};
 
 use crate::{
     cache::{Evict, LayerFiles, Record},
     error::{Error, ErrorKind},
     fetch::{Engine, Landing, Priority, Prove, Source, Turn, Wanting, Wish},
-    spans::state::{State, Word},
-    sync::{Mutex, RwLock},
+    spans::{
+        state::{State, Word},
+        table::{Claims, Flight, Table},
+    },
+    sync::{self, Mutex, RwLock},
 };
 
 /// A reader that goes through a layer in tar order finds up to this many spans ahead of it.
@@ -42,15 +48,12 @@ const MOST_WANTED: usize = 1 << 16;
 pub(crate) struct Spans {
     ztoc: Arc<Ztoc>,
     files: LayerFiles,
-    words: Box<[AtomicU32]>,
-    /// Guards the claims: a word goes to Filling, and its flight into the table, under this lock.
-    flights: Mutex<HashMap<u32, Arc<Flight>>>,
+    table: Table<Outcome>,
     /// The newest first.
     sources: RwLock<Vec<Source>>,
     engine: Arc<Engine>,
     /// Our number in the store's order of eviction.
     owner: u32,
-    missing: AtomicU32,
     /// Spans whose checksum was not compared yet.
     doubtful: AtomicU32,
     /// The span after the last one demanded, and how far ahead the last demand looked.
@@ -66,47 +69,14 @@ pub(crate) struct Spans {
     me: Weak<Self>,
 }
 
-/// A span on its way.
-#[derive(Debug, Default)]
-struct Flight {
-    /// Somebody is at its end; what comes second is ignored.
-    landing: AtomicBool,
-    /// `Some(bytes)`: it could not be stored, here it is.
-    outcome: OnceLock<Result<Option<Bytes>, Error>>,
-    landed: Notify,
-}
+/// How a span's flight ends. `Some(bytes)`: it could not be stored, here it is.
+type Outcome = Result<Option<Bytes>, Error>;
 
 /// Who wished for the span of a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Ours,
     Others,
-}
-
-/// Spans that eviction leaves alone as long as this lives.
-struct Pins<'a> {
-    spans: &'a Spans,
-    range: Range<u32>,
-}
-
-impl Drop for Pins<'_> {
-    fn drop(&mut self) {
-        for span in self.range.clone() {
-            let _ = self.spans.change(SpanId(span), |word| Some(word.unpin()));
-        }
-    }
-}
-
-impl Flight {
-    async fn wait(&self) -> Result<Option<Bytes>, Error> {
-        loop {
-            let landed = self.landed.notified();
-            if let Some(outcome) = self.outcome.get() {
-                return outcome.clone();
-            }
-            landed.await;
-        }
-    }
 }
 
 impl Spans {
@@ -116,20 +86,14 @@ impl Spans {
         let present = (0u32..).zip(&records).filter(|(_, record)| **record == Record::Present);
         let present: Vec<_> = present.map(|(span, _)| SpanId(span)).collect();
         let doubtful = records.iter().filter(|record| **record == Record::Unproven).count();
-        let words = records
-            .iter()
-            .map(|record| match record {
-                Record::Absent => State::Empty,
-                Record::Present => State::Ready,
-                Record::Unproven => State::Unproven,
-            })
-            .map(|state| AtomicU32::new(Word::new(state).0))
-            .collect();
+        let table = Table::new(records.iter().map(|record| match record {
+            Record::Absent => State::Empty,
+            Record::Present => State::Ready,
+            Record::Unproven => State::Unproven,
+        }));
         let spans = Arc::new_cyclic(|me: &Weak<Self>| Self {
             owner: files.store().join(me.clone()),
-            missing: AtomicU32::new(count - u32::try_from(present.len()).expect("not more than there are")),
             doubtful: AtomicU32::new(u32::try_from(doubtful).expect("not more than there are")),
-            flights: Mutex::default(),
             sources: RwLock::default(),
             ahead: Mutex::default(),
             heat: AtomicU64::new(0),
@@ -139,7 +103,7 @@ impl Spans {
             me: me.clone(),
             ztoc,
             files,
-            words,
+            table,
             engine,
         });
         for span in present {
@@ -166,7 +130,7 @@ impl Spans {
 
     /// Spans that are not on disk.
     pub(crate) fn missing(&self) -> u32 {
-        self.missing.load(Ordering::Acquire)
+        self.table.missing()
     }
 
     /// Whether anything on disk is still to be compared with its checksum.
@@ -184,39 +148,11 @@ impl Spans {
         range.end - range.start
     }
 
-    fn change(&self, span: SpanId, step: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
-        self.words[span.index()]
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| step(Word(word)).map(|word| word.0))
-            .map(Word)
-            .map_err(Word)
-    }
-
-    fn state(&self, span: u32) -> State {
-        Word(self.words[span as usize].load(Ordering::Acquire)).state()
-    }
-
-    fn pin(&self, range: Range<u32>) -> Pins<'_> {
-        for span in range.clone() {
-            let _ = self.change(SpanId(span), |word| Some(word.pin()));
-        }
-        Pins { spans: self, range }
-    }
-
-    /// Changes a word to Filling, with a flight that others can wait for.
-    fn take(&self, span: SpanId, step: impl Fn(Word) -> Option<Word>) -> bool {
-        let mut flights = self.flights.lock();
-        let taken = self.change(span, step).is_ok();
-        if taken {
-            flights.insert(span.0, Arc::new(Flight::default()));
-        }
-        taken
-    }
-
     /// The bytes of `range`, when all of them are on disk; never waits for anything but the disk.
     pub(crate) fn read_ready(&self, range: &Range<UncompressedOffset>) -> Option<Result<Vec<u8>, Error>> {
         let spans = self.ztoc.spans().covering(range.clone());
-        let _pins = self.pin(spans.clone());
-        if !spans.clone().all(|span| self.state(span) == State::Ready) {
+        let _pins = self.table.pin(spans.clone());
+        if !spans.clone().all(|span| self.table.state(span) == State::Ready) {
             return None;
         }
         let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
@@ -232,9 +168,8 @@ impl Spans {
     }
 
     fn drop_damaged(&self, span: SpanId) {
-        if self.take(span, Word::damage) {
+        if self.table.take(span.0, Word::damage) {
             self.files.strike(span);
-            self.missing.fetch_add(1, Ordering::AcqRel);
             self.settle(span, Err(Error::new(ErrorKind::Corrupt, "read a stored span")));
         }
     }
@@ -242,7 +177,7 @@ impl Spans {
     /// The bytes of `range`, fetched where they are missing.
     pub(crate) async fn read(&self, range: Range<UncompressedOffset>) -> Result<Vec<u8>, Error> {
         let spans = self.ztoc.spans().covering(range.clone());
-        let _pins = self.pin(spans.clone());
+        let _pins = self.table.pin(spans.clone());
         let began = Instant::now();
         loop {
             if let Some(bytes) = self.read_ready(&range) {
@@ -272,7 +207,7 @@ impl Spans {
 
     /// Compares what is on disk since before an unclean stop with its checksum.
     async fn prove(&self, spans: Range<u32>) {
-        for span in spans.filter(|span| self.state(*span) == State::Unproven) {
+        for span in spans.filter(|span| self.table.state(*span) == State::Unproven) {
             let Some(me) = self.me.upgrade() else { return };
             let proven = self.engine.runtime().spawn_blocking(move || me.prove_one(SpanId(span)));
             if let Err(error) = proven.await {
@@ -282,7 +217,7 @@ impl Spans {
     }
 
     fn prove_one(&self, span: SpanId) {
-        if !self.take(span, Word::doubt) {
+        if !self.table.take(span.0, Word::doubt) {
             return;
         }
         let range = self.range(span);
@@ -322,30 +257,22 @@ impl Spans {
 
     /// Claims what is missing of `spans`, and what a reader in tar order will want next, wishes for it, and
     /// hands back all flights to wait for.
-    fn demand(&self, spans: &Range<u32>) -> Vec<(u32, Arc<Flight>, Whose)> {
+    fn demand(&self, spans: &Range<u32>) -> Vec<(u32, Arc<Flight<Outcome>>, Whose)> {
         let mut claimed = Vec::new();
         let mut waits = Vec::new();
         {
-            let mut flights = self.flights.lock();
+            let mut claims = self.table.claims();
             for span in spans.clone() {
-                if let Some(flight) = flights.get(&span) {
-                    waits.push((span, flight.clone(), Whose::Others));
-                } else if self.change(SpanId(span), Word::claim).is_ok() {
-                    let flight = Arc::new(Flight::default());
-                    flights.insert(span, flight.clone());
+                if let Some(flight) = claims.under_way(span) {
+                    waits.push((span, flight, Whose::Others));
+                } else if let Some(flight) = claims.claim(span) {
                     waits.push((span, flight, Whose::Ours));
                     claimed.push(span);
                 }
             }
             if let Some(last) = claimed.last().copied() {
                 let end = last.saturating_add(self.look_ahead(spans)).min(self.ztoc.spans().len());
-                for span in last + 1..end {
-                    if self.change(SpanId(span), Word::claim).is_err() {
-                        break;
-                    }
-                    flights.insert(span, Arc::new(Flight::default()));
-                    claimed.push(span);
-                }
+                claimed.extend((last + 1..end).take_while(|span| claims.claim(*span).is_some()));
                 // What comes next in the layer is likely to be read next.
                 self.fill_from.store(end, Ordering::Release);
             }
@@ -395,7 +322,7 @@ impl Spans {
     /// where a reader last was.
     fn claim_run(&self, bytes: u64) -> Vec<u32> {
         let count = self.ztoc.spans().len();
-        let mut flights = self.flights.lock();
+        let mut claims = self.table.claims();
         let mut wanted = self.wanted.lock();
         while let Some(first) = wanted.pop_front() {
             let mut end = first + 1;
@@ -403,7 +330,7 @@ impl Spans {
                 wanted.pop_front();
                 end += 1;
             }
-            let claimed = self.claim_within(&mut flights, first..end, bytes);
+            let claimed = self.claim_within(&mut claims, first..end, bytes);
             if let Some(last) = claimed.last() {
                 // A run of which somebody else has a part is not done with.
                 (last + 1..end).rev().for_each(|span| wanted.push_front(span));
@@ -415,9 +342,9 @@ impl Spans {
             return Vec::new();
         }
         let from = self.fill_from.load(Ordering::Acquire).min(count);
-        let mut claimed = self.claim_within(&mut flights, from..count, bytes);
+        let mut claimed = self.claim_within(&mut claims, from..count, bytes);
         if claimed.is_empty() {
-            claimed = self.claim_within(&mut flights, 0..from, bytes);
+            claimed = self.claim_within(&mut claims, 0..from, bytes);
         }
         if let Some(last) = claimed.last() {
             self.fill_from.store(last + 1, Ordering::Release);
@@ -432,20 +359,14 @@ impl Spans {
         end.saturating_sub(table.compressed(SpanId(spans.start)).start.0)
     }
 
-    fn claim_within(
-        &self,
-        flights: &mut HashMap<u32, Arc<Flight>>,
-        range: Range<u32>,
-        bytes: u64,
-    ) -> Vec<u32> {
+    fn claim_within(&self, claims: &mut Claims<'_, Outcome>, range: Range<u32>, bytes: u64) -> Vec<u32> {
         let mut claimed: Vec<u32> = Vec::new();
         for span in range {
             let first = *claimed.first().unwrap_or(&span);
             if !claimed.is_empty() && self.compressed(first..span + 1) > bytes {
                 break;
             }
-            if self.change(SpanId(span), Word::claim).is_ok() {
-                flights.insert(span, Arc::new(Flight::default()));
+            if claims.claim(span).is_some() {
                 claimed.push(span);
             } else if !claimed.is_empty() {
                 break;
@@ -475,22 +396,14 @@ impl Spans {
         wishes
     }
 
-    /// Ends a flight: the word first, so that whoever wakes, or looks for a flight and finds none, finds the new
-    /// state.
-    fn settle(&self, span: SpanId, outcome: Result<Option<Bytes>, Error>) {
+    fn settle(&self, span: SpanId, outcome: Outcome) {
         let stored = matches!(outcome, Ok(None));
-        let flight = {
-            let mut flights = self.flights.lock();
-            let _ = self.change(span, |word| Some(if stored { word.land() } else { word.fail() }));
-            flights.remove(&span.0)
-        };
+        let flight = self.table.end(span.0, stored);
         if stored {
-            self.missing.fetch_sub(1, Ordering::AcqRel);
             self.files.store().landed(self.owner, span, self.length(span));
         }
         if let Some(flight) = flight {
-            let _ = flight.outcome.set(outcome);
-            flight.landed.notify_waiters();
+            flight.tell(outcome);
         }
     }
 }
@@ -523,12 +436,11 @@ impl Prove for Spans {
 impl Landing for Spans {
     fn is_awaited(&self, span: SpanId) -> bool {
         // Who waits has it pinned.
-        Word(self.words[span.index()].load(Ordering::Acquire)).pins() > 0
+        self.table.is_pinned(span.0)
     }
 
     fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>) {
-        let flight = self.flights.lock().get(&span.0).cloned();
-        if flight.is_none_or(|flight| flight.landing.swap(true, Ordering::AcqRel)) {
+        if !self.table.is_first(span.0) {
             return; // it came a second time
         }
         let outcome = outcome.map(|bytes| match self.files.put(span, self.range(span).start, &bytes) {
@@ -544,17 +456,10 @@ impl Landing for Spans {
 
 impl Evict for Spans {
     fn evict(&self, span: SpanId) -> bool {
-        let mut touched = false;
-        let _ = self.words[span.index()].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let (was, word) = Word(word).take_touched();
-            touched = was;
-            Some(word.0)
-        });
-        if touched || !self.take(span, Word::evict) {
+        if !self.table.evict(span.0) {
             return false;
         }
         self.files.forget(span, &self.range(span));
-        self.missing.fetch_add(1, Ordering::AcqRel);
         self.settle(span, Err(Error::new(ErrorKind::Full, "read a span that was just evicted")));
         true
     }

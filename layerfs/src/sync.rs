@@ -3,11 +3,16 @@
 //! A panic in a callback is caught at the door and answered with an error; the tables behind these locks
 //! are valid after every single statement that changes them, so a poisoned lock would only turn one failed
 //! request into a dead daemon. Clippy bans the originals in this crate, so that a test scheduler can take
-//! their place here.
+//! their place: it does for the table of spans (`spans::schedules`).
 
 #![allow(clippy::disallowed_types)]
 
-use std::sync::{self, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+
+pub(crate) use std::sync::{
+    MutexGuard,
+    atomic::{AtomicBool, AtomicU32},
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(sync::Mutex<T>);

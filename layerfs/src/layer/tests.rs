@@ -1,5 +1,9 @@
 //! Reads against the plain bytes, with sources that fail and lie, a store that is full, damaged or found again.
 
+mod power;
+mod reference;
+mod sample;
+
 use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use oci::testing::BlobFault;

@@ -1,0 +1,48 @@
+//! What a wish tells those who wished.
+
+use std::sync::Arc;
+
+use oci::testing::BlobFault;
+use tokio::sync::mpsc;
+use ztoc::{SpanId, Ztoc};
+
+use super::{Landing, Priority, Source, Wish};
+use crate::{
+    Error,
+    testing::{Tar, engine, made, noise},
+};
+
+/// Notes what lands, and whether it is there.
+#[derive(Debug)]
+struct Notes(mpsc::UnboundedSender<(u32, bool)>);
+
+impl Landing for Notes {
+    fn is_awaited(&self, _: SpanId) -> bool {
+        false
+    }
+
+    fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>) {
+        self.0.send((span.0, outcome.is_ok())).unwrap();
+    }
+}
+
+/// A span that landed may have been evicted and claimed anew: an error for it would be another's.
+#[tokio::test]
+async fn every_span_of_a_wish_lands_once_whatever_becomes_of_the_rest() {
+    let made = made(&Tar::default().file("f", &noise(1, 400_000)).end());
+    let ztoc = Arc::new(Ztoc::from_vec(made.ztoc).unwrap());
+    let first = ztoc.spans().compressed(SpanId(1)).end.0;
+    made.blob.fail_next(BlobFault::BreakAfter(first + 1_000));
+    made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::NotFound));
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    let spans = 0..ztoc.spans().len();
+    let (sources, landing) = (vec![Source::new("origin", made.blob.clone())], Arc::new(Notes(notes)));
+    engine().wish(Wish { sources, ztoc, spans: spans.clone(), priority: Priority::Demand, landing });
+    let mut found = Vec::new();
+    while let Some(note) = noted.recv().await {
+        found.push(note);
+    }
+    found.sort_unstable();
+    let expected: Vec<_> = spans.map(|span| (span, span < 2)).collect();
+    assert_eq!(found, expected);
+}
