@@ -1,7 +1,8 @@
 //! From nothing to a program's answer: pull and run, over a slow line, through three snapshotters: containerd's
 //! own overlayfs, the Go daemon where its binary is given, and ours. `cargo bench -p benches --bench start --
-//! [IMAGE…] [--line MBIT,MS]… [--rounds N] [--peer FOLDER]`. Images are made of Debian's packages; `--peer` names a
-//! folder with the Go daemon (0.15: our indexes have its digests, so it runs on the same image).
+//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours]`. Images are made of Debian's packages, which takes
+//! minutes and up to 2 GB the first time: without a name it is the smallest. `--peer` names a folder with the Go daemon
+//! (0.15: our indexes have its digests, so it runs on the same image); `--ours` leaves the others out.
 
 use std::{
     fmt::Write as _,
@@ -185,7 +186,7 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     for workload in WORKLOADS {
         let name = workload.recipe.name;
-        if bench.options.images.is_empty() || bench.options.images.iter().any(|wanted| wanted == name) {
+        if bench.options.images.iter().any(|wanted| wanted == name) {
             rows.extend(bench.workload(workload).with_context(|| format!("measure {name}"))?);
         }
     }
@@ -212,11 +213,15 @@ fn options() -> Result<Options> {
                 let (rate, trip) = value.split_once(',').context("--line is MBIT,MS")?;
                 options.lines.push((rate.parse()?, trip.parse()?));
             }
+            "all" => options.images.extend(WORKLOADS.iter().map(|workload| workload.recipe.name.to_owned())),
             name if WORKLOADS.iter().any(|workload| workload.recipe.name == name) => {
                 options.images.push(name.to_owned());
             }
             other => bail!("{other} is neither an option nor an image"),
         }
+    }
+    if options.images.is_empty() {
+        options.images.push(WORKLOADS[0].recipe.name.to_owned());
     }
     if options.lines.is_empty() {
         options.lines.push((1000, 20));
