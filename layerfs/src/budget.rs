@@ -214,7 +214,7 @@ impl Permit {
 
     /// So many bytes of a fill have arrived: the line is free for as many.
     pub(crate) fn arrived(&mut self, bytes: u64) {
-        self.untold += bytes.min(self.coming - self.untold.min(self.coming));
+        self.untold += bytes.min(self.coming - self.untold);
         if self.untold >= TOLD || self.untold > 0 && self.untold == self.coming {
             let told = std::mem::take(&mut self.untold);
             self.coming -= told;

@@ -287,13 +287,17 @@ impl Store {
         eviction.owners[owner as usize] = None;
     }
 
-    /// `bytes` of a span lie on the disk now. Others go if that is too much.
-    pub(crate) fn landed(&self, owner: u32, span: SpanId, bytes: u64) {
+    /// These spans lie on the disk now, with so many bytes each. Others go if that is too much.
+    pub(crate) fn landed(&self, owner: u32, spans: impl IntoIterator<Item = (SpanId, u64)>) {
+        let mut newest = None;
         let rounds = {
             let mut eviction = self.eviction.lock();
-            eviction.used += bytes;
-            if let Some((_, old)) = eviction.order.push((owner, span), bytes) {
-                eviction.used -= old;
+            for (span, bytes) in spans {
+                eviction.used += bytes;
+                if let Some((_, old)) = eviction.order.push((owner, span), bytes) {
+                    eviction.used -= old;
+                }
+                newest = Some((owner, span));
             }
             eviction.order.len()
         };
@@ -302,7 +306,7 @@ impl Store {
             let Some((key, bytes, table)) = self.oldest() else { return };
             // Outside the lock: a hole is punched. The table lives until its span is back in the order.
             let table = table.upgrade();
-            let gone = key != (owner, span) && table.as_ref().is_none_or(|table| table.evict(key.1));
+            let gone = Some(key) != newest && table.as_ref().is_none_or(|table| table.evict(key.1));
             let mut eviction = self.eviction.lock();
             if gone {
                 eviction.used -= bytes;

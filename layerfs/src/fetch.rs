@@ -25,8 +25,8 @@ use std::{
     fmt::Debug,
     ops::Range,
     panic::AssertUnwindSafe,
-    sync::Arc,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -209,7 +209,7 @@ impl Engine {
     }
 
     /// Brings what `table` wants with nobody waiting, as long as it lives and anything of it is missing.
-    pub(crate) fn fill(&self, table: &Arc<dyn Wanting>) {
+    pub(crate) fn fill(&self, table: Weak<dyn Wanting>) {
         self.background.add(table);
     }
 

@@ -11,7 +11,7 @@ use std::{
     ops::RangeInclusive,
     pin::Pin,
     sync::Arc,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use oci::{Blob, Digest};
@@ -58,7 +58,6 @@ struct Content {
     spans: Arc<Spans>,
     /// One bit an entry: its header was compared.
     compared: Box<[AtomicU64]>,
-    filling: AtomicBool,
 }
 
 /// One layer as a directory tree. Cheap to clone into a variant with other inherited attributes.
@@ -144,7 +143,6 @@ impl Layer {
             id,
             spans,
             compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            filling: AtomicBool::new(false),
         };
         Ok(Arc::new(Self { content: Arc::new(content), tree }))
     }
@@ -217,9 +215,7 @@ impl Layer {
 
     /// Starts to bring what nobody has asked for yet, once. It ends with the last reference to the layer.
     pub fn start_fill(&self) {
-        if !self.content.filling.swap(true, Ordering::AcqRel) {
-            self.content.spans.fill();
-        }
+        self.content.spans.fill();
     }
 
     /// Has these spans brought first of all that nobody waits for, also where nothing else is brought in the

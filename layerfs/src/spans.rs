@@ -106,9 +106,8 @@ impl Spans {
             table,
             engine,
         });
-        for span in present {
-            spans.files.store().landed(spans.owner, span, spans.length(span));
-        }
+        let present = present.into_iter().map(|span| (span, spans.length(span)));
+        spans.files.store().landed(spans.owner, present);
         if doubtful == 0 {
             spans.note_proven();
         }
@@ -298,24 +297,23 @@ impl Spans {
         count
     }
 
-    /// Has everything brought, as long as this lives.
-    pub(crate) fn fill(self: &Arc<Self>) {
-        self.filling.store(true, Ordering::Release);
-        let table: Arc<dyn Wanting> = self.clone();
-        self.engine.fill(&table);
+    /// Has everything brought, as long as this lives. Once; nothing to do later.
+    pub(crate) fn fill(&self) {
+        if !self.filling.swap(true, Ordering::AcqRel) {
+            self.engine.fill(self.me.clone());
+        }
     }
 
     /// Has these spans brought before the others that nobody waits for, in this order. What the layer does not have
     /// is ignored.
-    pub(crate) fn want(self: &Arc<Self>, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
+    pub(crate) fn want(&self, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
         let last = self.ztoc.spans().len().saturating_sub(1);
         let known = spans.into_iter().map(|run| *run.start()..=(*run.end()).min(last));
         let mut wanted = self.wanted.lock();
         let room = MOST_WANTED.saturating_sub(wanted.len());
         wanted.extend(known.flatten().take(room));
         drop(wanted);
-        let table: Arc<dyn Wanting> = self.clone();
-        self.engine.fill(&table);
+        self.engine.fill(self.me.clone());
     }
 
     /// Claims the first run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else from
@@ -400,7 +398,7 @@ impl Spans {
         let stored = matches!(outcome, Ok(None));
         let flight = self.table.end(span.0, stored);
         if stored {
-            self.files.store().landed(self.owner, span, self.length(span));
+            self.files.store().landed(self.owner, [(span, self.length(span))]);
         }
         if let Some(flight) = flight {
             flight.tell(outcome);

@@ -215,9 +215,6 @@ impl Layers {
     }
 
     fn serve(&self, slot: u32, layer: Arc<Layer>) {
-        if self.fill {
-            layer.start_fill();
-        }
         self.note(&layer);
         lock(&self.shown).entry(slot).or_insert(layer);
     }
@@ -268,8 +265,7 @@ impl Layers {
             match layer {
                 Ok(Some(layer)) => {
                     for registry in registries {
-                        let blob = registry.blob(&id.layer, Some(lazy.layer.size));
-                        layer.add_source(&registry.name(), blob);
+                        self.sourced(layer.clone(), registry, &lazy.layer);
                     }
                     self.show_again(*slot, lazy, &layer);
                 }

@@ -16,6 +16,7 @@ use std::{
 use layerfs::{Below, Inherited, Layer};
 use oci::Registry;
 use tokio::task::block_in_place;
+use tracing::field::display;
 
 use crate::{
     error::{Error, ErrorKind},
@@ -117,21 +118,10 @@ impl Snapshotter {
         let record = block_in_place(|| self.create(Kind::Active, key, parent, labels))?;
         match first {
             First::Writable => {}
-            First::Leave(reason) => {
-                tracing::warn!(
-                    key, %reason, why = "no valid SOCI index found", "remote-snapshot-prepared" = "false",
-                    "defer-snapshot-runtime" = "true", "the layer is left to containerd"
-                );
-            }
+            First::Leave(reason) => log_left(key, None, reason, "no valid SOCI index found"),
             First::Try(request) => match self.open_and_place(&record, &request).await? {
                 Ok(()) => return Err(exists(&request.target)),
-                Err((reason, why)) => {
-                    let (image, layer) = (&request.image, &request.layer);
-                    tracing::warn!(
-                        key, %image, %layer, %reason, why, "remote-snapshot-prepared" = "false",
-                        "defer-snapshot-runtime" = "true", "the layer is left to containerd"
-                    );
-                }
+                Err((reason, why)) => log_left(key, Some(&request), reason, &why),
             },
         }
         self.mounts_of(&record)
@@ -413,6 +403,16 @@ impl Snapshotter {
         }
         Ok(())
     }
+}
+
+/// Once for each layer that containerd has to do; which it is, where the client has said so.
+fn log_left(key: &str, request: Option<&LayerRequest>, reason: Reason, why: &str) {
+    let image = request.map(|request| display(&request.image));
+    let layer = request.map(|request| display(&request.layer));
+    tracing::warn!(
+        key, image, layer, %reason, why, "remote-snapshot-prepared" = "false",
+        "defer-snapshot-runtime" = "true", "the layer is left to containerd"
+    );
 }
 
 /// containerd's agreed sign that there is nothing to pull.

@@ -37,7 +37,7 @@ impl Engine {
         let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
         let asked = Instant::now();
         let mut work = FuturesUnordered::new();
-        let received = async {
+        let mut outcome = async {
             let mut stream = self.open(source, range).await.map_err(|e| Error::blob(doing(), e))?;
             let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
             while let Some(chunk) = stream.next().await {
@@ -58,7 +58,6 @@ impl Engine {
         .await;
         let received_in = asked.elapsed().as_millis();
         // What has arrived counts, whatever became of the rest.
-        let mut outcome = received;
         while let Some(worked) = work.next().await {
             let worked = worked.map_err(inflate::lost).flatten();
             // A span that is wrong says more than a line that broke behind it.

@@ -4,9 +4,9 @@
 //! It does not wait until the readers are done. As long as a program may be starting, just so much is on its
 //! way as keeps the line busy (`pace`), so that a reader's request queues behind milliseconds; when it has been
 //! quiet for a while the requests get larger and fewer. And as long as the machine is short of processor time, which
-//! our own threads feel, it comes more slowly, so that the program gets it. A failure ends nothing: its layer waits, longer each
-//! time. What nobody asked for must not push out what readers need: a store that is nearly full ends the fill
-//! of its layers.
+//! our own threads feel, it comes more slowly, so that the program gets it. A failure ends nothing: its layer waits,
+//! longer each time. What nobody asked for must not push out what readers need: a store that is nearly full ends
+//! the fill of its layers.
 
 use std::{
     cmp::Reverse,
@@ -109,9 +109,8 @@ impl Background {
     }
 
     /// One that is there already has something new to do.
-    pub(super) fn add(&self, table: &Arc<dyn Wanting>) {
+    pub(super) fn add(&self, table: Weak<dyn Wanting>) {
         let mut queue = self.queue.lock();
-        let table = Arc::downgrade(table);
         let now = Instant::now();
         if let Some(entry) = queue.entries.iter_mut().find(|entry| entry.table.ptr_eq(&table)) {
             entry.not_before = now;
@@ -210,8 +209,9 @@ impl Engine {
         if let Some(bandwidth) = self.limits.fill_bandwidth {
             from += Duration::from_secs_f64(last.bytes as f64 / bandwidth.max(1) as f64);
         }
+        let starting = self.quiet() < STARTED;
         let crowd = self.inflaters.crowd().min(MOST_CROWDED);
-        if self.quiet() < STARTED && crowd > LEAST_CROWDED {
+        if starting && crowd > LEAST_CROWDED {
             // What we would take of the processor now is what a program that starts does not get.
             from = from.max(last.at + GIVEN_WAY.mul_f64(crowd));
         }
@@ -219,7 +219,7 @@ impl Engine {
             return Next::At(from);
         }
         let window = self.line.lock().window();
-        let (bytes, window) = match self.quiet() < STARTED {
+        let (bytes, window) = match starting {
             true => ((window / 4).clamp(SMALL, LARGE), window),
             false => (LARGE, window.max(2 * LARGE)),
         };
