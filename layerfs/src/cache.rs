@@ -7,6 +7,7 @@
 //!     ztoc, ztoc.digest                 as fetched or built; mapped, never changed
 //!     data                              the layer's uncompressed tar stream, sparse
 //!     spans                             per span: state and checksum of its uncompressed bytes
+//!     whole                             digest of the uncompressed stream, once all of it was there
 //! ```
 //!
 //! `<id>` is the digest of the index's ztoc, or `own` for a layer that was streamed whole and verified by its own
@@ -477,11 +478,20 @@ impl LayerFiles {
         self.write(|| self.spans.write_all_at(&header, 0))
     }
 
-    /// Stores a verified span: its bytes first, then its record.
-    pub(crate) fn put(&self, span: SpanId, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
+    /// Stores a part of a verified span. Its record comes when all of it is there.
+    pub(crate) fn put_piece(&self, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
+        self.put(|| self.data.write_all_at(bytes, at.0))
+    }
+
+    /// Records a span whose bytes are stored. `tail`: of the last one, how many bytes behind it were stored, too, where
+    /// those are all that there are.
+    pub(crate) fn put_record(&self, span: SpanId, checksum: u64, tail: Option<u64>) -> io::Result<()> {
+        self.put(|| self.write_record(span, checksum, tail))
+    }
+
+    fn put(&self, what: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.write(|| {
-            let stored =
-                self.data.write_all_at(bytes, at.0).and_then(|()| self.write_record(span, xxh3_64(bytes)));
+            let stored = what();
             if stored.is_err() {
                 self.store.full.store(true, Ordering::Release);
             }
@@ -489,11 +499,30 @@ impl LayerFiles {
         })
     }
 
-    fn write_record(&self, span: SpanId, checksum: u64) -> io::Result<()> {
+    fn write_record(&self, span: SpanId, checksum: u64, tail: Option<u64>) -> io::Result<()> {
         let mut record = [0; RECORD as usize];
+        // In 56 bits, one more than there are.
+        record[..8].copy_from_slice(&tail.map_or(0, |tail| (tail + 1) << 8).to_le_bytes());
         record[0] = 1;
         record[8..].copy_from_slice(&checksum.to_le_bytes());
         self.spans.write_all_at(&record, HEADER + u64::from(span.0) * RECORD)
+    }
+
+    /// How many bytes behind the last span are stored with it, where that is known.
+    pub(crate) fn tail(&self, last: SpanId) -> Option<u64> {
+        let mut record = [0; 8];
+        self.spans.read_exact_at(&mut record, HEADER + u64::from(last.0) * RECORD).ok()?;
+        (u64::from_le_bytes(record) >> 8).checked_sub(1)
+    }
+
+    /// The digest of the whole stream, if it was ever computed.
+    pub(crate) fn whole(&self) -> Option<Digest> {
+        fs::read_to_string(self.folder.join("whole")).ok()?.trim().parse().ok()
+    }
+
+    /// Keeps the digest of the whole stream.
+    pub(crate) fn put_whole(&self, digest: &Digest) -> io::Result<()> {
+        self.write(|| replace(&self.folder.join("whole"), digest.to_string().as_bytes()))
     }
 
     /// Reads stored bytes; short only where the file ends, which a caller treats as damage, as it does the end of
@@ -572,7 +601,7 @@ impl LayerFiles {
         for (number, range) in (0u32..).zip(ranges) {
             bytes.resize(usize::try_from(range.end.0 - range.start.0).map_err(io::Error::other)?, 0);
             self.read(range.start, &mut bytes)?;
-            self.write(|| self.write_record(SpanId(number), xxh3_64(&bytes)))?;
+            self.write(|| self.write_record(SpanId(number), xxh3_64(&bytes), None))?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! The engine that brings spans: wishes by priority in, verified and inflated spans out.
 //!
 //! A wish is a run of neighbouring spans of one layer, asked for as one range. Each span is cut out of the
-//! stream as soon as its last byte has arrived (`attempt`), verified against its digest and inflated on a thread
-//! for such work (`inflate`), and handed to whoever wished for it, while the rest of the range is still coming. What could
+//! stream as soon as its last byte has arrived (`attempt`), and handed to whoever wished for it on a thread for such
+//! work (`inflate`), where it is verified and inflated, while the rest of the range is still coming. What could
 //! not be had is handed over as an error: every span of a wish lands, and one that lands twice is ignored the
 //! second time.
 //!
@@ -69,7 +69,14 @@ pub(crate) trait Landing: Send + Sync + Debug {
     /// Whether a reader waits for `span`.
     fn is_awaited(&self, span: SpanId) -> bool;
 
-    fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>);
+    /// Takes the compressed bytes of a span, and verifies them. Once it has, the span is dealt with, well or not.
+    ///
+    /// # Errors
+    /// When they are not the span's: others may be.
+    fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error>;
+
+    /// Nothing will come.
+    fn fail(&self, span: SpanId, error: Error);
 }
 
 /// A place where a layer can be had.
@@ -142,9 +149,10 @@ impl Flow {
         self.missing().next()
     }
 
-    fn land(&self, span: u32, bytes: Vec<u8>) {
-        self.wish.landing.landed(SpanId(span), Ok(bytes));
-        self.landed[(span - self.wish.spans.start) as usize].store(true, Ordering::Release);
+    fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error> {
+        self.wish.landing.land(span, compressed)?;
+        self.landed[(span.0 - self.wish.spans.start) as usize].store(true, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -208,6 +216,25 @@ impl Engine {
         });
     }
 
+    /// Does work that takes a thread, and the disk, once no reader has had to wait for a while. Not, if the engine is
+    /// gone by then.
+    pub(crate) fn when_quiet(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
+        let (engine, proving) = (Arc::downgrade(self), self.proving.clone());
+        self.runtime.spawn(async move {
+            loop {
+                let Some(quiet) = engine.upgrade().map(|engine| engine.quiet()) else { return };
+                if quiet >= background::STARTED {
+                    break;
+                }
+                tokio::time::sleep(background::STARTED - quiet).await;
+            }
+            let _turn = proving.acquire_owned().await;
+            if let Err(error) = tokio::task::spawn_blocking(work).await {
+                tracing::error!(%error, "look at a complete layer");
+            }
+        });
+    }
+
     /// Brings what `table` wants with nobody waiting, as long as it lives and anything of it is missing.
     pub(crate) fn fill(&self, table: Weak<dyn Wanting>) {
         self.background.add(table);
@@ -264,7 +291,7 @@ impl Engine {
         let Some(error) = error else { return true };
         // What has landed may be gone from the disk again, and on its way for somebody else: none of our business.
         for span in flow.missing() {
-            flow.wish.landing.landed(SpanId(span), Err(error.clone()));
+            flow.wish.landing.fail(SpanId(span), error.clone());
         }
         false
     }

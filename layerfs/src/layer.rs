@@ -224,6 +224,12 @@ impl Layer {
         self.content.spans.want(spans);
     }
 
+    /// `hear` is told the digest of the layer's whole uncompressed stream, its diff ID if it is what the image names,
+    /// once every span is there and nobody waits for anything; at once where it is known. It may never be.
+    pub fn when_whole(&self, hear: impl FnOnce(&Digest) + Send + 'static) {
+        self.content.spans.when_whole(Box::new(hear));
+    }
+
     pub(crate) fn contains(&self, node: NodeId) -> bool {
         self.tree.contains(node)
     }

@@ -3,15 +3,18 @@
 //! A reader comes with a range of uncompressed bytes. When every span of it is on disk it is served at once,
 //! on its own thread, without a lock. Otherwise it claims what is missing (each span is claimed by one reader
 //! only: single flight), hands the claims to the engine as one wish a run, waits until all have landed, and
-//! reads. There is one way for a span to become ready, whoever asked for it: [`Landing::landed`].
+//! reads; where it wants only the beginning of a span it waits for that. There is one way for a span to become ready,
+//! whoever asked for it (`landing`).
 //!
 //! A reader that waits has its spans pinned, so that what lands stays until it has read. A span that cannot be
 //! stored (the disk is full) is handed to those who wait for it in memory and is absent afterwards: slower, never
 //! an error. Who joined somebody else's fetch and sees it fail tries for itself: a background fill gives up soon,
 //! a reader does not.
 
+mod landing;
 mod state;
 mod table;
+mod whole;
 #[cfg(test)]
 mod schedules;
 
@@ -30,10 +33,11 @@ use ztoc::{SpanId, UncompressedOffset, Ztoc};
 use crate::{
     cache::{Evict, LayerFiles, Record},
     error::{Error, ErrorKind},
-    fetch::{Engine, Landing, Priority, Prove, Source, Turn, Wanting, Wish},
+    fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Wish},
     spans::{
         state::{State, Word},
-        table::{Claims, Flight, Table},
+        table::{Claims, Flight, Reached, Table},
+        whole::Whole,
     },
     sync::{self, Mutex, RwLock},
 };
@@ -42,6 +46,9 @@ use crate::{
 const MOST_AHEAD: u32 = 8;
 /// Spans wanted first: more than a start needs, and a bound on what an artifact can make us remember.
 const MOST_WANTED: usize = 1 << 16;
+
+/// A span that could not be read so often is no longer stored.
+const MOST_DAMAGED: u32 = 2;
 
 /// All spans of one layer.
 #[derive(Debug)]
@@ -66,6 +73,9 @@ pub(crate) struct Spans {
     fill_from: AtomicU32,
     /// Spans to be brought before all others that nobody waits for.
     wanted: Mutex<VecDeque<u32>>,
+    /// How often each span could not be read after it had been stored.
+    damaged: Mutex<HashMap<u32, u32>>,
+    whole: Mutex<Whole>,
     me: Weak<Self>,
 }
 
@@ -100,6 +110,8 @@ impl Spans {
             filling: AtomicBool::new(false),
             fill_from: AtomicU32::new(0),
             wanted: Mutex::default(),
+            damaged: Mutex::default(),
+            whole: Mutex::new(Whole::new(files.whole())),
             me: me.clone(),
             ztoc,
             files,
@@ -149,9 +161,19 @@ impl Spans {
 
     /// The bytes of `range`, when all of them are on disk; never waits for anything but the disk.
     pub(crate) fn read_ready(&self, range: &Range<UncompressedOffset>) -> Option<Result<Vec<u8>, Error>> {
+        self.read_stored(range, &[])
+    }
+
+    /// The same where enough of the spans `coming`, which the caller has pinned since before, was seen to be there.
+    fn read_stored(
+        &self,
+        range: &Range<UncompressedOffset>,
+        coming: &[u32],
+    ) -> Option<Result<Vec<u8>, Error>> {
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.table.pin(spans.clone());
-        if !spans.clone().all(|span| self.table.state(span) == State::Ready) {
+        let is_there = |span| self.table.state(span) == State::Ready || coming.contains(&span);
+        if !spans.clone().all(is_there) {
             return None;
         }
         let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
@@ -166,8 +188,14 @@ impl Spans {
         }
     }
 
+    /// A disk that takes a span and does not give it back is not given it again.
+    fn is_unreadable(&self, span: u32) -> bool {
+        self.damaged.lock().get(&span).is_some_and(|times| *times >= MOST_DAMAGED)
+    }
+
     fn drop_damaged(&self, span: SpanId) {
         if self.table.take(span.0, Word::damage) {
+            *self.damaged.lock().entry(span.0).or_insert(0) += 1;
             self.files.strike(span);
             self.settle(span, Err(Error::new(ErrorKind::Corrupt, "read a stored span")));
         }
@@ -178,6 +206,8 @@ impl Spans {
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.table.pin(spans.clone());
         let began = Instant::now();
+        // Once the beginning was there and could not be read, all of it is waited for.
+        let mut early = true;
         loop {
             if let Some(bytes) = self.read_ready(&range) {
                 let waited = began.elapsed().as_millis();
@@ -186,21 +216,23 @@ impl Spans {
             }
             self.prove(spans.clone()).await;
             let mut in_memory = HashMap::new();
+            let mut coming = Vec::new();
             for (span, flight, whose) in self.demand(&spans) {
-                match (flight.wait().await, whose) {
-                    (Ok(Some(bytes)), _) => drop(in_memory.insert(span, bytes)),
-                    (Ok(None), _) => {}
-                    (Err(error), Whose::Ours) => return Err(error),
-                    (Err(error), Whose::Others) => {
+                let wanted = if early { self.wanted_of(span, &range) } else { u64::MAX };
+                match (flight.reach(wanted).await, whose) {
+                    (Reached::Beginning, _) => coming.push(span),
+                    (Reached::Ended(Ok(Some(bytes))), _) => drop(in_memory.insert(span, bytes)),
+                    (Reached::Ended(Ok(None)), _) => {}
+                    (Reached::Ended(Err(error)), Whose::Ours) => return Err(error),
+                    (Reached::Ended(Err(error)), Whose::Others) => {
                         tracing::debug!(span, %error, "what others fetched did not come");
                     }
                 }
             }
-            if !in_memory.is_empty()
-                && let Some(bytes) = self.assemble(&range, &in_memory)
-            {
+            if let Some(bytes) = self.assemble(&range, &in_memory, &coming) {
                 return Ok(bytes);
             }
+            early = coming.is_empty();
         }
     }
 
@@ -237,8 +269,22 @@ impl Spans {
         }
     }
 
-    /// Joins spans that could not be stored with those that could.
-    fn assemble(&self, range: &Range<UncompressedOffset>, have: &HashMap<u32, Bytes>) -> Option<Vec<u8>> {
+    /// Up to which of its bytes a span is wanted by who reads `range`.
+    fn wanted_of(&self, span: u32, range: &Range<UncompressedOffset>) -> u64 {
+        let whole = self.range(SpanId(span));
+        whole.end.min(range.end).0.saturating_sub(whole.start.0)
+    }
+
+    /// Joins spans that could not be stored with those that could, or are `coming`. `None` where something is missing.
+    fn assemble(
+        &self,
+        range: &Range<UncompressedOffset>,
+        have: &HashMap<u32, Bytes>,
+        coming: &[u32],
+    ) -> Option<Vec<u8>> {
+        if have.is_empty() {
+            return self.read_stored(range, coming)?.ok();
+        }
         let mut out = Vec::with_capacity(usize::try_from(range.end - range.start).ok()?);
         for span in self.ztoc.spans().covering(range.clone()) {
             let whole = self.range(SpanId(span));
@@ -248,7 +294,7 @@ impl Spans {
                 let to = usize::try_from(part.end - whole.start).ok()?;
                 out.extend_from_slice(bytes.get(from..to)?);
             } else {
-                out.extend_from_slice(&self.read_ready(&part)?.ok()?);
+                out.extend_from_slice(&self.read_stored(&part, coming)?.ok()?);
             }
         }
         Some(out)
@@ -364,7 +410,7 @@ impl Spans {
             if !claimed.is_empty() && self.compressed(first..span + 1) > bytes {
                 break;
             }
-            if claims.claim(span).is_some() {
+            if !self.is_unreadable(span) && claims.claim(span).is_some() {
                 claimed.push(span);
             } else if !claimed.is_empty() {
                 break;
@@ -379,7 +425,7 @@ impl Spans {
         let landing = self.me.upgrade().filter(|_| !sources.is_empty());
         let Some(landing) = landing else {
             let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
-            claimed.iter().for_each(|span| self.landed(SpanId(*span), Err(error.clone())));
+            claimed.iter().for_each(|span| self.fail(SpanId(*span), error.clone()));
             return Vec::new();
         };
         let mut wishes = Vec::new();
@@ -402,6 +448,9 @@ impl Spans {
         }
         if let Some(flight) = flight {
             flight.tell(outcome);
+        }
+        if stored {
+            self.look_whether_whole();
         }
     }
 }
@@ -428,27 +477,6 @@ impl Wanting for Spans {
 impl Prove for Spans {
     fn prove_stored(&self) {
         (0..self.ztoc.spans().len()).for_each(|span| self.prove_one(SpanId(span)));
-    }
-}
-
-impl Landing for Spans {
-    fn is_awaited(&self, span: SpanId) -> bool {
-        // Who waits has it pinned.
-        self.table.is_pinned(span.0)
-    }
-
-    fn landed(&self, span: SpanId, outcome: Result<Vec<u8>, Error>) {
-        if !self.table.is_first(span.0) {
-            return; // it came a second time
-        }
-        let outcome = outcome.map(|bytes| match self.files.put(span, self.range(span).start, &bytes) {
-            Ok(()) => None,
-            Err(error) => {
-                tracing::warn!(layer = %self.files.id(), span = span.0, %error, "store span; served unstored");
-                Some(Bytes::from(bytes))
-            }
-        });
-        self.settle(span, outcome);
     }
 }
 

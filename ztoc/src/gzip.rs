@@ -2,7 +2,7 @@
 //!
 //! [`Scanner`] inflates a whole layer once, in pieces of any size, and stops where checkpoints belong: after
 //! the first header, and then after the first block (or member header) at which more than `span_size` bytes
-//! were inflated since the last one. [`resume`] inflates from a checkpoint. A layer may be many gzip members
+//! were inflated since the last one. [`Resumed`] inflates from a checkpoint. A layer may be many gzip members
 //! one after another; the window of a checkpoint is the last 32768 bytes of the whole output, not of its
 //! member, with zeros in front while there are fewer. Bytes in, bytes out: knows nothing of tars and digests.
 
@@ -180,7 +180,7 @@ impl Scanner {
     }
 }
 
-/// Where [`resume`] ends.
+/// Where [`Resumed`] ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
     /// After so many bytes; fewer are an error.
@@ -189,54 +189,78 @@ pub(crate) enum Until {
     End { limit: u64 },
 }
 
-/// Inflates from a checkpoint, to the end of `out`. `compressed` begins at [`Checkpoint::first_byte`].
-pub(crate) fn resume(
-    checkpoint: Checkpoint,
-    window: &[u8],
-    compressed: &[u8],
+/// Inflating from a checkpoint on, piece by piece.
+pub(crate) struct Resumed<'a> {
+    inflater: Inflater,
+    input: &'a [u8],
     until: Until,
-    out: &mut Vec<u8>,
-) -> Result<(), Error> {
-    let mut left = match until {
-        Until::Bytes(0) => return Ok(()),
-        Until::Bytes(bytes) => bytes,
-        // one byte more than allowed, to notice it
-        Until::End { limit } => limit.saturating_add(1),
-    };
-    let short = || Error::corrupt("inflate span: the stream ends early");
-    let mut input = compressed;
-    let mut inflater = Inflater::new(Wrapper::Raw);
-    let mut value = 0;
-    if checkpoint.bits != 0 {
-        let (first, rest) = input.split_first().ok_or_else(short)?;
-        value = first >> (8 - checkpoint.bits);
-        input = rest;
+    /// Bytes that may still come.
+    left: u64,
+    /// Entered raw, the first member leaves its trailer; the others are checked and eat theirs.
+    trailer: usize,
+    done: bool,
+}
+
+impl<'a> Resumed<'a> {
+    /// `compressed` begins at [`Checkpoint::first_byte`].
+    pub(crate) fn new(
+        checkpoint: Checkpoint,
+        window: &[u8],
+        compressed: &'a [u8],
+        until: Until,
+    ) -> Result<Self, Error> {
+        let left = match until {
+            Until::Bytes(bytes) => bytes,
+            // one byte more than allowed, to notice it
+            Until::End { limit } => limit.saturating_add(1),
+        };
+        let mut input = compressed;
+        let mut inflater = Inflater::new(Wrapper::Raw);
+        if left > 0 {
+            let mut value = 0;
+            if checkpoint.bits != 0 {
+                let (first, rest) = input.split_first().ok_or_else(short)?;
+                value = first >> (8 - checkpoint.bits);
+                input = rest;
+            }
+            inflater.enter(checkpoint.bits, value, window)?;
+        }
+        Ok(Self { inflater, input, until, left, trailer: TRAILER, done: left == 0 })
     }
-    inflater.enter(checkpoint.bits, value, window)?;
-    let mut trailer = TRAILER;
-    loop {
-        let progress = inflater.append(input, out, left)?;
-        input = &input[progress.consumed..];
-        left -= progress.produced as u64;
-        let ended = progress.at == At::StreamEnd;
-        if left == 0 {
-            return match until {
-                Until::Bytes(_) => Ok(()),
+
+    /// Appends what comes next to `out`, at most what it has room for (some is made where it has none). False
+    /// when all has come.
+    pub(crate) fn more(&mut self, out: &mut Vec<u8>) -> Result<bool, Error> {
+        if self.done {
+            return Ok(false);
+        }
+        let progress = self.inflater.append(self.input, out, self.left)?;
+        self.input = &self.input[progress.consumed..];
+        self.left -= progress.produced as u64;
+        if self.left == 0 {
+            self.done = true;
+            return match self.until {
+                Until::Bytes(_) => Ok(false),
                 Until::End { .. } => Err(Error::too_large("inflate span: more bytes than the limit")),
             };
         }
-        if ended {
-            // entered raw, the first member leaves its trailer; the others are checked and eat theirs
-            input = input.get(trailer..).ok_or_else(short)?;
-            trailer = 0;
-            if input.is_empty() {
-                return if matches!(until, Until::End { .. }) { Ok(()) } else { Err(short()) };
+        if progress.at == At::StreamEnd {
+            self.input = self.input.get(self.trailer..).ok_or_else(short)?;
+            self.trailer = 0;
+            if self.input.is_empty() {
+                self.done = true;
+                return if matches!(self.until, Until::End { .. }) { Ok(false) } else { Err(short()) };
             }
-            inflater.reset(Wrapper::Gzip);
+            self.inflater.reset(Wrapper::Gzip);
         } else if progress.consumed == 0 && progress.produced == 0 {
             return Err(short());
         }
+        Ok(true)
     }
+}
+
+fn short() -> Error {
+    Error::corrupt("inflate span: the stream ends early")
 }
 
 #[cfg(test)]

@@ -40,4 +40,4 @@ pub use error::{Error, ErrorKind};
 pub use toc::{EntryKind, MTime};
 pub use units::{CompressedOffset, SpanId, UncompressedOffset};
 pub use zinfo::{Compression, SpanTable};
-pub use ztoc::{Entry, MAX_ZTOC_BYTES, Ztoc};
+pub use ztoc::{Entry, Inflating, MAX_ZTOC_BYTES, Ztoc};

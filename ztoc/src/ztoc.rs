@@ -22,6 +22,7 @@ use crate::units::SpanId;
 use crate::zinfo::{Compression, SpanTable};
 
 pub use entry::Entry;
+pub use inflate::Inflating;
 
 /// The longest ztoc that is built or opened, in bytes. The format ends at 2 GiB; a ztoc of half of that stands
 /// for a layer of 128 GiB.

@@ -25,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Others are bringing what is missing: looked at again soon.
 const OTHERS: Duration = Duration::from_millis(100);
 /// A program whose reads had all what they wanted for so long has started.
-const STARTED: Duration = Duration::from_secs(5);
+pub(super) const STARTED: Duration = Duration::from_secs(5);
 /// Between two turns, for each moment that others kept us waiting while we worked for one; where it is about none, not
 /// at all, and at most so many times.
 const GIVEN_WAY: Duration = Duration::from_millis(50);

@@ -98,13 +98,7 @@ impl Job {
     }
 
     fn work(self) {
-        let (flow, span) = (&self.flow, self.span);
-        let mut out = Vec::new();
-        let inflated = flow.wish.ztoc.inflate_span(span, &self.body, &mut out);
-        drop(self.body);
-        let landed = inflated.map(|()| flow.land(span.0, out)).map_err(|error| {
-            Error::ztoc(format!("verify span {span} of layer {}", flow.wish.digest()), error)
-        });
+        let landed = self.flow.land(self.span, &self.body);
         // Who asked may have gone.
         let _ = self.done.send(landed);
     }

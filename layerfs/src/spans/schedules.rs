@@ -31,7 +31,7 @@ mod table;
 use std::{
     ops::Range,
     sync::Arc,
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
 };
 
 use shuttle::{
@@ -41,10 +41,12 @@ use shuttle::{
 };
 
 use super::state::{self, State, Word};
-use table::Table;
+use table::{Reached, Table};
 
 const SCHEDULES: usize = 2_000;
 const SPANS: u32 = 3;
+/// Bytes of a span.
+const LENGTH: u64 = 2;
 
 /// How a flight ended: well or not.
 type Outcome = Result<(), ()>;
@@ -53,8 +55,8 @@ type Outcome = Result<(), ()>;
 /// look on.
 struct World {
     table: Table<Outcome>,
-    /// By span: its bytes are there, not a hole.
-    on_disk: Vec<AtomicBool>,
+    /// By span: how many of its bytes are there, the others are a hole.
+    on_disk: Vec<AtomicU64>,
     /// By span: somebody is bringing it, taking it away or comparing it.
     held: Vec<AtomicBool>,
 }
@@ -63,7 +65,10 @@ impl World {
     fn new(states: [State; SPANS as usize]) -> Arc<Self> {
         Arc::new(Self {
             table: Table::new(states.into_iter()),
-            on_disk: states.iter().map(|state| AtomicBool::new(*state != State::Empty)).collect(),
+            on_disk: states
+                .iter()
+                .map(|state| AtomicU64::new(if *state == State::Empty { 0 } else { LENGTH }))
+                .collect(),
             held: states.iter().map(|_| AtomicBool::new(false)).collect(),
         })
     }
@@ -78,14 +83,19 @@ impl World {
     }
 
     fn is_on_disk(&self, span: u32) -> bool {
-        self.on_disk[span as usize].load(SeqCst)
+        self.on_disk[span as usize].load(SeqCst) == LENGTH
     }
 
     /// Lands a span, or fails to; what comes second is ignored.
     fn land(&self, span: u32, outcome: Outcome) {
-        if self.table.is_first(span) {
+        if let Some(flight) = self.table.first(span) {
+            // What is there already is written once more: the same bytes.
+            self.on_disk[span as usize].fetch_max(1, SeqCst);
+            flight.advance(1);
+            thread::yield_now();
             if outcome.is_ok() {
-                self.on_disk[span as usize].store(true, SeqCst);
+                self.on_disk[span as usize].store(LENGTH, SeqCst);
+                flight.advance(LENGTH);
             }
             self.end(span, outcome);
         }
@@ -94,7 +104,7 @@ impl World {
     fn evict(&self, span: u32) {
         if self.table.evict(span) {
             self.hold(span);
-            self.on_disk[span as usize].store(false, SeqCst);
+            self.on_disk[span as usize].store(0, SeqCst);
             thread::yield_now();
             self.end(span, Err(()));
         }
@@ -142,10 +152,10 @@ impl World {
                 let mut claims = self.table.claims();
                 for span in range.clone() {
                     if let Some(flight) = claims.under_way(span) {
-                        waits.push(flight);
+                        waits.push((span, flight));
                     } else if let Some(flight) = claims.claim(span) {
                         self.hold(span);
-                        waits.push(flight);
+                        waits.push((span, flight));
                         claimed.push(span);
                     } else {
                         let state = self.table.state(span);
@@ -162,8 +172,22 @@ impl World {
                     }));
                 }
             }
-            for flight in waits {
-                let _ = block_on(flight.wait());
+            // Of the last one its beginning is enough.
+            let wanted = |span| if span + 1 == range.end { 1 } else { LENGTH };
+            let mut coming = Vec::new();
+            for (span, flight) in waits {
+                if let Reached::Beginning = block_on(flight.reach(wanted(span))) {
+                    coming.push(span);
+                }
+            }
+            let is_there = |span| self.table.state(span) == State::Ready || coming.contains(&span);
+            if range.clone().all(is_there) {
+                for _ in 0..2 {
+                    let come = |span: u32| self.on_disk[span as usize].load(SeqCst) >= wanted(span);
+                    assert!(range.clone().all(come), "a hole under a reader of what is coming");
+                    thread::yield_now();
+                }
+                break;
             }
         }
         landings.into_iter().for_each(|landing| landing.join().unwrap());

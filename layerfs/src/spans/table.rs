@@ -34,8 +34,25 @@ pub(super) struct Table<T> {
 pub(super) struct Flight<T> {
     /// Somebody is at its end; what comes second is ignored.
     landing: AtomicBool,
-    outcome: Mutex<Option<T>>,
-    landed: Notify,
+    came: Mutex<Came<T>>,
+    /// Told when more has come.
+    changed: Notify,
+}
+
+/// How far a flight has come.
+#[derive(Debug)]
+struct Came<T> {
+    /// Bytes from the span's first on that lie on the disk.
+    bytes: u64,
+    outcome: Option<T>,
+}
+
+/// What who waits for the beginning of a span is told.
+#[derive(Debug)]
+pub(super) enum Reached<T> {
+    /// It is there; the rest is still coming.
+    Beginning,
+    Ended(T),
 }
 
 /// The table while spans are claimed: nobody else claims or ends anything.
@@ -63,25 +80,38 @@ impl<T> Drop for Pins<'_, T> {
 impl<T> Flight<T> {
     /// `landing`: who makes it ends it, and what else lands there is of a flight before.
     fn new(landing: bool) -> Arc<Self> {
-        Arc::new(Self { landing: AtomicBool::new(landing), outcome: Mutex::new(None), landed: Notify::new() })
+        let came = Mutex::new(Came { bytes: 0, outcome: None });
+        Arc::new(Self { landing: AtomicBool::new(landing), came, changed: Notify::new() })
+    }
+
+    /// So many bytes from the span's first on can be read by those who have it pinned, whatever its state is.
+    pub(super) fn advance(&self, bytes: u64) {
+        self.came.lock().bytes = bytes;
+        self.changed.notify_waiters();
     }
 
     /// Tells all who wait, now or later.
     pub(super) fn tell(&self, outcome: T) {
-        *self.outcome.lock() = Some(outcome);
-        self.landed.notify_waiters();
+        self.came.lock().outcome = Some(outcome);
+        self.changed.notify_waiters();
     }
 }
 
 impl<T: Clone> Flight<T> {
-    pub(super) async fn wait(&self) -> T {
+    /// Waits until the first `bytes` bytes of the span are there, or the flight has ended.
+    pub(super) async fn reach(&self, bytes: u64) -> Reached<T> {
         loop {
-            let landed = self.landed.notified();
-            let outcome = self.outcome.lock().clone();
-            if let Some(outcome) = outcome {
-                return outcome;
+            let changed = self.changed.notified();
+            {
+                let came = self.came.lock();
+                if let Some(outcome) = &came.outcome {
+                    return Reached::Ended(outcome.clone());
+                }
+                if came.bytes >= bytes {
+                    return Reached::Beginning;
+                }
             }
-            landed.await;
+            changed.await;
         }
     }
 }
@@ -163,10 +193,10 @@ impl<T> Table<T> {
         !touched && self.take(span, Word::evict)
     }
 
-    /// Whether the caller is the first with an end for the flight of `span`: it has to end it, nobody else will.
-    pub(super) fn is_first(&self, span: u32) -> bool {
+    /// The flight of `span`, if the caller is the first who has an end for it: it has to end it, nobody else will.
+    pub(super) fn first(&self, span: u32) -> Option<Arc<Flight<T>>> {
         let flight = self.flights.lock().get(&span).cloned();
-        flight.is_some_and(|flight| !flight.landing.swap(true, AcqRel))
+        flight.filter(|flight| !flight.landing.swap(true, AcqRel))
     }
 
     /// Ends a flight, for better or worse; who waits for it is to be told next. The word first, so that whoever

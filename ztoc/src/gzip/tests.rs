@@ -104,9 +104,11 @@ fn resume_and_run_out() {
         for (checkpoint, window) in scan(&layer, 100_000, layer.len()).0 {
             let compressed = &layer[checkpoint.first_byte() as usize..];
             let rest = &data[checkpoint.output as usize..];
-            let run = |compressed, until| {
+            let run = |compressed, until| -> Result<Vec<u8>, Error> {
                 let mut out = Vec::new();
-                resume(checkpoint, &window, compressed, until, &mut out).map(|()| out)
+                let mut resumed = Resumed::new(checkpoint, &window, compressed, until)?;
+                while resumed.more(&mut out)? {}
+                Ok(out)
             };
             let len = rest.len() as u64;
             assert!(run(compressed, Until::Bytes(len)).unwrap() == rest);

@@ -3,6 +3,7 @@
 //! The caller brings the compressed bytes. What a span may inflate to is what the ztoc says, to the byte; a
 //! stream that ends early, or is damaged, is an error and never a short or padded answer.
 
+use std::fmt;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
@@ -16,6 +17,9 @@ use crate::zinfo::Compression;
 /// The most that is reserved ahead of inflating, in bytes: spans of usual size, and no more on the word of a
 /// ztoc alone.
 const MAX_RESERVED: u64 = 32 << 20;
+
+/// What is copied of an uncompressed span at a time, where the caller has no room of its own.
+const PIECE: usize = 256 << 10;
 
 impl Ztoc {
     /// Compares a span's compressed bytes with its digest. Cannot be left out: nothing else protects them.
@@ -31,36 +35,33 @@ impl Ztoc {
         Ok(())
     }
 
+    /// Verifies a span; what it inflates to, exactly the bytes of its uncompressed range, comes in pieces.
+    pub fn inflating<'a>(&'a self, span: SpanId, compressed: &'a [u8]) -> Result<Inflating<'a>, Error> {
+        self.verify_span(span, compressed)?;
+        let len = units::length(&self.spans().uncompressed(span));
+        self.resumed(span, compressed, Until::Bytes(len))
+    }
+
+    /// Like [`Ztoc::inflating`] for the last span, but goes on to the end of the layer: behind the tar's
+    /// end marker there may be padding, which is no file's but belongs to what a diff ID is the digest of. At
+    /// most `limit` bytes of it, else [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge). All spans before, and
+    /// this, are the whole tar stream.
+    pub fn inflating_to_the_end<'a>(
+        &'a self,
+        compressed: &'a [u8],
+        limit: u64,
+    ) -> Result<Inflating<'a>, Error> {
+        let last = self.spans().len().checked_sub(1).map(SpanId);
+        let last = last.ok_or_else(|| Error::corrupt("inflate the last span: there is none"))?;
+        self.verify_span(last, compressed)?;
+        let len = units::length(&self.spans().uncompressed(last));
+        self.resumed(last, compressed, Until::End { limit: len.saturating_add(limit) })
+    }
+
     /// Verifies a span and inflates it: exactly the bytes of its uncompressed range, to the end of `out`. After
     /// an error `out` is as it was.
     pub fn inflate_span(&self, span: SpanId, compressed: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-        self.verify_span(span, compressed)?;
-        let len = units::length(&self.spans().uncompressed(span));
-        self.inflate(span, compressed, Until::Bytes(len), out)
-    }
-
-    /// Like [`Ztoc::inflate_span`] for the last span, but goes on to the end of the layer: behind the tar's
-    /// end marker there may be padding, which is no file's but belongs to what a diff ID is the digest of. At
-    /// most `limit` bytes of it, else [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge). All spans before, and this, are the whole tar stream.
-    pub fn inflate_last_span_with_tail(
-        &self,
-        compressed: &[u8],
-        limit: u64,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        let Some(last) = self.spans().len().checked_sub(1).map(SpanId) else {
-            // no span: a layer of no bytes
-            return if compressed.is_empty() { Ok(()) } else { self.known(SpanId(0)).map(|_| ()) };
-        };
-        self.verify_span(last, compressed)?;
-        let before = out.len();
-        let len = units::length(&self.spans().uncompressed(last));
-        self.inflate(last, compressed, Until::End { limit: len.saturating_add(limit) }, out)?;
-        if ((out.len() - before) as u64) < len {
-            out.truncate(before);
-            return Err(Error::corrupt("inflate span: the stream ends early"));
-        }
-        Ok(())
+        self.inflating(span, compressed)?.all(out)
     }
 
     fn known(&self, span: SpanId) -> Result<Range<CompressedOffset>, Error> {
@@ -71,25 +72,23 @@ impl Ztoc {
         }
     }
 
-    fn inflate(&self, span: SpanId, compressed: &[u8], until: Until, out: &mut Vec<u8>) -> Result<(), Error> {
-        let before = out.len();
-        match self.compression() {
-            Compression::Uncompressed => copy(compressed, until, out),
+    fn resumed<'a>(
+        &'a self,
+        span: SpanId,
+        compressed: &'a [u8],
+        until: Until,
+    ) -> Result<Inflating<'a>, Error> {
+        let from = match self.compression() {
+            Compression::Uncompressed => From::Plain(plain(compressed, until)?),
             Compression::Gzip => {
-                let (Until::Bytes(len) | Until::End { limit: len }) = until;
-                // deflate cannot shrink more than about a thousandfold
-                let likely = len.min(MAX_RESERVED).min((compressed.len() as u64).saturating_mul(1032));
-                out.reserve_exact(usize::try_from(likely).unwrap_or(0));
                 let checkpoint = self.spans().checkpoint(span);
                 let checkpoint = checkpoint.ok_or_else(|| Error::corrupt("inflate span: no checkpoint"))?;
-                gzip::resume(checkpoint, self.window(span)?, compressed, until, out)
+                From::Gzip(gzip::Resumed::new(checkpoint, self.window(span)?, compressed, until)?)
             }
-        }
-        .map_err(|error| {
-            out.truncate(before);
-            let kind = error.kind();
-            error.within(kind, format!("inflate span {span}"))
-        })
+        };
+        let least = units::length(&self.spans().uncompressed(span));
+        let to_the_end = matches!(until, Until::End { .. });
+        Ok(Inflating { span, from, least, compressed: compressed.len() as u64, to_the_end })
     }
 
     pub(super) fn window(&self, span: SpanId) -> Result<&[u8], Error> {
@@ -105,7 +104,89 @@ impl Ztoc {
     }
 }
 
-fn copy(compressed: &[u8], until: Until, out: &mut Vec<u8>) -> Result<(), Error> {
+/// A verified span on its way to its uncompressed bytes. What has come when an error does is not to be believed less
+/// than the ztoc is: the stream was the one that it tells of.
+pub struct Inflating<'a> {
+    span: SpanId,
+    from: From<'a>,
+    /// Bytes that have to come.
+    least: u64,
+    compressed: u64,
+    to_the_end: bool,
+}
+
+enum From<'a> {
+    Plain(&'a [u8]),
+    Gzip(gzip::Resumed<'a>),
+}
+
+impl fmt::Debug for Inflating<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflating")
+            .field("span", &self.span)
+            .field("least", &self.least)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inflating<'_> {
+    /// Whether it goes on to the end of the layer, beyond the last span.
+    pub fn is_to_the_end(&self) -> bool {
+        self.to_the_end
+    }
+
+    /// Appends everything to `out`. After an error `out` is as it was.
+    ///
+    /// # Errors
+    /// As [`Inflating::more`].
+    pub fn all(mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        // deflate cannot shrink more than about a thousandfold
+        let likely = self.least.min(MAX_RESERVED).min(self.compressed.saturating_mul(1032));
+        out.reserve_exact(usize::try_from(likely).unwrap_or(0));
+        let before = out.len();
+        loop {
+            match self.more(out) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => {
+                    out.truncate(before);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Appends what comes next to `out`, at most what it has room for (some is made where it has none). False when
+    /// all has come.
+    ///
+    /// # Errors
+    /// When the stream is damaged, or shorter or longer than the ztoc has it.
+    pub fn more(&mut self, out: &mut Vec<u8>) -> Result<bool, Error> {
+        let before = out.len();
+        let more = match &mut self.from {
+            From::Plain(rest) => {
+                if out.capacity() == out.len() {
+                    out.reserve(rest.len().min(PIECE));
+                }
+                let (now, later) = rest.split_at(rest.len().min(out.capacity() - out.len()));
+                out.extend_from_slice(now);
+                *rest = later;
+                Ok(!later.is_empty())
+            }
+            From::Gzip(resumed) => resumed.more(out),
+        };
+        self.least = self.least.saturating_sub((out.len() - before) as u64);
+        let short = more.as_ref().is_ok_and(|more| !more && self.least > 0);
+        let more = if short { Err(Error::corrupt("the stream ends early")) } else { more };
+        more.map_err(|error| {
+            let kind = error.kind();
+            error.within(kind, format!("inflate span {}", self.span))
+        })
+    }
+}
+
+/// What of an uncompressed span is its tar's.
+fn plain(compressed: &[u8], until: Until) -> Result<&[u8], Error> {
     let bytes = match until {
         Until::Bytes(len) => usize::try_from(len).ok().and_then(|len| compressed.get(..len)),
         Until::End { limit } if compressed.len() as u64 > limit => {
@@ -113,6 +194,5 @@ fn copy(compressed: &[u8], until: Until, out: &mut Vec<u8>) -> Result<(), Error>
         }
         Until::End { .. } => Some(compressed),
     };
-    out.extend_from_slice(bytes.ok_or_else(|| Error::corrupt("inflate span: the layer ends early"))?);
-    Ok(())
+    bytes.ok_or_else(|| Error::corrupt("inflate span: the layer ends early"))
 }

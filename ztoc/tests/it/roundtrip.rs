@@ -258,9 +258,11 @@ fn check_spans(ztoc: &Ztoc, layer: &[u8], tar: &[u8]) {
             continue;
         }
         let tail = (tar.len() - all.len()).saturating_sub(out.len()) as u64;
-        ztoc.inflate_last_span_with_tail(compressed, tail, &mut all).unwrap();
+        ztoc.inflating_to_the_end(compressed, tail).and_then(|it| it.all(&mut all)).unwrap();
         if tail > 0 {
-            ztoc.inflate_last_span_with_tail(compressed, tail - 1, &mut Vec::new()).unwrap_err();
+            ztoc.inflating_to_the_end(compressed, tail - 1)
+                .and_then(|it| it.all(&mut Vec::new()))
+                .unwrap_err();
         }
     }
     assert!(all == tar, "the spans and the tail are the tar");

@@ -346,13 +346,13 @@ proptest! {
 fn one_span(store: &Arc<Store>) -> LayerFiles {
     let files = store.layer(&LayerId { layer: oci::Digest::sha256(b"layer"), ztoc: None }).unwrap();
     files.records(1);
-    files.put(SpanId(0), UncompressedOffset(0), b"span").unwrap();
+    files.put_piece(UncompressedOffset(0), b"span").unwrap();
     files
 }
 
 fn assert_untouchable(files: &LayerFiles, root: &Path) {
     let before = Look::at(root);
-    assert!(files.put(SpanId(0), UncompressedOffset(0), b"more").is_err());
+    assert!(files.put_piece(UncompressedOffset(0), b"more").is_err());
     assert!(!files.strike(SpanId(0)));
     files.forget(SpanId(0), &(UncompressedOffset(0)..UncompressedOffset(4)));
     assert!(files.note_proven(1).is_err());

@@ -1,0 +1,159 @@
+//! Spans on their way to the disk: who waits for the beginning, disks that take and do not give back, panics, wholes.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use futures::FutureExt;
+use oci::Digest;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use ztoc::{UncompressedOffset, Ztoc};
+
+use super::*;
+use crate::{
+    Room, Store,
+    testing::{Made, Tar, engine, made, noise},
+};
+
+const FILE: u64 = 400_000;
+
+fn layer() -> (Vec<u8>, Made) {
+    let tar = Tar::default().file("f", &noise(3, FILE as usize)).end();
+    let made = made(&tar);
+    (tar, made)
+}
+
+fn spans(root: &Path, made: &Made) -> Arc<Spans> {
+    let store = Store::open(root, Room::default()).unwrap();
+    let ztoc = Arc::new(Ztoc::from_vec(made.ztoc.clone()).unwrap());
+    let spans = Spans::open(ztoc, store.layer(&made.id()).unwrap(), engine());
+    spans.add_source("origin", made.blob.clone());
+    spans
+}
+
+fn range(from: u64, to: u64) -> std::ops::Range<UncompressedOffset> {
+    UncompressedOffset(from)..UncompressedOffset(to)
+}
+
+/// Claims a span as a reader does; the test is the one who brings it.
+fn claimed(spans: &Spans, span: u32) -> Arc<Flight<Outcome>> {
+    let _ = spans.table.claims().claim(span).expect("nobody has it");
+    spans.table.first(span).expect("nobody else brings it")
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_span_is_read_before_its_end_has_come() {
+    let root = TempDir::new().unwrap();
+    let (tar, made) = layer();
+    let spans = spans(root.path(), &made);
+    let flight = claimed(&spans, 0);
+    let mut early = Box::pin(spans.read(range(512, 20_000)));
+    let mut late = Box::pin(spans.read(range(512, 40_000)));
+    spans.files.put_piece(UncompressedOffset(0), &tar[..19_999]).unwrap();
+    flight.advance(19_999);
+    assert!((&mut early).now_or_never().is_none(), "a byte is missing");
+    spans.files.put_piece(UncompressedOffset(19_999), &tar[19_999..30_000]).unwrap();
+    flight.advance(30_000);
+    assert_eq!(early.now_or_never().expect("all of it is there").unwrap(), tar[512..20_000]);
+    assert!((&mut late).now_or_never().is_none());
+    // Who brought it fails; who waits for the rest fetches for itself.
+    spans.settle(SpanId(0), Err(Error::new(ErrorKind::Io, "bring a span")));
+    assert_eq!(late.await.unwrap(), tar[512..40_000]);
+    assert_eq!(made.blob.reads().len(), 1);
+}
+
+#[tokio::test]
+async fn a_panic_while_a_span_is_stored_ends_its_flight() {
+    let root = TempDir::new().unwrap();
+    let (tar, made) = layer();
+    let spans = spans(root.path(), &made);
+    let flight = claimed(&spans, 0);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let _ending = Ending { spans: &spans, span: SpanId(0), outcome: None };
+        panic!("a test's");
+    }));
+    assert!(panicked.is_err());
+    let outcome = flight.reach(u64::MAX).now_or_never().expect("it has ended");
+    assert!(matches!(outcome, super::super::Reached::Ended(Err(_))));
+    assert_eq!(spans.read(range(0, 512)).await.unwrap(), tar[..512]);
+}
+
+/// The disk takes everything, and has nothing when it is asked.
+#[tokio::test]
+async fn a_disk_that_does_not_give_back_is_no_error_and_not_asked_for_ever() {
+    let root = TempDir::new().unwrap();
+    let (tar, made) = layer();
+    let store = Store::open(root.path(), Room::default()).unwrap();
+    drop(store.layer(&made.id()).unwrap());
+    let data = find(root.path(), "data");
+    fs::remove_file(&data).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &data).unwrap();
+    let spans = spans(root.path(), &made);
+    for from in (0..FILE).step_by(50_000) {
+        let to = from + 1_000;
+        assert_eq!(spans.read(range(from, to)).await.unwrap(), tar[from as usize..to as usize]);
+    }
+    // Each span is given to the disk so often, and fetched for each reader afterwards.
+    let most = 8 * (u64::from(super::super::MOST_DAMAGED) + 1) + 8;
+    assert!(made.blob.reads().len() as u64 <= most, "{:?}", made.blob.reads());
+    assert!(spans.claim_within(&mut spans.table.claims(), 0..1, 1).is_empty(), "fill lets it be");
+}
+
+fn find(root: &Path, name: &str) -> std::path::PathBuf {
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).unwrap().flatten() {
+            if entry.file_name() == name {
+                return entry.path();
+            }
+            if entry.file_type().unwrap().is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    panic!("there is no {name}");
+}
+
+/// The digest is of everything that the layer inflates to, padding included, and is kept.
+#[tokio::test]
+async fn a_complete_layer_has_its_diff_id() {
+    for padding in [0, 9_216] {
+        let root = TempDir::new().unwrap();
+        let (mut tar, _) = layer();
+        tar.resize(tar.len() + padding, 0);
+        let made = made(&tar);
+        let expected = Digest::sha256(&tar);
+        {
+            let spans = spans(root.path(), &made);
+            assert_eq!(spans.digest_whole(), None, "nothing is there");
+            let (tell, mut told) = oneshot::channel();
+            spans.when_whole(Box::new(move |digest: &Digest| tell.send(*digest).unwrap()));
+            spans.read(range(0, spans.ztoc.uncompressed_size())).await.unwrap();
+            assert!(told.try_recv().is_err(), "somebody has just had to wait");
+            spans.know_whole();
+            assert_eq!(told.try_recv(), Ok(expected), "{padding}");
+        }
+        let spans = spans(root.path(), &made);
+        let (tell, mut told) = oneshot::channel();
+        spans.when_whole(Box::new(move |digest: &Digest| tell.send(*digest).unwrap()));
+        assert_eq!(told.try_recv(), Ok(expected), "it is known from before");
+    }
+}
+
+/// Padding without end is not stored: the files are right, the whole is not compared.
+#[tokio::test]
+async fn more_padding_than_a_tar_has_does_not_spoil_the_last_span() {
+    let root = TempDir::new().unwrap();
+    let (mut tar, _) = layer();
+    let end = tar.len();
+    tar.resize(end + MAX_TAIL as usize + 1, 0);
+    let made = made(&tar);
+    let spans = spans(root.path(), &made);
+    let size = spans.ztoc.uncompressed_size();
+    assert_eq!(spans.read(range(0, size)).await.unwrap(), tar[..size as usize]);
+    assert_eq!(spans.table.missing(), 0);
+    assert_eq!(spans.digest_whole(), None);
+}
