@@ -224,6 +224,11 @@ impl Layer {
         self.content.spans.want(spans);
     }
 
+    /// The digest of the layer's whole uncompressed stream, where it is known.
+    pub fn whole(&self) -> Option<Digest> {
+        self.content.spans.whole()
+    }
+
     /// `hear` is told the digest of the layer's whole uncompressed stream, its diff ID if it is what the image names,
     /// once every span is there and nobody waits for anything; at once where it is known. It may never be.
     pub fn when_whole(&self, hear: impl FnOnce(&Digest) + Send + 'static) {

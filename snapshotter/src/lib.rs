@@ -14,6 +14,7 @@ mod opening;
 mod images;
 mod layers;
 mod plan;
+mod chain;
 mod overlay;
 mod filter;
 mod store;

@@ -29,6 +29,8 @@ pub enum Reason {
     DiskFull,
     /// The layer is there already, over other lower layers than this image is being put on.
     OtherParent,
+    /// The layer, brought whole, is not the one that the image's configuration names.
+    OtherContent,
     /// Our own trouble; the log says which.
     Internal,
 }
@@ -49,6 +51,7 @@ impl Reason {
             Self::Disabled => "disabled",
             Self::DiskFull => "disk_full",
             Self::OtherParent => "other_parent",
+            Self::OtherContent => "other_content",
             Self::Internal => "internal",
         }
     }

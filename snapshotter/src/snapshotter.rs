@@ -19,6 +19,7 @@ use tokio::task::block_in_place;
 use tracing::field::display;
 
 use crate::{
+    chain,
     error::{Error, ErrorKind},
     filter,
     images::Images,
@@ -88,8 +89,9 @@ impl Snapshotter {
     /// back by tasks that go on afterwards.
     pub(crate) fn restore(self: &Arc<Self>) -> Result<(), Error> {
         let mut slots: HashMap<u32, (Lazy, Vec<Registry>)> = HashMap::new();
-        for record in self.store.all()? {
-            let Some(lazy) = record.lazy else { continue };
+        let records = self.store.all()?;
+        for record in &records {
+            let Some(lazy) = record.lazy.clone() else { continue };
             let (_, registries) = slots.entry(lazy.slot).or_insert_with(|| (lazy, Vec::new()));
             registries
                 .extend(labels::source(&record.labels).and_then(|image| self.images.registry(&image).ok()));
@@ -98,6 +100,11 @@ impl Snapshotter {
             let Some((lazy, registries)) = slots.remove(&slot) else { continue };
             let layers = self.layers.clone();
             tokio::spawn(async move { layers.recover(slot, &lazy, &registries).await });
+        }
+        for record in &records {
+            if let Some(layer) = record.lazy.as_ref().and_then(|lazy| self.layers.shown(lazy.slot)) {
+                compare_when_whole(&layer, &record.parent, &record.name);
+            }
         }
         Ok(())
     }
@@ -367,6 +374,11 @@ impl Snapshotter {
             Ok(inherited) => inherited,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        let whole = opened.layer.whole();
+        if whole.and_then(|diff| chain::agrees(&record.parent, &request.target, &diff)) == Some(false) {
+            let why = format!("its uncompressed bytes do not make the snapshot {}", request.target);
+            return Ok(Err((Reason::OtherContent, why)));
+        }
         let _placing = lock(&self.placing);
         let slot = match self.layers.show(&opened.layer, &inherited) {
             Ok(slot) => slot,
@@ -383,6 +395,7 @@ impl Snapshotter {
             let there = self.target_exists(record, request)?;
             return if error.kind() == ErrorKind::AlreadyExists { there.ok_or(error) } else { Err(error) };
         }
+        compare_when_whole(&opened.layer, &record.parent, &request.target);
         let key = &record.name;
         match opened.reason {
             None => {
@@ -403,6 +416,20 @@ impl Snapshotter {
         }
         Ok(())
     }
+}
+
+/// What a layer's spans were verified against is what its ztoc says. Once all are there, the image's configuration has
+/// a word, too. It comes after readers have read: it is said aloud, and nothing is taken away from them.
+fn compare_when_whole(layer: &Layer, parent: &str, name: &str) {
+    let (digest, parent, name) = (*layer.digest(), parent.to_owned(), name.to_owned());
+    layer.when_whole(move |diff| match chain::agrees(&parent, &name, diff) {
+        Some(true) => tracing::info!(layer = %digest, %diff, "the layer is complete, and is what the image names"),
+        None => tracing::debug!(layer = %digest, %diff, name, "the snapshot's name does not tell its layer"),
+        Some(false) => tracing::error!(
+            layer = %digest, %diff, name, reason = %Reason::OtherContent,
+            "the layer is complete, and is NOT what the image's configuration names; its index lies: remove the image"
+        ),
+    });
 }
 
 /// Once for each layer that containerd has to do; which it is, where the client has said so.

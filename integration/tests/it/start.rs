@@ -11,10 +11,12 @@ use integration::{
     reference::mount,
     registry::Registry,
 };
+use oci::Digest;
+use serde_json::Value;
 
 use crate::{
     image::{SMALL, noise},
-    read_path::{NO_FILL, pull},
+    read_path::{NO_FILL, pull, reasons},
 };
 
 const SIZE: usize = 300_000;
@@ -49,7 +51,7 @@ fn containerd_what_a_prefetch_artifact_names_comes_unasked() -> Result<()> {
     let link = Link::new(&lab, registry.host())?;
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     pull(&lab, &containerd, &format!("{}/app:soci", link.host()))?;
-    let loaded = |line: &serde_json::Value| line["msg"] == "Successfully loaded prefetch artifact";
+    let loaded = |line: &Value| line["msg"] == "Successfully loaded prefetch artifact";
     daemon.wait_for_log("the artifact", loaded)?;
     // Noise does not compress: the file's spans have about its size.
     wait_until("its spans", LOG_LIMIT, || Ok((ranged(&link) >= SIZE as u64 * 9 / 10).then_some(())))?;
@@ -59,6 +61,35 @@ fn containerd_what_a_prefetch_artifact_names_comes_unasked() -> Result<()> {
     ensure!(ranged(&link) < SIZE as u64 * 2, "and nothing else came: {}", ranged(&link));
     link.restore();
     ensure!(std::fs::read(mounted.path().join("file0"))? == noise(0, SIZE), "file0 has other bytes");
+    Ok(())
+}
+
+/// An image whose configuration names other layers than it has, and an index that says nothing of it: no span is wrong,
+/// but the whole is. A lazy layer is found out when it is complete; one that comes whole is not taken.
+#[test]
+fn containerd_layers_that_the_configuration_does_not_name_are_found_out() -> Result<()> {
+    let lab = Lab::new("liar")?;
+    let registry = Registry::start(&lab)?;
+    let mut liar = Layer::gzip(&Tar::new([file(0)]).bytes());
+    liar.diff_id = Digest::sha256(b"something else");
+    push_image(registry.host(), "app:plain", &Image::new(vec![liar.clone()]))?;
+    let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
+    let convert = |from: &str, to: &str, words: &[&str]| {
+        soci(&lab, &binaries()?, &[&["convert"], words, &[&place(from), &place(to)]].concat())
+    };
+    convert("plain", "lazy", SMALL)?;
+    liar.diff_id = Digest::sha256(b"and something else, of which containerd has no snapshot yet");
+    // A layer that is large enough, so that there is an index, above the one that is not.
+    let large = Layer::gzip(&Tar::new([Entry::file("large", noise(7, 3 * SIZE))]).bytes());
+    push_image(registry.host(), "app:both", &Image::new(vec![liar, large]))?;
+    convert("both", "whole", &["--span-size", "65536", "--min-layer-size", "500000"])?;
+    let (daemon, containerd) = with_containerd(&lab, "")?;
+    pull(&lab, &containerd, &format!("{}/app:lazy", registry.host()))?;
+    let found_out = |line: &Value| line["level"] == "error" && line["reason"] == "other_content";
+    daemon.wait_for_log("the lie about the lazy layer", found_out)?;
+    let refused = pull(&lab, &containerd, &format!("{}/app:whole", registry.host()));
+    ensure!(refused.is_err(), "containerd took a layer with another diff ID");
+    ensure!(reasons(&daemon).contains(&"other_content".to_owned()), "{:?}", reasons(&daemon));
     Ok(())
 }
 
@@ -83,6 +114,11 @@ fn containerd_all_layers_are_opened_when_the_first_is_asked_for() -> Result<()> 
         let found = std::fs::read(mounted.path().join(format!("file{seed}")))?;
         ensure!(found == noise(seed, SIZE), "file{seed} has other bytes");
     }
+    // What is complete is compared as a whole with what the image's configuration names, layer by layer.
+    let right = |line: &Value| line["msg"] == "the layer is complete, and is what the image names";
+    wait_until("all compared", LOG_LIMIT, || {
+        Ok((daemon.logs().iter().filter(|line| right(line)).count() == 6).then_some(()))
+    })?;
     let blobs = link.exchanges().into_iter().filter(|exchange| exchange.path.contains("/blobs/"));
     let mut asked: Vec<_> = blobs.map(|exchange| (exchange.path, exchange.range)).collect();
     let all = asked.len();

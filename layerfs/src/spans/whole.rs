@@ -37,6 +37,11 @@ impl Whole {
 }
 
 impl Spans {
+    /// The digest of the whole uncompressed stream, where it is known.
+    pub(crate) fn whole(&self) -> Option<Digest> {
+        self.whole.lock().digest
+    }
+
     /// `hear` is told the digest of the whole uncompressed stream, as soon as it is known. Perhaps never.
     pub(crate) fn when_whole(&self, hear: Hear) {
         let mut whole = self.whole.lock();
