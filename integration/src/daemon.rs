@@ -140,7 +140,8 @@ impl Daemon {
 
 /// A daemon and a containerd that uses it as its snapshotter `soci`, with `configuration` beside the least needed.
 pub fn with_containerd(lab: &Lab, configuration: &str) -> Result<(Daemon, Containerd)> {
-    let text = format!("{}{configuration}", Daemon::configuration(lab));
+    // In front, so that it may begin with keys of no table.
+    let text = format!("{configuration}\n{}", Daemon::configuration(lab));
     let daemon = Daemon::start(lab, &text)?;
     let containerd = Containerd::start_with_soci(lab, &daemon.address())?;
     Ok((daemon, containerd))

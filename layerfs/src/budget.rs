@@ -129,6 +129,12 @@ impl Budget {
         self.changed.clone()
     }
 
+    /// Requests under way, and the compressed bytes that they hold.
+    pub(crate) fn in_flight(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.hosts.values().map(|host| host.requests as u64).sum(), state.held)
+    }
+
     /// For a reader who waits. What is larger than everything allowed runs alone.
     pub(crate) async fn demand(self: &Arc<Self>, name: &Arc<str>, bytes: u64) -> Permit {
         loop {

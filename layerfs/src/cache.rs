@@ -139,6 +139,9 @@ struct Eviction {
 pub(crate) trait Evict: Send + Sync + std::fmt::Debug {
     /// Takes `span` off the disk; `false` when a reader is at it or has read it since the last call.
     fn evict(&self, span: SpanId) -> bool;
+
+    /// Adds how many of its spans are empty, filling, ready and unproven.
+    fn count(&self, states: &mut [u64; 4]);
 }
 
 impl Store {
@@ -286,6 +289,18 @@ impl Store {
             eviction.used -= eviction.order.pop(&key).unwrap_or(0);
         }
         eviction.owners[owner as usize] = None;
+    }
+
+    /// Spans of all open layers that are empty, filling, ready and unproven, and the uncompressed bytes on the disk.
+    pub(crate) fn counts(&self) -> ([u64; 4], u64) {
+        let eviction = self.eviction.lock();
+        let tables: Vec<_> = eviction.owners.iter().flatten().filter_map(Weak::upgrade).collect();
+        let used = eviction.used;
+        // Outside the lock: the last reference to a table asks for it.
+        drop(eviction);
+        let mut states = [0; 4];
+        tables.iter().for_each(|table| table.count(&mut states));
+        (states, used)
     }
 
     /// These spans lie on the disk now, with so many bytes each. Others go if that is too much.

@@ -30,6 +30,7 @@ use crate::{
     fetch::Engine,
     fuse::{Counts, Door},
     layer::Layer,
+    metrics::{self, Family},
     slots::Slots,
     tree::Inherited,
 };
@@ -81,6 +82,7 @@ impl Connection {
             store: store.clone(),
             runtime: engine.runtime().clone(),
             counts: counts.clone(),
+            counters: engine.counters().clone(),
         };
         let session = match mounted.session(door) {
             Ok(session) => session,
@@ -111,6 +113,12 @@ impl Connection {
         // It ends with the connection, long after this value perhaps, and is not waited for.
         let started = Builder::new().name("fuse".into()).spawn(run);
         started.map(drop).map_err(|e| Error::io("start threads of the FUSE connection", e))
+    }
+
+    /// What the kernel asked for, and how many layers it sees.
+    pub fn metrics(&self) -> Vec<Family> {
+        let shown = self.slots.all().len() as u64;
+        vec![Family::of(metrics::FUSE_REQUESTS, self.counts.all()), Family::one(metrics::LAYERS_SHOWN, shown)]
     }
 
     /// What the next process needs to take over.

@@ -24,6 +24,32 @@ pub enum ErrorKind {
     Io,
 }
 
+impl ErrorKind {
+    /// All there are.
+    pub(crate) const ALL: &[Self] = &[
+        Self::NotFound,
+        Self::Denied,
+        Self::Corrupt,
+        Self::Unreachable,
+        Self::Unsupported,
+        Self::Full,
+        Self::Io,
+    ];
+
+    /// As a metric's label has it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::Corrupt => "corrupt",
+            Self::Unreachable => "unreachable",
+            Self::Unsupported => "unsupported",
+            Self::Full => "full",
+            Self::Io => "io",
+        }
+    }
+}
+
 /// A kind, a bare phrase for what was being done, and the cause.
 #[derive(Debug, Clone)]
 pub struct Error(Arc<Inner>);

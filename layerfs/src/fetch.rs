@@ -37,7 +37,9 @@ use ztoc::{SpanId, Ztoc};
 
 use crate::{
     budget::{Budget, Limits, Permit, Streaming},
+    cache::Store,
     error::{Error, ErrorKind},
+    metrics::{Counters, Family, Now},
     pace::Line,
     sync::Mutex,
 };
@@ -164,6 +166,7 @@ pub struct Engine {
     budget: Arc<Budget>,
     inflaters: Arc<Inflaters>,
     line: Mutex<Line>,
+    counters: Arc<Counters>,
     background: Background,
     /// Bytes that may be asked for a second time.
     hedge: AtomicI64,
@@ -182,9 +185,11 @@ pub(crate) trait Prove: Send + Sync + 'static {
 impl Engine {
     /// `runtime` carries the requests; its blocking threads verify and inflate.
     pub fn new(runtime: Handle, limits: Limits) -> Arc<Self> {
+        let counters = Arc::<Counters>::default();
         let engine = Arc::new(Self {
             budget: Arc::new(Budget::new(&limits)),
-            inflaters: Inflaters::new(runtime.clone(), limits.max_bytes_in_flight),
+            inflaters: Inflaters::new(runtime.clone(), limits.max_bytes_in_flight, counters.clone()),
+            counters,
             runtime,
             limits,
             line: Mutex::default(),
@@ -201,6 +206,17 @@ impl Engine {
 
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// What was counted of reads, spans and fetches, and how it is now.
+    pub fn metrics(&self, store: &Store) -> Vec<Family> {
+        let (requests, bytes) = self.budget.in_flight();
+        let (spans, store_bytes) = store.counts();
+        self.counters.families(&Now { spans, store_bytes, requests, bytes })
     }
 
     /// Compares a layer with its checksums, after those that came before it.
@@ -279,6 +295,7 @@ impl Engine {
         let error = match tokio::time::timeout(limit, granted).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
+                self.counters.panics.add(1);
                 tracing::error!(layer = %flow.wish.digest(), "fetching spans made us panic");
                 Some(Error::new(ErrorKind::Io, "fetch spans"))
             }
@@ -356,6 +373,7 @@ impl Engine {
         if !self.limits.hedge || !affordable {
             return first.await;
         }
+        self.counters.hedged.add(1);
         tracing::debug!(layer = %flow.wish.digest(), ?patience, "a request takes long; another is tried");
         let next = (source + 1) % flow.wish.sources.len();
         let mut second = std::pin::pin!(self.attempt(flow, next, None));

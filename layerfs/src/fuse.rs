@@ -36,6 +36,7 @@ use crate::{
     cache::Store,
     error::{Error, ErrorKind},
     layer::Answer,
+    metrics::Counters,
     slots::{Shown, Slots},
     tree::{Attributes, NodeId, NodeKind},
 };
@@ -53,6 +54,7 @@ pub(crate) struct Door {
     pub(crate) store: Arc<Store>,
     pub(crate) runtime: Handle,
     pub(crate) counts: Arc<Counts>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// A node of the connection: its root, or a node of a layer in a slot.
@@ -180,7 +182,7 @@ impl Door {
             answer();
         };
         if catch_unwind(AssertUnwindSafe(counted)).is_err() {
-            note_panic(request);
+            note_panic(&self.counters, request);
         }
     }
 
@@ -192,15 +194,18 @@ impl Door {
         node: INodeNo,
         outcome: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
     ) {
-        let counts = self.counts.clone();
+        let (counts, counters) = (self.counts.clone(), self.counters.clone());
+        let shared = counters.clone();
         let answer = async move {
             counts.note(Asked::LateRead);
-            answer_read(reply, &slot, node, outcome.await);
+            let outcome = outcome.await;
+            counters.reads_waited.add(u64::from(outcome.is_ok()));
+            answer_read(&counters, reply, &slot, node, outcome);
         };
         let guarded = AssertUnwindSafe(answer).catch_unwind();
-        self.runtime.spawn(async {
+        self.runtime.spawn(async move {
             if guarded.await.is_err() {
-                note_panic(Asked::LateRead);
+                note_panic(&shared, Asked::LateRead);
             }
         });
     }
@@ -268,7 +273,10 @@ impl Filesystem for Door {
                 Err(errno) => return reply.error(errno),
             };
             match slot.layer.read(node, offset, size) {
-                Answer::Ready(outcome) => answer_read(reply, &slot, ino, outcome),
+                Answer::Ready(outcome) => {
+                    self.counters.reads_ready.add(u64::from(outcome.is_ok()));
+                    answer_read(&self.counters, reply, &slot, ino, outcome);
+                }
                 Answer::Later(outcome) => self.answer_later(reply, slot, ino, outcome),
             }
         });
@@ -330,14 +338,25 @@ impl Filesystem for Door {
     }
 }
 
-fn note_panic(request: Asked) {
+fn note_panic(counters: &Counters, request: Asked) {
+    counters.panics.add(1);
     tracing::error!(?request, "a request made us panic; it was answered with EIO");
 }
 
-fn answer_read(reply: ReplyData, slot: &Shown, node: INodeNo, outcome: Result<Vec<u8>, Error>) {
+fn answer_read(
+    counters: &Counters,
+    reply: ReplyData,
+    slot: &Shown,
+    node: INodeNo,
+    outcome: Result<Vec<u8>, Error>,
+) {
     match outcome {
-        Ok(bytes) => reply.data(&bytes),
+        Ok(bytes) => {
+            counters.read_bytes.add(bytes.len() as u64);
+            reply.data(&bytes);
+        }
         Err(error) => {
+            counters.reads_failed.add(1);
             tracing::error!(layer = %slot.layer.digest(), node = node.0, %error, "read of a file failed");
             reply.error(errno(&error));
         }

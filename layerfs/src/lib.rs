@@ -23,6 +23,7 @@ mod cache;
 mod map;
 mod budget;
 mod pace;
+mod metrics;
 mod sync;
 mod error;
 #[cfg(test)]
@@ -34,5 +35,6 @@ pub use connection::{Connection, Mounted, Parameters};
 pub use error::{Error, ErrorKind};
 pub use fetch::Engine;
 pub use layer::{Below, Layer};
+pub use metrics::{Family, Kind, Name, Value};
 pub use slots::Slots;
 pub use tree::Inherited;

@@ -82,6 +82,25 @@ pub(crate) struct Spans {
 /// How a span's flight ends. `Some(bytes)`: it could not be stored, here it is.
 type Outcome = Result<Option<Bytes>, Error>;
 
+/// A reader that waits; counted until it is dropped.
+struct Waiting<'a> {
+    engine: &'a Engine,
+    since: Instant,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        engine.counters().waits_begun.add(1);
+        Self { engine, since: Instant::now() }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.engine.counters().waits.note(self.since.elapsed());
+    }
+}
+
 /// Who wished for the span of a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
@@ -195,6 +214,7 @@ impl Spans {
 
     fn drop_damaged(&self, span: SpanId) {
         if self.table.take(span.0, Word::damage) {
+            self.engine.counters().damaged.add(1);
             *self.damaged.lock().entry(span.0).or_insert(0) += 1;
             self.files.strike(span);
             self.settle(span, Err(Error::new(ErrorKind::Corrupt, "read a stored span")));
@@ -205,12 +225,12 @@ impl Spans {
     pub(crate) async fn read(&self, range: Range<UncompressedOffset>) -> Result<Vec<u8>, Error> {
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.table.pin(spans.clone());
-        let began = Instant::now();
+        let waiting = Waiting::new(&self.engine);
         // Once the beginning was there and could not be read, all of it is waited for.
         let mut early = true;
         loop {
             if let Some(bytes) = self.read_ready(&range) {
-                let waited = began.elapsed().as_millis();
+                let waited = waiting.since.elapsed().as_millis();
                 tracing::debug!(layer = %self.files.id(), ?spans, waited, "a reader had to wait");
                 return bytes;
             }
@@ -486,8 +506,15 @@ impl Evict for Spans {
             return false;
         }
         self.files.forget(span, &self.range(span));
+        self.engine.counters().evicted.add(1);
         self.settle(span, Err(Error::new(ErrorKind::Full, "read a span that was just evicted")));
         true
+    }
+
+    fn count(&self, states: &mut [u64; 4]) {
+        for span in 0..self.ztoc.spans().len() {
+            states[self.table.state(span) as usize] += 1;
+        }
     }
 }
 

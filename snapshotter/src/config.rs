@@ -11,6 +11,15 @@ use toml::{Table, Value};
 /// Enough for a node to go on working, and little enough for a disk that is well used.
 const MIN_FREE: MinFree = MinFree::Bytes(2 << 30);
 
+/// Where the metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `HOST:PORT`.
+    Tcp(String),
+    /// A socket's path.
+    Unix(PathBuf),
+}
+
 /// What the daemon runs with.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -30,6 +39,8 @@ pub struct Config {
     pub room: Room,
     /// Limits of the fetch engine.
     pub limits: Limits,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<Address>,
 }
 
 impl Default for Config {
@@ -43,6 +54,7 @@ impl Default for Config {
             prefetch: true,
             room: Room { max_bytes: None, min_free: MIN_FREE },
             limits: Limits::default(),
+            metrics: None,
         }
     }
 }
@@ -58,8 +70,6 @@ const IGNORED: &[&str] = &[
     "no_prometheus",
     "mount_timeout_sec",
     "fuse_metrics_emit_wait_duration_sec",
-    "metrics_address",
-    "metrics_network",
     "debug_address",
     "metadata_store",
     "metadata_db_no_sync",
@@ -102,6 +112,7 @@ impl Config {
         let mut config = Self::default();
         let mut remarks = Vec::new();
         config.take("", &table, &mut remarks)?;
+        config.metrics = metrics(&table)?;
         Ok((config, remarks))
     }
 
@@ -123,6 +134,8 @@ impl Config {
 
     fn set(&mut self, key: &str, value: &Value) -> Result<bool, String> {
         match key {
+            // Two keys, one value: read together.
+            "metrics_address" | "metrics_network" => {}
             "content_store.containerd_address" => {
                 let address = string(key, value)?;
                 self.containerd_address = address.strip_prefix("unix://").unwrap_or(address).into();
@@ -157,6 +170,18 @@ impl Config {
     }
 }
 
+/// Where the metrics are to be served: an address, and whether it is one of TCP (the default) or a socket's path.
+fn metrics(table: &Table) -> Result<Option<Address>, String> {
+    let text = |key: &str| table.get(key).map(|value| string(key, value)).transpose();
+    let address = text("metrics_address")?.filter(|address| !address.is_empty());
+    match (address, text("metrics_network")?.unwrap_or("tcp")) {
+        (None, _) => Ok(None),
+        (Some(address), "tcp") => Ok(Some(Address::Tcp(address.to_owned()))),
+        (Some(address), "unix") => Ok(Some(Address::Unix(address.into()))),
+        (Some(_), _) => Err("metrics_network must be \"tcp\" or \"unix\"".to_owned()),
+    }
+}
+
 /// Bytes, or `"10%"`.
 fn min_free(key: &str, value: &Value) -> Result<MinFree, String> {
     let Some(text) = value.as_str() else { return number(key, value).map(MinFree::Bytes) };
@@ -187,6 +212,8 @@ mod tests {
         let text = r#"
             debug = true
             bogus = 1
+            metrics_address = "/run/m.sock"
+            metrics_network = "unix"
             [content_store]
             type = "containerd"
             containerd_address = "unix:///run/c.sock"
@@ -210,6 +237,7 @@ mod tests {
         assert_eq!(config.containerd_address, PathBuf::from("/run/c.sock"));
         assert!(config.v1 && config.v2 && config.fill);
         assert_eq!(config.room, Room { max_bytes: Some(1024), min_free: MinFree::Percent(10) });
+        assert_eq!(config.metrics, Some(Address::Unix("/run/m.sock".into())));
         assert_eq!(config.limits.fill_bandwidth, Some(5));
         assert!(!config.prefetch && !config.limits.hedge);
         assert_eq!(config.limits.read_timeout, Duration::from_secs(7));
@@ -233,6 +261,11 @@ mod tests {
             ("[span_store]\nmin_free = \"much\"", "span_store.min_free must be a number of bytes, or"),
             ("[fill]\nenable = 1", "fill.enable must be true or false"),
             ("[content_store]\ncontainerd_address = 5", "containerd_address must be a string"),
+            (
+                "metrics_address = \"a\"\nmetrics_network = \"udp\"",
+                "metrics_network must be \"tcp\" or \"unix\"",
+            ),
+            ("metrics_address = 1", "metrics_address must be a string"),
             ("[fill", ""),
         ] {
             let error = Config::parse(text).unwrap_err();

@@ -19,8 +19,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    config::Config, containerd::Containerd, images::Images, layers::Layers, opening::Opening, plan::Modes,
-    service::Door, snapshotter::Snapshotter,
+    config::Config, containerd::Containerd, images::Images, layers::Layers, metrics, opening::Opening,
+    plan::Modes, service::Door, snapshotter::Snapshotter,
 };
 
 /// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
@@ -57,6 +57,9 @@ async fn serve(address: &str, root: &Path, config: &Config) -> anyhow::Result<()
     let snapshotter = Arc::new(build(root, config)?);
     let restored = snapshotter.clone();
     tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;
+    if let Some(address) = &config.metrics {
+        metrics::serve(address, snapshotter.clone()).await?;
+    }
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
     let stop = async move {

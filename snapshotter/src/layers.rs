@@ -13,7 +13,7 @@ use std::{
 };
 
 use index::prefetch::Prefetch;
-use layerfs::{Connection, Engine, Inherited, Layer, LayerId, Store};
+use layerfs::{Connection, Engine, Family, Inherited, Layer, LayerId, Store};
 use oci::{Descriptor, Registry, Store as _};
 use tokio::sync::Semaphore;
 
@@ -222,6 +222,10 @@ impl Layers {
     /// The layer in a slot.
     pub(crate) fn shown(&self, slot: u32) -> Option<Arc<Layer>> {
         lock(&self.shown).get(&slot).cloned()
+    }
+
+    pub(crate) fn metrics(&self) -> Vec<Family> {
+        [self.engine.metrics(&self.store), lock(&self.connection).metrics()].concat()
     }
 
     /// The folder a slot is seen at. Nobody of ours opens it.

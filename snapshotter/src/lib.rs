@@ -9,6 +9,7 @@
 mod args;
 mod daemon;
 mod service;
+mod metrics;
 mod snapshotter;
 mod opening;
 mod images;
@@ -22,12 +23,13 @@ mod labels;
 mod containerd;
 mod config;
 mod telemetry;
+mod counters;
 mod reason;
 mod sync;
 mod error;
 
 pub use args::{Args, DEFAULT_CONFIG};
-pub use config::Config;
+pub use config::{Address, Config};
 pub use daemon::run;
 pub use error::{Error, ErrorKind};
 pub use reason::Reason;

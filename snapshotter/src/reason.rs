@@ -36,6 +36,24 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All there are.
+    pub(crate) const ALL: &[Self] = &[
+        Self::NoIndex,
+        Self::NoZtoc,
+        Self::BelowMinSize,
+        Self::UnsupportedLayer,
+        Self::IndexInvalid,
+        Self::ZtocInvalid,
+        Self::Denied,
+        Self::Unreachable,
+        Self::NoLabels,
+        Self::Disabled,
+        Self::DiskFull,
+        Self::OtherParent,
+        Self::OtherContent,
+        Self::Internal,
+    ];
+
     /// The name that others see.
     pub fn as_str(self) -> &'static str {
         match self {

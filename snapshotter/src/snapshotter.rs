@@ -13,13 +13,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use layerfs::{Below, Inherited, Layer};
+use layerfs::{Below, Family, Inherited, Layer};
 use oci::Registry;
 use tokio::task::block_in_place;
 use tracing::field::display;
 
 use crate::{
     chain,
+    counters::{Counters, Prepared},
     error::{Error, ErrorKind},
     filter,
     images::Images,
@@ -47,6 +48,7 @@ pub(crate) struct Snapshotter {
     placing: Mutex<()>,
     /// Numbers of snapshots whose folders are there and whose records are not yet.
     making: Mutex<HashSet<u64>>,
+    counters: Arc<Counters>,
     /// Options that containerd's own overlay snapshotter gives on this kernel.
     overlay_options: Vec<String>,
 }
@@ -81,6 +83,7 @@ impl Snapshotter {
             modes,
             placing: Mutex::default(),
             making: Mutex::default(),
+            counters: Arc::default(),
             overlay_options,
         })
     }
@@ -103,10 +106,15 @@ impl Snapshotter {
         }
         for record in &records {
             if let Some(layer) = record.lazy.as_ref().and_then(|lazy| self.layers.shown(lazy.slot)) {
-                compare_when_whole(&layer, &record.parent, &record.name);
+                self.compare_when_whole(&layer, &record.parent, &record.name);
             }
         }
         Ok(())
+    }
+
+    /// What is counted here and below.
+    pub(crate) fn metrics(&self) -> Vec<Family> {
+        [self.counters.families(), self.layers.metrics()].concat()
     }
 
     /// Unmounts; the last thing a daemon does.
@@ -124,11 +132,11 @@ impl Snapshotter {
         // Database and folders are on a disk: others are served meanwhile.
         let record = block_in_place(|| self.create(Kind::Active, key, parent, labels))?;
         match first {
-            First::Writable => {}
-            First::Leave(reason) => log_left(key, None, reason, "no valid SOCI index found"),
+            First::Writable => self.counters.prepared(Prepared::Plain),
+            First::Leave(reason) => self.left(key, None, reason, "no valid SOCI index found"),
             First::Try(request) => match self.open_and_place(&record, &request).await? {
                 Ok(()) => return Err(exists(&request.target)),
-                Err((reason, why)) => log_left(key, Some(&request), reason, &why),
+                Err((reason, why)) => self.left(key, Some(&request), reason, &why),
             },
         }
         self.mounts_of(&record)
@@ -395,18 +403,54 @@ impl Snapshotter {
             let there = self.target_exists(record, request)?;
             return if error.kind() == ErrorKind::AlreadyExists { there.ok_or(error) } else { Err(error) };
         }
-        compare_when_whole(&opened.layer, &record.parent, &request.target);
+        self.compare_when_whole(&opened.layer, &record.parent, &request.target);
         let key = &record.name;
         match opened.reason {
             None => {
+                self.counters.prepared(Prepared::Lazy);
                 tracing::info!(key, slot, layer = %request.layer, "remote-snapshot-prepared" = "true", "layer shown");
             }
-            Some(reason) => tracing::info!(
-                key, slot, image = %request.image, layer = %request.layer, %reason,
-                "remote-snapshot-prepared" = "false", "local-snapshot-prepared" = "true", "layer fetched whole"
-            ),
+            Some(reason) => {
+                self.counters.prepared(Prepared::Whole(reason));
+                tracing::info!(
+                    key, slot, image = %request.image, layer = %request.layer, %reason,
+                    "remote-snapshot-prepared" = "false", "local-snapshot-prepared" = "true", "layer fetched whole"
+                );
+            }
         }
         Ok(Ok(()))
+    }
+
+    /// What a layer's spans were verified against is what its ztoc says. Once all are there, the image's configuration
+    /// has a word, too. It comes after readers have read: it is said aloud, and nothing is taken away from them.
+    fn compare_when_whole(&self, layer: &Layer, parent: &str, name: &str) {
+        let (digest, parent, name) = (*layer.digest(), parent.to_owned(), name.to_owned());
+        let counters = self.counters.clone();
+        layer.when_whole(move |diff| {
+            let agrees = chain::agrees(&parent, &name, diff);
+            counters.compared(agrees);
+            match agrees {
+                Some(true) => {
+                    tracing::info!(layer = %digest, %diff, "the layer is complete, and is what the image names");
+                }
+                None => tracing::debug!(layer = %digest, %diff, name, "the snapshot's name does not tell its layer"),
+                Some(false) => tracing::error!(
+                    layer = %digest, %diff, name, reason = %Reason::OtherContent,
+                    "the layer is complete, and is NOT what the image names; its index lies: remove the image"
+                ),
+            }
+        });
+    }
+
+    /// Once for each layer that containerd has to do; which it is, where the client has said so.
+    fn left(&self, key: &str, request: Option<&LayerRequest>, reason: Reason, why: &str) {
+        self.counters.prepared(Prepared::Left(reason));
+        let image = request.map(|request| display(&request.image));
+        let layer = request.map(|request| display(&request.layer));
+        tracing::warn!(
+            key, image, layer, %reason, why, "remote-snapshot-prepared" = "false",
+            "defer-snapshot-runtime" = "true", "the layer is left to containerd"
+        );
     }
 
     fn release_unused(&self, slot: u32) -> Result<(), Error> {
@@ -416,30 +460,6 @@ impl Snapshotter {
         }
         Ok(())
     }
-}
-
-/// What a layer's spans were verified against is what its ztoc says. Once all are there, the image's configuration has
-/// a word, too. It comes after readers have read: it is said aloud, and nothing is taken away from them.
-fn compare_when_whole(layer: &Layer, parent: &str, name: &str) {
-    let (digest, parent, name) = (*layer.digest(), parent.to_owned(), name.to_owned());
-    layer.when_whole(move |diff| match chain::agrees(&parent, &name, diff) {
-        Some(true) => tracing::info!(layer = %digest, %diff, "the layer is complete, and is what the image names"),
-        None => tracing::debug!(layer = %digest, %diff, name, "the snapshot's name does not tell its layer"),
-        Some(false) => tracing::error!(
-            layer = %digest, %diff, name, reason = %Reason::OtherContent,
-            "the layer is complete, and is NOT what the image's configuration names; its index lies: remove the image"
-        ),
-    });
-}
-
-/// Once for each layer that containerd has to do; which it is, where the client has said so.
-fn log_left(key: &str, request: Option<&LayerRequest>, reason: Reason, why: &str) {
-    let image = request.map(|request| display(&request.image));
-    let layer = request.map(|request| display(&request.layer));
-    tracing::warn!(
-        key, image, layer, %reason, why, "remote-snapshot-prepared" = "false",
-        "defer-snapshot-runtime" = "true", "the layer is left to containerd"
-    );
 }
 
 /// containerd's agreed sign that there is nothing to pull.

@@ -17,6 +17,8 @@ mod start;
 
 mod faults;
 
+mod metrics;
+
 mod clients;
 
 mod interop;

@@ -8,7 +8,7 @@ use tokio::{sync::oneshot, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
 use super::{
-    Engine, Flow, Source,
+    Engine, Flow, Priority, Source,
     inflate::{self, Job},
 };
 use crate::{
@@ -35,6 +35,11 @@ impl Engine {
             None => self.budget.demand(&source.host, bytes).await,
         };
         let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
+        let fetches = match wish.priority {
+            Priority::Demand => &self.counters.demand,
+            Priority::Fill => &self.counters.fill,
+        };
+        fetches.requests.add(1);
         let asked = Instant::now();
         let mut work = FuturesUnordered::new();
         let mut outcome = async {
@@ -42,6 +47,7 @@ impl Engine {
             let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk.map_err(|e| Error::blob(doing(), e))?;
+                fetches.bytes.add(chunk.len() as u64);
                 permit.arrived(chunk.len() as u64);
                 self.line.lock().arrived(Instant::now(), chunk.len() as u64);
                 cutter.push(&chunk, |span, body| {
@@ -65,6 +71,9 @@ impl Engine {
                 outcome = worked;
             }
         }
+        if let Err(error) = &outcome {
+            self.counters.failed(error.kind());
+        }
         let (took, priority) = (asked.elapsed().as_millis(), wish.priority);
         tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, received_in, took, "asked");
         outcome
@@ -76,6 +85,7 @@ impl Engine {
         let asked = Instant::now();
         let stream = blob.read_range(range).await;
         let was_busy = blob.busy_answers() != busy;
+        self.counters.busy.add(u64::from(was_busy));
         self.budget.answered(&source.host, was_busy);
         if stream.is_ok() && !was_busy {
             self.line.lock().answered(asked.elapsed());

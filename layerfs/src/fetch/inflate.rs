@@ -23,6 +23,7 @@ use ztoc::SpanId;
 use super::{Flow, Priority};
 use crate::{
     error::{Error, ErrorKind},
+    metrics::Counters,
     sync::Mutex,
 };
 
@@ -66,6 +67,7 @@ pub(super) struct Inflaters {
     runtime: Handle,
     cores: usize,
     max_bytes: u64,
+    counters: Arc<Counters>,
     /// What our threads have when a reader waits.
     nice: i32,
     /// See [`Inflaters::crowd`], in thousandths.
@@ -106,7 +108,7 @@ impl Job {
 
 impl Inflaters {
     /// Holds at most about `max_bytes` uncompressed bytes.
-    pub(super) fn new(runtime: Handle, max_bytes: u64) -> Arc<Self> {
+    pub(super) fn new(runtime: Handle, max_bytes: u64, counters: Arc<Counters>) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let nice = getpriority_process(None).unwrap_or(0);
         let may_give_way = AtomicBool::new(true);
@@ -115,6 +117,7 @@ impl Inflaters {
             runtime,
             cores,
             max_bytes,
+            counters,
             nice,
             crowd: AtomicU32::new(0),
             may_give_way,
@@ -157,6 +160,7 @@ impl Inflaters {
         }
         let (began, used) = (Instant::now(), thread_time());
         if catch_unwind(AssertUnwindSafe(|| job.work())).is_err() {
+            self.counters.panics.add(1);
             tracing::error!("inflating a span made us panic");
         }
         if is_idle {

@@ -20,7 +20,24 @@ pub(crate) enum Asked {
     Listxattr,
 }
 
-const KINDS: usize = Asked::Listxattr as usize + 1;
+const KINDS: usize = NAMES.len();
+
+/// As a metric's label has them, in the order of [`Asked`].
+const NAMES: [&str; 13] = [
+    "lookup",
+    "getattr",
+    "readlink",
+    "open",
+    "opendir",
+    "flush",
+    "read",
+    "late_read",
+    "readdir",
+    "readdirplus",
+    "statfs",
+    "getxattr",
+    "listxattr",
+];
 
 /// Counted by the door, in the order of [`Asked`].
 #[derive(Debug, Default)]
@@ -38,6 +55,11 @@ impl Counts {
         self.asked[asked as usize].fetch_add(1, Ordering::Relaxed);
         #[cfg(test)]
         self.spring(asked);
+    }
+
+    /// By the name of the request. A read that has to wait counts as a late one, too.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        NAMES.into_iter().zip(&self.asked).map(|(name, asked)| (name, asked.load(Ordering::Relaxed)))
     }
 
     pub(super) fn note_size(&self, bytes: u32) {

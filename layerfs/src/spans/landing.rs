@@ -37,7 +37,14 @@ impl Landing for Spans {
             return Ok(()); // it came a second time
         };
         let mut ending = Ending { spans: self, span, outcome: None };
-        ending.outcome = Some(self.store(span, inflating, &flight, compressed));
+        let outcome = self.store(span, inflating, &flight, compressed);
+        let counters = self.engine.counters();
+        match &outcome {
+            Ok(None) => counters.stored.add(1),
+            Ok(Some(_)) => counters.unstored.add(1),
+            Err(_) => counters.wrong.add(1),
+        }
+        ending.outcome = Some(outcome);
         Ok(())
     }
 

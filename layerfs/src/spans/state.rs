@@ -16,7 +16,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Not on disk.
-    Empty,
+    Empty = 0,
     /// Someone brings it, or is taking it away.
     Filling,
     /// On disk, verified.

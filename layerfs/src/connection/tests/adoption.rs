@@ -134,6 +134,7 @@ async fn fuse_what_the_kernel_was_told_is_what_the_server_would_say() {
         store: held.store.clone(),
         runtime: held.engine.runtime().clone(),
         counts: Arc::new(Counts::default()),
+        counters: held.engine.counters().clone(),
     };
     let (_session, said) = held.mounted.greeted(door).unwrap();
     assert_eq!(said, init::answer(init::OWN, held.mounted.parameters()));

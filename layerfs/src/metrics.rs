@@ -1,0 +1,285 @@
+//! What is counted, every name in one table.
+//!
+//! Counting costs an addition; everything else is looked at when somebody asks. How the numbers are written is
+//! the business of who asks.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::error::ErrorKind;
+
+/// How a metric's numbers are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Grows from the start of the process on.
+    Counter,
+    /// As it is now.
+    Gauge,
+    /// How many, by size, from the start of the process on.
+    Histogram,
+}
+
+/// A metric: what others see of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    /// Its name, with its unit last.
+    pub name: &'static str,
+    /// How to read it.
+    pub kind: Kind,
+    /// The label that tells its numbers apart; empty where there is one only.
+    pub label: &'static str,
+    /// What it says.
+    pub help: &'static str,
+}
+
+const fn name(name: &'static str, kind: Kind, label: &'static str, help: &'static str) -> Name {
+    Name { name, kind, label, help }
+}
+
+pub(crate) const FUSE_REQUESTS: Name =
+    name("soci_fuse_requests_total", Kind::Counter, "request", "requests of the kernel");
+pub(crate) const LAYERS_SHOWN: Name =
+    name("soci_layers_shown", Kind::Gauge, "", "layers shown in the FUSE mount, each over its lower layers");
+const READS: Name = name(
+    "soci_reads_total",
+    Kind::Counter,
+    "outcome",
+    "reads of files: `ready` at once, `waited` for bytes to be fetched, or `failed`",
+);
+const READ_BYTES: Name = name("soci_read_bytes_total", Kind::Counter, "", "bytes of files that were read");
+const READ_WAIT: Name =
+    name("soci_read_wait_seconds", Kind::Histogram, "", "how long reads waited that had to wait");
+const READERS_WAITING: Name =
+    name("soci_readers_waiting", Kind::Gauge, "", "reads that wait for bytes to be fetched");
+const SPANS: Name = name(
+    "soci_spans",
+    Kind::Gauge,
+    "state",
+    "spans of open layers: `empty` are not on disk, `filling` are on their way, `ready` are on disk, `unproven` are \
+     there since before an unclean stop",
+);
+const SPAN_STORE_BYTES: Name =
+    name("soci_span_store_bytes", Kind::Gauge, "", "uncompressed bytes of spans of open layers on disk");
+const SPANS_LANDED: Name = name(
+    "soci_spans_landed_total",
+    Kind::Counter,
+    "how",
+    "spans that came: `stored`, `unstored` for lack of room or a disk that fails, or `wrong`, though their digest \
+     was right",
+);
+const SPANS_LOST: Name = name(
+    "soci_spans_lost_total",
+    Kind::Counter,
+    "why",
+    "spans that were on disk: `evicted` to make room, `damaged` and so fetched again",
+);
+const FETCHES: Name = name(
+    "soci_fetch_requests_total",
+    Kind::Counter,
+    "priority",
+    "requests for spans: `demand` of readers, or `fill`",
+);
+const FETCH_BYTES: Name =
+    name("soci_fetch_bytes_total", Kind::Counter, "priority", "compressed bytes of spans that arrived");
+const FETCH_FAILURES: Name = name(
+    "soci_fetch_failures_total",
+    Kind::Counter,
+    "kind",
+    "requests for spans that did not bring all that they were for; most are made again",
+);
+const FETCH_HEDGED: Name = name(
+    "soci_fetch_hedged_total",
+    Kind::Counter,
+    "",
+    "readers' requests that took long and were made a second time",
+);
+const FETCH_BUSY: Name = name(
+    "soci_fetch_busy_total",
+    Kind::Counter,
+    "",
+    "requests that a registry answered with 429 or 503 first",
+);
+const IN_FLIGHT_REQUESTS: Name =
+    name("soci_fetch_requests_in_flight", Kind::Gauge, "", "requests for spans under way");
+const IN_FLIGHT_BYTES: Name = name(
+    "soci_fetch_in_flight_bytes",
+    Kind::Gauge,
+    "",
+    "compressed bytes of spans asked for and not yet dealt with",
+);
+const PANICS: Name = name(
+    "soci_panics_total",
+    Kind::Counter,
+    "",
+    "panics that were caught; each is a defect, and an error for one reader",
+);
+
+/// A metric and its numbers.
+#[derive(Debug, Clone)]
+pub struct Family {
+    /// Which it is.
+    pub name: Name,
+    /// By the value of its label, empty where it has none.
+    pub values: Vec<(&'static str, Value)>,
+}
+
+/// A number, or many.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// One number.
+    Number(u64),
+    /// How many there were up to each bound, in seconds, all of them, and the sum of their seconds.
+    Histogram {
+        /// Bounds and how many were not above them.
+        up_to: Vec<(f64, u64)>,
+        /// How many there were.
+        count: u64,
+        /// Seconds of all together.
+        sum: f64,
+    },
+}
+
+impl Family {
+    pub(crate) fn of(name: Name, values: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
+        Self {
+            name,
+            values: values.into_iter().map(|(label, value)| (label, Value::Number(value))).collect(),
+        }
+    }
+
+    pub(crate) fn one(name: Name, value: u64) -> Self {
+        Self::of(name, [("", value)])
+    }
+}
+
+/// Grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper bounds in milliseconds: from a page off the disk to a registry that was away.
+const BOUNDS: [u64; 12] = [1, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000, 300_000];
+
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    /// One more than there are bounds: above all of them.
+    by_bound: [Counter; BOUNDS.len() + 1],
+    micros: Counter,
+}
+
+impl Waits {
+    pub(crate) fn note(&self, waited: Duration) {
+        let millis = waited.as_secs_f64() * 1e3;
+        let place = BOUNDS.iter().position(|bound| millis <= *bound as f64).unwrap_or(BOUNDS.len());
+        self.by_bound[place].add(1);
+        self.micros.add(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn value(&self) -> Value {
+        let mut count = 0;
+        let counts = self.by_bound.iter().map(|counter| {
+            count += counter.now();
+            count
+        });
+        let mut counts: Vec<u64> = counts.collect();
+        let count = counts.pop().unwrap_or(0);
+        let up_to = BOUNDS.iter().map(|bound| *bound as f64 / 1e3).zip(counts).collect();
+        Value::Histogram { up_to, count, sum: self.micros.now() as f64 / 1e6 }
+    }
+}
+
+/// What the read path counts as it goes.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) reads_ready: Counter,
+    pub(crate) reads_waited: Counter,
+    pub(crate) reads_failed: Counter,
+    pub(crate) read_bytes: Counter,
+    pub(crate) waits: Waits,
+    pub(crate) waits_begun: Counter,
+    pub(crate) stored: Counter,
+    pub(crate) unstored: Counter,
+    pub(crate) wrong: Counter,
+    pub(crate) evicted: Counter,
+    pub(crate) damaged: Counter,
+    pub(crate) hedged: Counter,
+    pub(crate) busy: Counter,
+    pub(crate) panics: Counter,
+    pub(crate) demand: Fetches,
+    pub(crate) fill: Fetches,
+    failures: [Counter; ErrorKind::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Fetches {
+    pub(crate) requests: Counter,
+    pub(crate) bytes: Counter,
+}
+
+/// What others hold, as it is now.
+pub(crate) struct Now {
+    /// Spans by state: empty, filling, ready, unproven.
+    pub(crate) spans: [u64; 4],
+    pub(crate) store_bytes: u64,
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Counters {
+    pub(crate) fn failed(&self, kind: ErrorKind) {
+        if let Some(place) = ErrorKind::ALL.iter().position(|known| *known == kind) {
+            self.failures[place].add(1);
+        }
+    }
+
+    pub(crate) fn families(&self, now: &Now) -> Vec<Family> {
+        let [empty, filling, ready, unproven] = now.spans;
+        let (demand, fill) = (&self.demand, &self.fill);
+        let waited = self.waits.value();
+        let over = match &waited {
+            Value::Histogram { count, .. } => *count,
+            Value::Number(_) => 0,
+        };
+        let reads = [
+            ("ready", self.reads_ready.now()),
+            ("waited", self.reads_waited.now()),
+            ("failed", self.reads_failed.now()),
+        ];
+        let landed =
+            [("stored", self.stored.now()), ("unstored", self.unstored.now()), ("wrong", self.wrong.now())];
+        let failures =
+            ErrorKind::ALL.iter().zip(&self.failures).map(|(kind, count)| (kind.as_str(), count.now()));
+        vec![
+            Family::of(READS, reads),
+            Family::one(READ_BYTES, self.read_bytes.now()),
+            Family { name: READ_WAIT, values: vec![("", waited)] },
+            Family::one(READERS_WAITING, self.waits_begun.now().saturating_sub(over)),
+            Family::of(
+                SPANS,
+                [("empty", empty), ("filling", filling), ("ready", ready), ("unproven", unproven)],
+            ),
+            Family::one(SPAN_STORE_BYTES, now.store_bytes),
+            Family::of(SPANS_LANDED, landed),
+            Family::of(SPANS_LOST, [("evicted", self.evicted.now()), ("damaged", self.damaged.now())]),
+            Family::of(FETCHES, [("demand", demand.requests.now()), ("fill", fill.requests.now())]),
+            Family::of(FETCH_BYTES, [("demand", demand.bytes.now()), ("fill", fill.bytes.now())]),
+            Family::of(FETCH_FAILURES, failures),
+            Family::one(FETCH_HEDGED, self.hedged.now()),
+            Family::one(FETCH_BUSY, self.busy.now()),
+            Family::one(IN_FLIGHT_REQUESTS, now.requests),
+            Family::one(IN_FLIGHT_BYTES, now.bytes),
+            Family::one(PANICS, self.panics.now()),
+        ]
+    }
+}
