@@ -52,6 +52,8 @@ use inflate::Inflaters;
 const WRONG_DIGESTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is looked whether everything that has arrived is stored: less than a span takes.
+const FINISHING: Duration = Duration::from_millis(5);
 /// Of the bytes that readers ask for, what may be asked for twice: one of so many.
 const HEDGED_PART: i64 = 20;
 /// What may be asked for twice before anything was asked for once, and is saved up at most.
@@ -206,6 +208,15 @@ impl Engine {
 
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// Returns when what has arrived is stored, at the latest after `limit`. A reader has his bytes before the rest of
+    /// their span is on the disk; who stops in between fetches them again. Blocks.
+    pub fn finish(&self, limit: Duration) {
+        let began = Instant::now();
+        while !self.inflaters.is_idle() && began.elapsed() < limit {
+            std::thread::sleep(FINISHING);
+        }
     }
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {

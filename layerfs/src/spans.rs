@@ -12,6 +12,7 @@
 //! a reader does not.
 
 mod landing;
+mod near;
 mod state;
 mod table;
 mod whole;
@@ -35,6 +36,7 @@ use crate::{
     error::{Error, ErrorKind},
     fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Wish},
     spans::{
+        near::Near,
         state::{State, Word},
         table::{Claims, Flight, Reached, Table},
         whole::Whole,
@@ -70,7 +72,7 @@ pub(crate) struct Spans {
     /// Everything that is missing is to be brought, not only what is wanted.
     filling: AtomicBool,
     /// Where fill goes on.
-    fill_from: AtomicU32,
+    near: Mutex<Near>,
     /// Spans to be brought before all others that nobody waits for.
     wanted: Mutex<VecDeque<u32>>,
     /// How often each span could not be read after it had been stored.
@@ -127,7 +129,7 @@ impl Spans {
             ahead: Mutex::default(),
             heat: AtomicU64::new(0),
             filling: AtomicBool::new(false),
-            fill_from: AtomicU32::new(0),
+            near: Mutex::default(),
             wanted: Mutex::default(),
             damaged: Mutex::default(),
             whole: Mutex::new(Whole::new(files.whole())),
@@ -156,6 +158,17 @@ impl Spans {
         sources.retain(|known| *known.origin != *origin);
         sources.insert(0, Source::new(origin, source));
         sources.truncate(4); // as many registries as one node plausibly pulls one layer from
+    }
+
+    /// Waits until nothing is on its way.
+    #[cfg(test)]
+    pub(crate) async fn settled(&self) {
+        for span in 0..self.ztoc.spans().len() {
+            let flight = self.table.claims().under_way(span);
+            if let Some(flight) = flight {
+                let _ = flight.reach(u64::MAX).await;
+            }
+        }
     }
 
     /// Spans that are not on disk.
@@ -338,11 +351,11 @@ impl Spans {
             if let Some(last) = claimed.last().copied() {
                 let end = last.saturating_add(self.look_ahead(spans)).min(self.ztoc.spans().len());
                 claimed.extend((last + 1..end).take_while(|span| claims.claim(*span).is_some()));
-                // What comes next in the layer is likely to be read next.
-                self.fill_from.store(end, Ordering::Release);
             }
         }
         if !waits.is_empty() {
+            let end = claimed.last().map_or(spans.end, |last| spans.end.max(last + 1));
+            self.near.lock().demanded(spans.start..end);
             self.heat.store(self.engine.demanded(), Ordering::Release);
         }
         if waits.len() > claimed.len() {
@@ -382,8 +395,8 @@ impl Spans {
         self.engine.fill(self.me.clone());
     }
 
-    /// Claims the first run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else from
-    /// where a reader last was.
+    /// Claims a run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else near where
+    /// readers had to wait.
     fn claim_run(&self, bytes: u64) -> Vec<u32> {
         let count = self.ztoc.spans().len();
         let mut claims = self.table.claims();
@@ -405,15 +418,9 @@ impl Spans {
         if !self.filling.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let from = self.fill_from.load(Ordering::Acquire).min(count);
-        let mut claimed = self.claim_within(&mut claims, from..count, bytes);
-        if claimed.is_empty() {
-            claimed = self.claim_within(&mut claims, 0..from, bytes);
-        }
-        if let Some(last) = claimed.last() {
-            self.fill_from.store(last + 1, Ordering::Release);
-        }
-        claimed
+        let is_missing = |span| self.table.state(span) == State::Empty && !self.is_unreadable(span);
+        let Some(next) = self.near.lock().next(count, is_missing) else { return Vec::new() };
+        self.claim_within(&mut claims, next, bytes)
     }
 
     /// Compressed bytes of a run of spans.

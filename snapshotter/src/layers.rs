@@ -27,6 +27,8 @@ const UNIT: u64 = 1024;
 const ZTOC_LIMIT: Duration = Duration::from_secs(120);
 /// As many bytes as the most spans that an artifact may name take.
 const MAX_PREFETCH_BYTES: u64 = 16 << 20;
+/// How long a stop waits for spans that are being stored: a few on a busy machine.
+const FINISH_LIMIT: Duration = Duration::from_secs(2);
 /// Layers that are streamed whole at once: each holds a thread.
 const STREAMS: usize = 4;
 
@@ -327,6 +329,7 @@ impl Layers {
             tracing::warn!(%error, "the FUSE mount stays");
         }
         lock(&self.shown).clear();
+        self.engine.finish(FINISH_LIMIT);
         if let Err(error) = self.store.close() {
             tracing::warn!(%error, "the next start verifies what is stored");
         }

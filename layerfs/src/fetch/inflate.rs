@@ -147,6 +147,12 @@ impl Inflaters {
         });
     }
 
+    /// Nothing that has arrived is left to be stored.
+    pub(super) fn is_idle(&self) -> bool {
+        let jobs = self.jobs.lock();
+        jobs.running == 0 && jobs.waiting.is_empty()
+    }
+
     fn work(&self, taken: Taken) {
         let Taken { job, is_idle, bytes } = taken;
         let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };

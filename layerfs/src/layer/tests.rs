@@ -30,10 +30,13 @@ fn node(layer: &Layer, name: &str) -> NodeId {
 }
 
 async fn read(layer: &Arc<Layer>, name: &str, offset: u64, size: u32) -> Result<Vec<u8>, Error> {
-    match layer.read(node(layer, name), offset, size) {
+    let outcome = match layer.read(node(layer, name), offset, size) {
         Answer::Ready(outcome) => outcome,
         Answer::Later(outcome) => outcome.await,
-    }
+    };
+    // A reader has his bytes before the rest of their span is there; who looks at the store wants the rest.
+    layer.content.spans.settled().await;
+    outcome
 }
 
 /// Reads every file to its end.

@@ -132,6 +132,7 @@ async fn a_complete_layer_has_its_diff_id() {
             let (tell, mut told) = oneshot::channel();
             spans.when_whole(Box::new(move |digest: &Digest| tell.send(*digest).unwrap()));
             spans.read(range(0, spans.ztoc.uncompressed_size())).await.unwrap();
+            spans.settled().await;
             assert!(told.try_recv().is_err(), "somebody has just had to wait");
             spans.know_whole();
             assert_eq!(told.try_recv(), Ok(expected), "{padding}");
@@ -154,6 +155,7 @@ async fn more_padding_than_a_tar_has_does_not_spoil_the_last_span() {
     let spans = spans(root.path(), &made);
     let size = spans.ztoc.uncompressed_size();
     assert_eq!(spans.read(range(0, size)).await.unwrap(), tar[..size as usize]);
+    spans.settled().await;
     assert_eq!(spans.table.missing(), 0);
     assert_eq!(spans.digest_whole(), None);
 }
