@@ -18,7 +18,7 @@ use oci::{Descriptor, Digest};
 use crate::{
     images::Image,
     layers::{Layers, Refusal},
-    plan::{self, Second},
+    plan::{self, Second, Whole},
     reason::Reason,
     sync::lock,
 };
@@ -64,18 +64,20 @@ impl Opening {
         layer: &Digest,
     ) -> Result<Opened, Refusal> {
         let place = Arc::as_ptr(image) as usize;
-        let from = image.contents.layers.iter().position(|known| known.digest == *layer);
-        let above = from.map_or(&[][..], |from| &image.contents.layers[from..]);
+        let Some((mine, above)) = image.contents.upwards(layer).and_then(<[_]>::split_first) else {
+            return Err((Reason::IndexInvalid, "the image has no such layer".into()));
+        };
         let mine = {
             let mut begun = lock(&self.begun);
-            for descriptor in above {
-                let key = (place, descriptor.digest);
-                begun.entry(key).or_insert_with(|| (image.clone(), self.begin(image, key)));
+            let mut begin = |layer: &Descriptor| {
+                let begin = || (image.clone(), self.begin(image, place, layer));
+                begun.entry((place, layer.digest)).or_insert_with(begin).1.clone()
+            };
+            let mine = begin(mine);
+            for layer in above {
+                begin(layer);
             }
-            begun.get(&(place, *layer)).map(|(_, outcome)| outcome.clone())
-        };
-        let Some(mine) = mine else {
-            return Err((Reason::IndexInvalid, "the image has no such layer".into()));
+            mine
         };
         let outcome = mine.await;
         // Another pull of it looks again.
@@ -84,9 +86,10 @@ impl Opening {
     }
 
     /// Opens a layer in a task that does not die with who asked.
-    fn begin(self: &Arc<Self>, image: &Arc<Image>, key: Key) -> Outcome {
-        let (opening, image) = (self.clone(), image.clone());
-        let task = tokio::spawn(async move { opening.bring(&image, &key.1).await });
+    fn begin(self: &Arc<Self>, image: &Arc<Image>, place: usize, layer: &Descriptor) -> Outcome {
+        let key = (place, layer.digest);
+        let (opening, image, layer) = (self.clone(), image.clone(), layer.clone());
+        let task = tokio::spawn(async move { opening.bring(&image, layer).await });
         let outcome: Outcome = task
             .map(|joined| joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string()))))
             .boxed()
@@ -105,37 +108,40 @@ impl Opening {
         outcome
     }
 
-    async fn bring(&self, image: &Image, layer: &Digest) -> Result<Opened, Refusal> {
-        match plan::second(&image.contents, layer, self.min_layer_size) {
-            Second::Lazy { layer, ztoc } => match self.layers.lazy(&image.registry, &layer, &ztoc).await {
-                Ok(opened) => {
-                    if let Some(artifact) =
-                        image.contents.prefetch.get(&layer.digest).filter(|_| self.prefetch)
-                    {
-                        let (layers, registry) = (self.layers.clone(), image.registry.clone());
-                        let (opened, artifact) = (opened.clone(), artifact.clone());
-                        tokio::spawn(async move { layers.replay(&registry, &opened, &artifact).await });
-                    }
-                    let ztoc = opened.id().ztoc.map(|_| *ztoc);
-                    Ok(Opened { layer: opened, descriptor: *layer, ztoc, reason: None })
-                }
-                Err((reason, why)) => {
-                    tracing::warn!(layer = %layer.digest, %reason, why, "the layer cannot be lazy; it is fetched whole");
-                    self.whole(image, plan::whole(*layer, reason)).await
-                }
-            },
-            second => self.whole(image, second).await,
+    async fn bring(&self, image: &Image, layer: Descriptor) -> Result<Opened, Refusal> {
+        let ztoc = match plan::second(&image.contents, &layer, self.min_layer_size) {
+            Second::Lazy(ztoc) => ztoc,
+            Second::Whole(whole) => return self.whole(image, layer, whole).await,
+        };
+        match self.layers.lazy(&image.registry, &layer, &ztoc).await {
+            Ok(opened) => {
+                self.replay(image, &opened);
+                let ztoc = opened.id().ztoc.map(|_| ztoc);
+                Ok(Opened { layer: opened, descriptor: layer, ztoc, reason: None })
+            }
+            Err((reason, why)) => {
+                tracing::warn!(layer = %layer.digest, %reason, why, "the layer cannot be lazy; it is fetched whole");
+                let whole = plan::whole(&layer, reason);
+                self.whole(image, layer, whole).await
+            }
         }
     }
 
-    async fn whole(&self, image: &Image, second: Second) -> Result<Opened, Refusal> {
-        match second {
-            Second::Stream { layer, compression, reason } => {
+    /// Has what the image's artifact names brought first; nobody waits for it.
+    fn replay(&self, image: &Image, opened: &Arc<Layer>) {
+        let artifact = image.contents.prefetch.get(opened.digest()).filter(|_| self.prefetch);
+        let Some(artifact) = artifact.cloned() else { return };
+        let (layers, registry, opened) = (self.layers.clone(), image.registry.clone(), opened.clone());
+        tokio::spawn(async move { layers.replay(&registry, &opened, &artifact).await });
+    }
+
+    async fn whole(&self, image: &Image, layer: Descriptor, whole: Whole) -> Result<Opened, Refusal> {
+        match whole {
+            Whole::Stream(compression, reason) => {
                 let opened = self.layers.stream(&image.registry, &layer, compression).await?;
-                Ok(Opened { layer: opened, descriptor: *layer, ztoc: None, reason: Some(reason) })
+                Ok(Opened { layer: opened, descriptor: layer, ztoc: None, reason: Some(reason) })
             }
-            Second::Lazy { .. } => Err((Reason::Internal, "a lazy layer is not fetched whole".into())),
-            Second::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
+            Whole::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
         }
     }
 }

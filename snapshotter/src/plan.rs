@@ -23,10 +23,17 @@ pub(crate) enum First {
 /// What the image's index decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Second {
-    /// Show it with this ztoc; the layer's own descriptor beside it.
-    Lazy { layer: Box<Descriptor>, ztoc: Box<Descriptor> },
-    /// Bring it whole, into the same store.
-    Stream { layer: Box<Descriptor>, compression: ztoc::Compression, reason: Reason },
+    /// Show it with this ztoc.
+    Lazy(Descriptor),
+    /// It cannot be lazy.
+    Whole(Whole),
+}
+
+/// What becomes of a layer that cannot be lazy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whole {
+    /// Bring it whole, into the same store; the reason is why it is not lazy.
+    Stream(ztoc::Compression, Reason),
     /// containerd does it.
     Leave(Reason),
 }
@@ -60,24 +67,29 @@ pub(crate) fn first(asked: Asked, modes: Modes) -> First {
     }
 }
 
-pub(crate) fn second(contents: &Contents, layer: &Digest, min_layer_size: u64) -> Second {
-    // A layer that the manifest does not have is not one of this image, whatever the label says.
-    let Some(layer) = contents.layers.iter().find(|known| known.digest == *layer).cloned() else {
-        return Second::Leave(Reason::IndexInvalid);
-    };
-    let reason = match contents.ztocs.get(&layer.digest) {
-        Some(_) if layer.size < min_layer_size => Reason::BelowMinSize,
-        Some(ztoc) => return Second::Lazy { layer: layer.into(), ztoc: ztoc.clone().into() },
-        None => Reason::NoZtoc,
-    };
-    whole(layer, reason)
+impl Contents {
+    /// A layer, and those above it. None: it is not one of this image, whatever the label says.
+    pub(crate) fn upwards(&self, layer: &Digest) -> Option<&[Descriptor]> {
+        let place = self.layers.iter().position(|known| known.digest == *layer)?;
+        Some(&self.layers[place..])
+    }
 }
 
-/// What is left when a layer cannot be lazy.
-pub(crate) fn whole(layer: Descriptor, reason: Reason) -> Second {
+/// For one of the layers of `contents`.
+pub(crate) fn second(contents: &Contents, layer: &Descriptor, min_layer_size: u64) -> Second {
+    let reason = match contents.ztocs.get(&layer.digest) {
+        Some(_) if layer.size < min_layer_size => Reason::BelowMinSize,
+        Some(ztoc) => return Second::Lazy(ztoc.clone()),
+        None => Reason::NoZtoc,
+    };
+    Second::Whole(whole(layer, reason))
+}
+
+/// What is left when a layer cannot be lazy, for this reason.
+pub(crate) fn whole(layer: &Descriptor, reason: Reason) -> Whole {
     match index::compression_of(&layer.media_type) {
-        Some(compression) => Second::Stream { layer: layer.into(), compression, reason },
-        None => Second::Leave(Reason::UnsupportedLayer),
+        Some(compression) => Whole::Stream(compression, reason),
+        None => Whole::Leave(Reason::UnsupportedLayer),
     }
 }
 
@@ -144,18 +156,20 @@ mod tests {
             ("small", Ok(Some(Reason::BelowMinSize))),
             ("bare", Ok(Some(Reason::NoZtoc))),
             ("zstd", Err(Reason::UnsupportedLayer)),
-            ("stranger", Err(Reason::IndexInvalid)),
         ];
-        for (name, expected) in rows {
-            let found = match second(&contents, &digest(name), 50) {
-                Second::Lazy { ztoc: found, .. } => {
-                    assert_eq!(*found, ztoc);
+        for (place, (name, expected)) in rows.into_iter().enumerate() {
+            let from = contents.upwards(&digest(name)).unwrap();
+            assert_eq!(from, &contents.layers[place..], "{name}");
+            let found = match second(&contents, &from[0], 50) {
+                Second::Lazy(found) => {
+                    assert_eq!(found, ztoc);
                     Ok(None)
                 }
-                Second::Stream { reason, .. } => Ok(Some(reason)),
-                Second::Leave(reason) => Err(reason),
+                Second::Whole(Whole::Stream(_, reason)) => Ok(Some(reason)),
+                Second::Whole(Whole::Leave(reason)) => Err(reason),
             };
             assert_eq!(found, expected, "{name}");
         }
+        assert_eq!(contents.upwards(&digest("stranger")), None);
     }
 }
