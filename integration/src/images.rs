@@ -66,6 +66,21 @@ impl Layer {
         Layer { media_type: media_type::OCI_LAYER_GZIP.to_owned(), bytes, digest, diff_id }
     }
 
+    /// As zstd has it where nothing can be compressed: a frame of raw blocks.
+    pub fn zstd(tar: &[u8]) -> Layer {
+        // The length stands in the header, in four bytes, and is the window, too.
+        let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+        bytes.extend(u32::try_from(tar.len()).expect("a layer of a test is small").to_le_bytes());
+        let mut blocks = tar.chunks(128 << 10).peekable();
+        while let Some(block) = blocks.next() {
+            let last = u32::from(blocks.peek().is_none());
+            let length = u32::try_from(block.len()).expect("at most 128 KiB");
+            bytes.extend_from_slice(&(length << 3 | last).to_le_bytes()[..3]);
+            bytes.extend_from_slice(block);
+        }
+        Layer::compressed(bytes, Digest::sha256(tar)).called(&format!("{}+zstd", media_type::OCI_LAYER))
+    }
+
     /// Under another media type, true or not.
     #[must_use]
     pub fn called(mut self, media_type: &str) -> Layer {

@@ -20,6 +20,15 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// What becomes of an image that has no index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unindexed {
+    /// containerd pulls and unpacks it.
+    Containerd,
+    /// Its layers are brought whole, into the same store as the others.
+    Store,
+}
+
 /// What the daemon runs with.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -31,6 +40,7 @@ pub struct Config {
     pub v2: bool,
     /// Look for a v1 index among the referrers of the image manifest.
     pub v1: bool,
+    pub unindexed: Unindexed,
     /// Bring in the background what nobody has asked for.
     pub fill: bool,
     /// Bring first what an image's prefetch artifacts name. Nothing waits for it.
@@ -50,6 +60,7 @@ impl Default for Config {
             min_layer_size: 0,
             v2: true,
             v1: false,
+            unindexed: Unindexed::Containerd,
             fill: true,
             prefetch: true,
             room: Room { max_bytes: None, min_free: MIN_FREE },
@@ -143,6 +154,7 @@ impl Config {
             "snapshotter.min_layer_size" => self.min_layer_size = number(key, value)?,
             "pull_modes.soci_v1.enable" => self.v1 = boolean(key, value)?,
             "pull_modes.soci_v2.enable" => self.v2 = boolean(key, value)?,
+            "unindexed.mode" => self.unindexed = unindexed(key, value)?,
             "background_fetch.disable" => self.fill = !boolean(key, value)?,
             "prefetch.enable" => self.prefetch = boolean(key, value)?,
             "fill.max_bandwidth" => {
@@ -179,6 +191,14 @@ fn metrics(table: &Table) -> Result<Option<Address>, String> {
         (Some(address), "tcp") => Ok(Some(Address::Tcp(address.to_owned()))),
         (Some(address), "unix") => Ok(Some(Address::Unix(address.into()))),
         (Some(_), _) => Err("metrics_network must be \"tcp\" or \"unix\"".to_owned()),
+    }
+}
+
+fn unindexed(key: &str, value: &Value) -> Result<Unindexed, String> {
+    match value.as_str() {
+        Some("containerd") => Ok(Unindexed::Containerd),
+        Some("store") => Ok(Unindexed::Store),
+        _ => Err(format!("{key} must be \"containerd\" or \"store\"")),
     }
 }
 
@@ -219,6 +239,8 @@ mod tests {
             containerd_address = "unix:///run/c.sock"
             [pull_modes.soci_v1]
             enable = true
+            [unindexed]
+            mode = "store"
             [http]
             MaxRetries = 3
             [span_store]
@@ -236,6 +258,7 @@ mod tests {
         let (config, remarks) = Config::parse(text).unwrap();
         assert_eq!(config.containerd_address, PathBuf::from("/run/c.sock"));
         assert!(config.v1 && config.v2 && config.fill);
+        assert_eq!(config.unindexed, Unindexed::Store);
         assert_eq!(config.room, Room { max_bytes: Some(1024), min_free: MinFree::Percent(10) });
         assert_eq!(config.metrics, Some(Address::Unix("/run/m.sock".into())));
         assert_eq!(config.limits.fill_bandwidth, Some(5));
@@ -260,6 +283,7 @@ mod tests {
             ("[span_store]\nmax_bytes = -1", "span_store.max_bytes must be a whole number"),
             ("[span_store]\nmin_free = \"much\"", "span_store.min_free must be a number of bytes, or"),
             ("[fill]\nenable = 1", "fill.enable must be true or false"),
+            ("[unindexed]\nmode = \"lazy\"", "unindexed.mode must be \"containerd\" or \"store\""),
             ("[content_store]\ncontainerd_address = 5", "containerd_address must be a string"),
             (
                 "metrics_address = \"a\"\nmetrics_network = \"udp\"",

@@ -90,7 +90,7 @@ fn build(root: &Path, config: &Config) -> anyhow::Result<Snapshotter> {
     let client = Client::new(ClientOptions::default()).context("start the HTTP client")?;
     let modes = Modes { v1: config.v1, v2: config.v2 };
     let containerd = Containerd::new(config.containerd_address.clone());
-    let images = Images::new(client, Arc::new(DockerConfig::from_env()), containerd, modes);
+    let images = Images::new(client, Arc::new(DockerConfig::from_env()), containerd, modes, config.unindexed);
     let opening = Opening::new(layers.clone(), config.min_layer_size, config.prefetch);
     Ok(Snapshotter::new(root, images, layers, opening, modes)?)
 }

@@ -1,7 +1,8 @@
 //! One image's index, looked up once, whoever asks first, and shared by its layers.
 //!
 //! A lookup is a task of its own: it does not die with the client that happened to ask first. What it found is
-//! kept for a while, what it did not find for seconds, so that an index pushed later is found later.
+//! kept for a while, what it did not find for seconds, so that an index pushed later is found later. An image without
+//! one is left to containerd, or is one whose layers all come whole, as the configuration says.
 
 use std::{
     collections::HashMap,
@@ -13,6 +14,7 @@ use futures::{FutureExt, future::BoxFuture, future::Shared};
 use oci::{Client, Credentials, Digest, Manifest, Reference, Registry};
 
 use crate::{
+    config::Unindexed,
     containerd::Containerd,
     labels::LayerRequest,
     plan::{Contents, Modes},
@@ -27,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Images pulled at the same time on one node, generously.
 const MOST: usize = 256;
 
-/// An image with an index.
+/// An image whose layers we bring.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) registry: Registry,
@@ -55,6 +57,10 @@ impl Entry {
     fn is_fresh(&self) -> bool {
         match self.answer.peek() {
             None => true,
+            // As long as its layers are on their way it is the same one to all of them.
+            Some((Ok(image), at)) if !image.contents.is_indexed() => {
+                at.elapsed() < KEEP_NOT_FOUND || Arc::strong_count(image) > 1
+            }
             Some((Ok(_), at)) => at.elapsed() < KEEP_FOUND,
             Some((Err(_), at)) => at.elapsed() < KEEP_NOT_FOUND,
         }
@@ -73,6 +79,7 @@ struct Lookup {
     credentials: Arc<dyn Credentials>,
     containerd: Containerd,
     modes: Modes,
+    unindexed: Unindexed,
 }
 
 impl Images {
@@ -81,8 +88,9 @@ impl Images {
         credentials: Arc<dyn Credentials>,
         containerd: Containerd,
         modes: Modes,
+        unindexed: Unindexed,
     ) -> Self {
-        let lookup = Arc::new(Lookup { client, credentials, containerd, modes });
+        let lookup = Arc::new(Lookup { client, credentials, containerd, modes, unindexed });
         Self { lookup, known: Mutex::default() }
     }
 
@@ -148,16 +156,21 @@ impl Lookup {
             referrers: ask(self.modes.v1),
         };
         let found = index::locate(&registry, &request.manifest, Some(&bytes), &sources).await;
+        let layers = manifest.layers().to_vec();
         let index = match found {
             Ok(Some(index)) => index,
+            Ok(None) if self.unindexed == Unindexed::Store => {
+                let (ztocs, prefetch) = (HashMap::new(), HashMap::new());
+                let contents = Contents { bare: Reason::NoIndex, layers, ztocs, prefetch };
+                return Ok(Image { registry, contents });
+            }
             Ok(None) => return Err((Reason::NoIndex, "no valid SOCI index found".into())),
             Err(e) => return Err((reason_of_index(&e), format!("no valid SOCI index found: {e}"))),
         };
-        let layers = manifest.layers().to_vec();
         let ztocs = index.ztocs.into_iter().collect();
         let prefetch = index.prefetch.into_iter().collect();
         tracing::info!(digest = %index.digest, image = %request.image, "fetching SOCI artifacts using index descriptor");
-        Ok(Image { registry, contents: Contents { layers, ztocs, prefetch } })
+        Ok(Image { registry, contents: Contents { bare: Reason::NoZtoc, layers, ztocs, prefetch } })
     }
 }
 

@@ -29,7 +29,7 @@ mod sync;
 mod error;
 
 pub use args::{Args, DEFAULT_CONFIG};
-pub use config::{Address, Config};
+pub use config::{Address, Config, Unindexed};
 pub use daemon::run;
 pub use error::{Error, ErrorKind};
 pub use reason::Reason;

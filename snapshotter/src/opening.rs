@@ -3,7 +3,7 @@
 //! containerd asks for one layer after the other. Whoever asks for one will ask for those above it, so their ztocs
 //! are fetched, and layers without one streamed, beside it; what is missing of them then begins to come while
 //! containerd is still asking. Each layer is opened once; who asks finds it open, or waits for it. What nobody
-//! asks for in the end is forgotten after a while.
+//! asks for in the end is forgotten a while after the last layer of the image has come.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use crate::{
     sync::lock,
 };
 
-/// How long a layer is kept that was opened and not asked for.
+/// How long a layer is kept that was opened and not asked for, with no other layer of its image on the way.
 const KEEP: Duration = Duration::from_secs(120);
 
 /// A layer that can be shown.
@@ -75,7 +75,7 @@ impl Opening {
             };
             let mine = begin(mine);
             for layer in above {
-                begin(layer);
+                drop(begin(layer)); // who asks for it finds it
             }
             mine
         };
@@ -97,7 +97,13 @@ impl Opening {
         let (opening, held) = (Arc::downgrade(self), outcome.clone());
         tokio::spawn(async move {
             let opened = held.await;
-            tokio::time::sleep(KEEP).await;
+            // Who waits for a large layer has not asked for those above it yet.
+            let mut quiet = 0;
+            while quiet < 2 {
+                tokio::time::sleep(KEEP / 2).await;
+                let Some(opening) = opening.upgrade() else { return };
+                quiet = if opening.is_bringing(key.0) { 0 } else { quiet + 1 };
+            }
             let Some(opening) = opening.upgrade() else { return };
             let left = lock(&opening.begun).remove(&key);
             if let (Some(left), Ok(opened)) = (left, opened) {
@@ -108,15 +114,21 @@ impl Opening {
         outcome
     }
 
+    /// Whether a layer of the image at `place` is on its way.
+    fn is_bringing(&self, place: usize) -> bool {
+        let begun = lock(&self.begun);
+        begun.iter().any(|((image, _), (_, outcome))| *image == place && outcome.peek().is_none())
+    }
+
     async fn bring(&self, image: &Image, layer: Descriptor) -> Result<Opened, Refusal> {
         let ztoc = match plan::second(&image.contents, &layer, self.min_layer_size) {
             Second::Lazy(ztoc) => ztoc,
             Second::Whole(whole) => return self.whole(image, layer, whole).await,
         };
-        match self.layers.lazy(&image.registry, &layer, &ztoc).await {
+        match self.layers.lazy(&image.registry, &layer, ztoc).await {
             Ok(opened) => {
                 self.replay(image, &opened);
-                let ztoc = opened.id().ztoc.map(|_| ztoc);
+                let ztoc = opened.id().ztoc.map(|_| ztoc.clone());
                 Ok(Opened { layer: opened, descriptor: layer, ztoc, reason: None })
             }
             Err((reason, why)) => {

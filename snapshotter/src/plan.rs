@@ -22,9 +22,9 @@ pub(crate) enum First {
 
 /// What the image's index decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Second {
+pub(crate) enum Second<'a> {
     /// Show it with this ztoc.
-    Lazy(Descriptor),
+    Lazy(&'a Descriptor),
     /// It cannot be lazy.
     Whole(Whole),
 }
@@ -38,9 +38,11 @@ pub(crate) enum Whole {
     Leave(Reason),
 }
 
-/// An image that has an index: its layers by digest, and the ztocs of those that have one.
-#[derive(Debug, Clone, Default)]
+/// What there is of an image: its layers, and the ztocs of those that have one.
+#[derive(Debug, Clone)]
 pub(crate) struct Contents {
+    /// Why a layer without a ztoc has none: the image has no index at all, or none for it in its index.
+    pub(crate) bare: Reason,
     /// Lowest first.
     pub(crate) layers: Vec<Descriptor>,
     pub(crate) ztocs: HashMap<Digest, Descriptor>,
@@ -68,6 +70,10 @@ pub(crate) fn first(asked: Asked, modes: Modes) -> First {
 }
 
 impl Contents {
+    pub(crate) fn is_indexed(&self) -> bool {
+        self.bare != Reason::NoIndex
+    }
+
     /// A layer, and those above it. None: it is not one of this image, whatever the label says.
     pub(crate) fn upwards(&self, layer: &Digest) -> Option<&[Descriptor]> {
         let place = self.layers.iter().position(|known| known.digest == *layer)?;
@@ -76,12 +82,18 @@ impl Contents {
 }
 
 /// For one of the layers of `contents`.
-pub(crate) fn second(contents: &Contents, layer: &Descriptor, min_layer_size: u64) -> Second {
+pub(crate) fn second<'a>(contents: &'a Contents, layer: &Descriptor, min_layer_size: u64) -> Second<'a> {
     let reason = match contents.ztocs.get(&layer.digest) {
         Some(_) if layer.size < min_layer_size => Reason::BelowMinSize,
-        Some(ztoc) => return Second::Lazy(ztoc.clone()),
-        None => Reason::NoZtoc,
+        Some(ztoc) => return Second::Lazy(ztoc),
+        None => contents.bare,
     };
+    // containerd fetches everything above the first layer that it does, so that nothing is won by doing those, too.
+    // (A lazy one is: it need not be unpacked.)
+    let mut below = contents.layers.iter().take_while(|below| below.digest != layer.digest);
+    if !contents.is_indexed() && below.any(|below| index::compression_of(&below.media_type).is_none()) {
+        return Second::Whole(Whole::Leave(Reason::UnsupportedLayer));
+    }
     Second::Whole(whole(layer, reason))
 }
 
@@ -138,37 +150,67 @@ mod tests {
         }
     }
 
+    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+    const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+    fn contents(bare: Reason, layers: &[(&str, &str, u64)]) -> Contents {
+        let layer =
+            |(name, media_type, size): &(&str, &str, u64)| Descriptor::new(*media_type, digest(name), *size);
+        let layers = layers.iter().map(layer).collect();
+        Contents { bare, layers, ztocs: HashMap::new(), prefetch: HashMap::new() }
+    }
+
+    /// What is decided of each layer: lazy, whole for a reason, or left for one.
+    fn decided(contents: &Contents) -> Vec<Result<Option<Reason>, Reason>> {
+        let decided = contents.layers.iter().map(|layer| match second(contents, layer, 50) {
+            Second::Lazy(ztoc) => {
+                assert_eq!(Some(ztoc), contents.ztocs.get(&layer.digest));
+                Ok(None)
+            }
+            Second::Whole(Whole::Stream(_, reason)) => Ok(Some(reason)),
+            Second::Whole(Whole::Leave(reason)) => Err(reason),
+        });
+        decided.collect()
+    }
+
     #[test]
     fn what_the_index_decides() {
-        let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
-        let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
-        let layers = [("big", gzip, 100), ("small", gzip, 10), ("bare", gzip, 100), ("zstd", zstd, 100)];
-        let mut contents = Contents::default();
-        for (name, media_type, size) in layers {
-            contents.layers.push(Descriptor::new(media_type, digest(name), size));
-        }
+        let layers = [
+            ("big", GZIP, 100),
+            ("small", GZIP, 10),
+            ("bare", GZIP, 100),
+            ("zstd", ZSTD, 100),
+            ("top", GZIP, 100),
+        ];
+        let mut contents = contents(Reason::NoZtoc, &layers);
         let ztoc = Descriptor::new("application/octet-stream", digest("ztoc"), 5);
-        for name in ["big", "small"] {
+        for name in ["big", "small", "top"] {
             contents.ztocs.insert(digest(name), ztoc.clone());
         }
-        let rows = [
-            ("big", Ok(None)),
-            ("small", Ok(Some(Reason::BelowMinSize))),
-            ("bare", Ok(Some(Reason::NoZtoc))),
-            ("zstd", Err(Reason::UnsupportedLayer)),
+        let expected = [
+            Ok(None),
+            Ok(Some(Reason::BelowMinSize)),
+            Ok(Some(Reason::NoZtoc)),
+            Err(Reason::UnsupportedLayer),
+            Ok(None),
         ];
-        for (place, (name, expected)) in rows.into_iter().enumerate() {
-            let from = contents.upwards(&digest(name)).unwrap();
-            assert_eq!(from, &contents.layers[place..], "{name}");
-            let found = match second(&contents, &from[0], 50) {
-                Second::Lazy(found) => {
-                    assert_eq!(found, ztoc);
-                    Ok(None)
-                }
-                Second::Whole(Whole::Stream(_, reason)) => Ok(Some(reason)),
-                Second::Whole(Whole::Leave(reason)) => Err(reason),
-            };
-            assert_eq!(found, expected, "{name}");
+        assert_eq!(decided(&contents), expected);
+    }
+
+    #[test]
+    fn what_is_decided_without_an_index() {
+        let layers = [("a", GZIP, 10), ("b", PLAIN, 100), ("zstd", ZSTD, 100), ("above", GZIP, 100)];
+        let whole = Ok(Some(Reason::NoIndex));
+        let left = Err(Reason::UnsupportedLayer);
+        assert_eq!(decided(&contents(Reason::NoIndex, &layers)), [whole, whole, left, left]);
+    }
+
+    #[test]
+    fn a_layer_has_those_above_it_and_a_stranger_has_none() {
+        let contents = contents(Reason::NoZtoc, &[("a", GZIP, 1), ("b", GZIP, 1), ("c", GZIP, 1)]);
+        for (place, name) in ["a", "b", "c"].iter().enumerate() {
+            assert_eq!(contents.upwards(&digest(name)), Some(&contents.layers[place..]), "{name}");
         }
         assert_eq!(contents.upwards(&digest("stranger")), None);
     }

@@ -393,7 +393,9 @@ impl Snapshotter {
             Err(refusal) => return Ok(Err(refusal)),
         };
         let mut labels = record.labels.clone();
-        labels.insert(labels::HAS_INDEX.into(), "true".into());
+        if opened.reason != Some(Reason::NoIndex) {
+            labels.insert(labels::HAS_INDEX.into(), "true".into());
+        }
         labels.insert(labels::REMOTE.into(), "remote snapshot".into());
         let lazy = Lazy { slot, layer: opened.descriptor, ztoc: opened.ztoc, inherited };
         let commit = Commit { labels, lazy: Some(lazy), ..Commit::default() };

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use integration::{
     containerd::Containerd,
     daemon::{self, Daemon, soci, with_containerd},
-    images::{Layer, Tar, debian_python_image, push_image, tar::Entry},
+    images::{Image, Layer, Tar, debian_python_image, push_image, tar::Entry},
     lab::Lab,
     link::Link,
     machine::{binaries, fixtures},
@@ -19,6 +19,8 @@ use serde_json::Value;
 use crate::image::{SMALL, stage, zoo};
 
 pub(crate) const NO_FILL: &str = "[fill]\nenable = false\n";
+/// What has no index is brought whole.
+const STORE: &str = "[unindexed]\nmode = \"store\"\n";
 
 /// Pulls with our own client, through our daemon; what it said of each layer.
 pub(crate) fn pull(lab: &Lab, containerd: &Containerd, image: &str) -> Result<Vec<String>> {
@@ -184,5 +186,55 @@ fn containerd_debian_with_python_runs_lazily_and_is_as_unpacked() -> Result<()> 
     let skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
     assert_same(&truth, &lazy_tree(&lab, &containerd)?, &skip);
     ensure!(daemon.prepared().iter().any(|lazy| *lazy));
+    Ok(())
+}
+
+#[test]
+fn containerd_an_image_without_an_index_can_come_whole_into_our_store() -> Result<()> {
+    let lab = Lab::new("unindexed")?;
+    let registry = Registry::start(&lab)?;
+    let link = Link::new(&lab, registry.host())?;
+    let image = debian_python_image(&fixtures()?)?;
+    let size: usize = image.layers.iter().map(|layer| layer.bytes.len()).sum();
+    push_image(registry.host(), "python:plain", &image)?;
+    let name = format!("{}/python:plain", link.host());
+    let (daemon, containerd) = with_containerd(&lab, STORE)?;
+    let layers = pull(&lab, &containerd, &name)?;
+    ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
+    ensure!(reasons(&daemon) == vec!["no_index"; layers.len()], "{:?}", reasons(&daemon));
+    let words = ["python3", "-c", "import json, sys; print(json.dumps([sys.version_info[0], 6 * 7]))"];
+    let said = containerd.run(&name, "soci", "whole", &words)?;
+    ensure!(said.trim() == "[3, 42]", "{said}");
+    // Each byte once, and some headers and documents.
+    let down = usize::try_from(link.traffic().down)?;
+    ensure!((size..size + size / 50).contains(&down), "{down} bytes for an image of {size}");
+    let truth = Unpacked::image(&lab, &containerd, &name)?.tree()?;
+    let skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
+    assert_same(&truth, &lazy_tree(&lab, &containerd)?, &skip);
+    Ok(())
+}
+
+#[test]
+fn containerd_from_a_layer_that_cannot_be_streamed_an_image_is_left_to_containerd() -> Result<()> {
+    let lab = Lab::new("zstd")?;
+    let registry = Registry::start(&lab)?;
+    let file = |name: &str| Tar::new([Entry::file(name, name.as_bytes())]).bytes();
+    let layers = vec![
+        Layer::plain(file("low")),
+        Layer::gzip(&file("middle")),
+        Layer::zstd(&file("zstd")),
+        Layer::gzip(&file("top")),
+    ];
+    push_image(registry.host(), "app:plain", &Image::new(layers))?;
+    let (daemon, containerd) = with_containerd(&lab, STORE)?;
+    let layers = pull(&lab, &containerd, &format!("{}/app:plain", registry.host()))?;
+    let how: Vec<_> = layers.iter().filter_map(|line| line.rsplit(' ').next()).collect();
+    ensure!(how == ["lazy", "lazy", "unpacked", "unpacked"], "{layers:?}");
+    let expected = ["no_index", "no_index", "unsupported_layer", "unsupported_layer"];
+    ensure!(reasons(&daemon) == expected, "{:?}", reasons(&daemon));
+    let mounted = mount(&lab, &containerd, "soci")?;
+    for name in ["low", "middle", "zstd", "top"] {
+        ensure!(std::fs::read(mounted.path().join(name))? == name.as_bytes(), "{name} has other bytes");
+    }
     Ok(())
 }
