@@ -222,8 +222,9 @@ impl Session {
             debug!(from = redacted(&url), to = redacted(&next), "redirected");
             url = next;
         }
+        // Says nothing about the thing asked for: another time the way to it may have an end.
         let why = format!("more than {REDIRECTS_MAX} redirects");
-        Err(Error::new(ErrorKind::Unsupported, &request.doing).because(why))
+        Err(Error::new(ErrorKind::Unreachable, &request.doing).because(why))
     }
 }
 

@@ -127,14 +127,15 @@ async fn redirects_end() {
     let server = TestRegistry::start(Rules::default()).await.unwrap();
     let descriptor = server.add_blob("a", "x", content());
     let to_itself = format!("/v2/a/blobs/{}", descriptor.digest);
-    for _ in 0..40 {
+    for _ in 0..100 {
         let location = ("location".to_owned(), to_itself.clone());
         server.fail_next("GET", "/blobs/", Fault::Status(307, vec![location], String::new()));
     }
     let blob = repository(&server, "a").blob(&descriptor.digest, None);
     let error = blob.read_all().await.err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert_eq!(server.count("GET", "/blobs/"), 11);
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(told(&error).contains("more than 10 redirects"), "{}", told(&error));
+    assert_eq!(server.count("GET", "/blobs/"), 5 * 11, "five attempts of eleven requests");
 }
 
 #[tokio::test]

@@ -237,7 +237,8 @@ pub(crate) const ROWS: &[Row] = &[
         name: "redirect-loop",
         words: "a redirect to itself",
         fault: || Fault::RedirectLoop,
-        hits: 2,
-        cells: WRONG,
+        // Ten are followed in each attempt.
+        hits: 11 * ONE_MORE,
+        cells: AWAY,
     },
 ];
