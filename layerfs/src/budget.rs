@@ -3,7 +3,8 @@
 //! A request is let go when there is room for it and gives its room back when its last byte was dealt with, so
 //! that memory is bounded by `max_bytes_in_flight` whatever the readers do. Demand never queues behind fill: fill
 //! starts only what leaves room for a reader, and only while less is on its way than keeps the line busy. No host
-//! can take all of anything: one that does not answer must not hold up readers of the others.
+//! can take all of anything: one that does not answer must not hold up readers of the others, nor what the background
+//! brings from them.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -54,14 +55,14 @@ struct Host {
     held: u64,
     /// Compressed bytes asked for by fill that have not arrived.
     coming: u64,
+    /// Whole layers that somebody waits for: they have the line to themselves and the readers.
+    streams: usize,
     allowance: Allowance,
 }
 
 #[derive(Debug, Default)]
 struct State {
     held: u64,
-    /// Whole layers that somebody waits for: they have the line to themselves and the readers.
-    streams: usize,
     /// Those that something is asked of, or that were busy.
     hosts: HashMap<Arc<str>, Host>,
 }
@@ -88,18 +89,24 @@ pub(crate) struct Permit {
 
 /// See [`Budget::stream`].
 #[derive(Debug)]
-pub(crate) struct Streaming(Arc<Budget>);
+pub(crate) struct Streaming {
+    budget: Arc<Budget>,
+    host: Arc<str>,
+}
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        self.0.state.lock().streams -= 1;
-        self.0.changed.notify_waiters();
+        let mut state = self.budget.state.lock();
+        state.host(&self.host, self.budget.max_requests).streams -= 1;
+        state.tidy(&self.host);
+        drop(state);
+        self.budget.changed.notify_waiters();
     }
 }
 
 impl State {
     fn host(&mut self, name: &Arc<str>, most: usize) -> &mut Host {
-        let new = || Host { requests: 0, held: 0, coming: 0, allowance: Allowance::new(most) };
+        let new = || Host { requests: 0, held: 0, coming: 0, streams: 0, allowance: Allowance::new(most) };
         self.hosts.entry(name.clone()).or_insert_with(new)
     }
 
@@ -107,6 +114,7 @@ impl State {
     fn tidy(&mut self, name: &Arc<str>) {
         if let hash_map::Entry::Occupied(host) = self.hosts.entry(name.clone())
             && host.get().requests == 0
+            && host.get().streams == 0
             && host.get().allowance.is_whole()
         {
             host.remove();
@@ -161,12 +169,12 @@ impl Budget {
         let mut state = self.state.lock();
         // Not much more than the threads that inflate get through soon: what is chosen later is chosen better.
         let most = (self.max_bytes / 2).min(window.saturating_mul(2));
-        let all = state.streams == 0
-            && (state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes / 4 * 3);
+        let all = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
         let host = state.host(name, self.max_requests);
         let own = host.held == 0 || host.held.saturating_add(bytes) <= most;
         let allowed = host.allowance.now();
-        let free = host.coming < window && host.requests < (allowed - allowed / 4).max(1);
+        let free =
+            host.streams == 0 && host.coming < window && host.requests < (allowed - allowed / 4).max(1);
         let permit = (all && own && free).then(|| self.permit(&mut state, name, bytes, bytes));
         if permit.is_none() {
             state.tidy(name);
@@ -183,10 +191,10 @@ impl Budget {
         Permit { budget: self.clone(), host: name.clone(), held, coming, untold: 0 }
     }
 
-    /// A layer is streamed whole as long as this lives.
-    pub(crate) fn stream(self: &Arc<Self>) -> Streaming {
-        self.state.lock().streams += 1;
-        Streaming(self.clone())
+    /// A layer is streamed whole from this host as long as the answer lives.
+    pub(crate) fn stream(self: &Arc<Self>, name: &Arc<str>) -> Streaming {
+        self.state.lock().host(name, self.max_requests).streams += 1;
+        Streaming { budget: self.clone(), host: name.clone() }
     }
 
     /// A host has answered; `busy` when it said that it has too much to do.
@@ -241,5 +249,41 @@ impl Drop for Permit {
         state.tidy(&self.host);
         drop(state);
         self.budget.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: u64 = 4 << 20;
+
+    #[test]
+    fn a_stream_keeps_fill_of_its_own_host_away_and_of_no_other() {
+        let budget = Arc::new(Budget::new(&Limits::default()));
+        let (one, other): (Arc<str>, Arc<str>) = ("one".into(), "other".into());
+        let may = |host: &Arc<str>| budget.fill(host, 1, WINDOW).is_some();
+        let (first, second) = (budget.stream(&one), budget.stream(&one));
+        assert!(!may(&one) && may(&other));
+        drop(first);
+        assert!(!may(&one), "the second goes on");
+        drop(second);
+        assert!(may(&one) && may(&other));
+        assert!(budget.state.lock().hosts.is_empty(), "nothing is asked of anybody");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_is_told_and_keeps_no_reader_away() {
+        let budget = Arc::new(Budget::new(&Limits::default()));
+        let host: Arc<str> = "host".into();
+        let streaming = budget.stream(&host);
+        drop(budget.demand(&host, 1).await);
+        let changed = budget.changed();
+        let told = changed.notified();
+        tokio::pin!(told);
+        told.as_mut().enable();
+        drop(streaming);
+        told.await;
+        assert!(budget.fill(&host, 1, WINDOW).is_some());
     }
 }

@@ -95,9 +95,12 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(origin: &str, blob: Arc<dyn Blob>) -> Self {
-        let host = origin.split('/').next().unwrap_or_default();
-        Self { origin: origin.into(), host: host.into(), blob }
+        Self { origin: origin.into(), host: host_of(origin), blob }
     }
+}
+
+fn host_of(origin: &str) -> Arc<str> {
+    origin.split('/').next().unwrap_or_default().into()
 }
 
 /// Neighbouring spans of one layer, to be brought.
@@ -267,9 +270,10 @@ impl Engine {
         self.background.add(table);
     }
 
-    /// Keeps fill away as long as the answer lives: a layer is streamed whole, and somebody waits for it.
-    pub(crate) fn streaming(&self) -> Streaming {
-        self.budget.stream()
+    /// Keeps fill away from the host of `origin` as long as the answer lives: a layer is streamed whole from it, and
+    /// somebody waits for it.
+    pub(crate) fn streaming(&self, origin: &str) -> Streaming {
+        self.budget.stream(&host_of(origin))
     }
 
     /// Starts on a reader's wish and returns at once. Every span of it lands, one way or the other.

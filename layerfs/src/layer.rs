@@ -109,7 +109,7 @@ impl Layer {
     }
 
     /// Brings a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store,
-    /// verified by its digest.
+    /// verified by its digest. `origin` names the place that the blob comes from.
     ///
     /// # Errors
     /// When the blob cannot be had, is not what its digest says, is of a kind that cannot be read, or does
@@ -117,11 +117,12 @@ impl Layer {
     pub async fn stream(
         store: &Arc<Store>,
         engine: &Arc<Engine>,
+        origin: &str,
         blob: Arc<dyn Blob>,
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *blob.digest(), ztoc: None };
-        let _streaming = engine.streaming();
+        let _streaming = engine.streaming(origin);
         match stream::whole(store.layer(&id)?, blob, compression).await {
             Ok((files, map)) => Self::with(files, map, engine),
             Err(error) => {

@@ -170,7 +170,8 @@ impl Layers {
         }
         let _turn = self.streams.acquire().await.map_err(|e| (Reason::Internal, e.to_string()))?;
         let blob = registry.blob(&layer.digest, Some(layer.size));
-        let streamed = Layer::stream(&self.store, &self.engine, blob, compression).await;
+        let origin = registry.name();
+        let streamed = Layer::stream(&self.store, &self.engine, &origin, blob, compression).await;
         let streamed = streamed.map_err(|e| (Reason::of_layer(&e), e.to_string()))?;
         Ok(self.sourced(streamed, registry, layer))
     }

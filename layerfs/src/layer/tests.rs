@@ -252,14 +252,14 @@ async fn a_layer_without_a_ztoc_is_streamed_whole() {
     let store = Store::open(root.path(), Room::default()).unwrap();
     let gzip = ztoc::Compression::Gzip;
     made.blob.fail_next(BlobFault::Lie);
-    let refused = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await;
+    let refused = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
     made.blob.fail_next(BlobFault::BreakAfter(50_000));
-    let refused = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await;
+    let refused = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await;
     assert!(refused.is_err());
     assert!(!root.path().join("layers/sha256").join(made.digest.hex()).exists(), "nothing is left behind");
 
-    let layer = Layer::stream(&store, &engine(), made.blob.clone(), gzip).await.unwrap();
+    let layer = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await.unwrap();
     assert_eq!(layer.spans().1, 0);
     let reads = made.blob.reads().len();
     assert_whole(&layer).await;

@@ -237,7 +237,7 @@ impl Disk {
             (Some(stored), _) => Some(stored),
             (None, Shape::Own) => {
                 let (blob, compression) = (self.layer.blob.clone(), Compression::Gzip);
-                Layer::stream(store, &self.engine, blob, compression).await.ok()
+                Layer::stream(store, &self.engine, "origin", blob, compression).await.ok()
             }
             (None, _) => created(store, &self.engine, &self.layer),
         }?;
