@@ -21,7 +21,8 @@ fn main() -> Result<()> {
         let slots = Slots::open(root.join("slots.json"))?;
         let connection = Connection::mount(&root.join("fuse"), slots, &store, &engine)?;
         let blob = Arc::new(FaultyBlob::new(layer.bytes.clone(), 64 << 10));
-        let shown = runtime.block_on(Layer::stream(&store, &engine, "origin", blob, ztoc::Compression::Gzip))?;
+        let shown =
+            runtime.block_on(Layer::stream(&store, &engine, "origin", blob, ztoc::Compression::Gzip))?;
         let lazy = connection.slot_path(connection.show(&shown, &[])?);
         let plain = unpack_layer(&lab, &layer)?;
         let (ours, theirs) = best_of(5, || read_all(&lazy), || read_all(&plain));

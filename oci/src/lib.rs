@@ -36,5 +36,7 @@ pub use error::{Error, ErrorKind};
 pub use image::{Config, Descriptor, Index, Manifest, Platform, canonical_json};
 pub use layout::Layout;
 pub use reference::Reference;
-pub use registry::{Anonymous, Client, ClientOptions, Credential, Credentials, DockerConfig, Registry};
+pub use registry::{
+    Anonymous, Client, ClientOptions, Credential, Credentials, DockerConfig, Patience, Registry,
+};
 pub use store::Store;

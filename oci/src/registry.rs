@@ -11,6 +11,7 @@ mod session;
 mod auth;
 mod credentials;
 mod http;
+mod patience;
 mod hosts;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::store::{MANIFEST_BYTES_MAX, Origin, Store, read_blob};
 pub use credentials::{Anonymous, Credential, Credentials, DockerConfig};
 pub use hosts::PlainHttp;
 pub use http::{Client, ClientOptions};
+pub use patience::Patience;
 
 use self::auth::Auth;
 use self::hosts::Endpoint;

@@ -11,11 +11,12 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture, future::Shared};
-use oci::{Client, Credentials, Digest, Manifest, Reference, Registry};
+use oci::{Client, Credentials, Digest, Manifest, Patience, Reference, Registry};
 
 use crate::{
     config::Unindexed,
     containerd::Containerd,
+    error::told,
     labels::LayerRequest,
     plan::{Contents, Modes},
     reason::Reason,
@@ -24,8 +25,9 @@ use crate::{
 
 const KEEP_FOUND: Duration = Duration::from_secs(600);
 const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
-/// A lookup is three requests; one that takes longer holds up a pull for nothing.
-const LIMIT: Duration = Duration::from_secs(60);
+/// A lookup is three small requests, each answered within a second or asked again within a few: a registry that is
+/// silent for longer holds up a pull that could do without it, and so does one that takes forever over kilobytes.
+const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
 /// Images pulled at the same time on one node, generously.
 const MOST: usize = 256;
 
@@ -118,8 +120,9 @@ impl Images {
                 let (lookup, namespace, request) =
                     (self.lookup.clone(), namespace.to_owned(), request.clone());
                 let task = tokio::spawn(async move {
-                    let found = tokio::time::timeout(LIMIT, lookup.image(&namespace, &request)).await;
-                    found.unwrap_or_else(|_| Err((Reason::Unreachable, "the index does not come".to_owned())))
+                    let doing = format!("find the index of {}", request.image);
+                    let found = PATIENCE.bound(&doing, lookup.image(&namespace, &request)).await;
+                    found.unwrap_or_else(|silence| Err((Reason::Unreachable, told(&silence))))
                 });
                 let answer = task.map(|joined| {
                     let found = joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string())));

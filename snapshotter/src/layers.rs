@@ -14,17 +14,22 @@ use std::{
 
 use index::prefetch::Prefetch;
 use layerfs::{Connection, Engine, Family, Inherited, Layer, LayerId, Store};
-use oci::{Descriptor, Registry, Store as _};
+use oci::{Descriptor, Patience, Registry, Store as _};
 use tokio::sync::Semaphore;
 
-use crate::{reason::Reason, store::Lazy, sync::lock};
+use crate::{error::told, reason::Reason, store::Lazy, sync::lock};
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
 const MAX_ZTOC_BYTES: u64 = 384 << 20;
 /// Bytes in a permit: a semaphore counts in 32 bits.
 const UNIT: u64 = 1024;
-/// A ztoc that takes longer is one that we do without.
-const ZTOC_LIMIT: Duration = Duration::from_secs(120);
+/// A registry that is silent for longer is one whose ztoc we do without: an answer takes less than a second, and one
+/// that has to be asked for again comes within a few.
+const ZTOC_SILENCE: Duration = Duration::from_secs(10);
+/// A ztoc of no size may take so long, and a second more for each so many bytes. On a line slower than that nothing is
+/// quick; the layer, some hundred times as long, least of all.
+const ZTOC_TOTAL: Duration = Duration::from_secs(60);
+const ZTOC_BYTES_A_SECOND: u64 = 256 << 10;
 /// As many bytes as the most spans that an artifact may name take.
 const MAX_PREFETCH_BYTES: u64 = 16 << 20;
 /// How long a stop waits for spans that are being stored: a few on a busy machine.
@@ -36,6 +41,11 @@ type Gate = Arc<tokio::sync::Mutex<()>>;
 
 /// Why a layer could not be opened.
 pub(crate) type Refusal = (Reason, String);
+
+fn ztoc_patience(bytes: u64) -> Patience {
+    let total = ZTOC_TOTAL + Duration::from_secs(bytes / ZTOC_BYTES_A_SECOND);
+    Patience { silence: ZTOC_SILENCE, total }
+}
 
 /// All layers of the daemon.
 #[derive(Debug)]
@@ -141,11 +151,10 @@ impl Layers {
         }
         let room = u32::try_from(ztoc.size.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let _room = self.ztocs.acquire_many(room).await.map_err(|e| (Reason::Internal, e.to_string()))?;
-        let fetch = tokio::time::timeout(ZTOC_LIMIT, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
-        let bytes = fetch
-            .await
-            .map_err(|_| (Reason::Unreachable, format!("ztoc {} does not come", ztoc.digest)))?
-            .map_err(|e| (Reason::of_registry(&e, Reason::ZtocInvalid), e.to_string()))?;
+        let doing = format!("fetch ztoc {}", ztoc.digest);
+        let fetch = ztoc_patience(ztoc.size).bound(&doing, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
+        let bytes =
+            fetch.await.flatten().map_err(|e| (Reason::of_registry(&e, Reason::ZtocInvalid), told(&e)))?;
         let (store, engine) = (self.store.clone(), self.engine.clone());
         let (layer, ztoc) = (layer.digest, ztoc.digest);
         let created =

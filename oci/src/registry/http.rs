@@ -13,6 +13,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::{sleep, timeout};
 
 use super::hosts::{PlainHttp, is_loopback};
+use super::patience::heard;
 use crate::blob::{ByteStream, collect};
 use crate::error::{Error, ErrorKind};
 
@@ -101,7 +102,10 @@ impl Client {
         doing: &str,
     ) -> Result<Response, Error> {
         match timeout(patience, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                heard();
+                Ok(response)
+            }
             Ok(Err(cause)) => Err(transport(cause, doing)),
             Err(_) => Err(Error::new(ErrorKind::Unreachable, doing)
                 .because(format!("no answer within {} s", patience.as_secs()))),
@@ -115,7 +119,10 @@ impl Client {
         Box::pin(stream::unfold(start, move |state| async move {
             let (mut response, doing) = state?;
             match timeout(idle, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => Some((Ok(chunk), Some((response, doing)))),
+                Ok(Ok(Some(chunk))) => {
+                    heard();
+                    Some((Ok(chunk), Some((response, doing))))
+                }
                 Ok(Ok(None)) => None,
                 Ok(Err(cause)) => Some((Err(transport(cause, &doing)), None)),
                 Err(_) => {

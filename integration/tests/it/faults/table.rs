@@ -110,9 +110,17 @@ const WRONG: [Outcome; STAGES.len()] = [
     Outcome::Error,
     Outcome::Later,
 ];
-/// Stands still, and then goes on.
+/// Something still comes, and then all of it.
 const SLOW: [Outcome; STAGES.len()] =
     [Outcome::Waits, Outcome::Waits, Outcome::Waits, Outcome::Waits, Outcome::Later];
+/// Stands still: who can go on without it does, the others wait.
+const SILENT: [Outcome; STAGES.len()] = [
+    Outcome::Left("unreachable"),
+    Outcome::Whole("unreachable"),
+    Outcome::Waits,
+    Outcome::Waits,
+    Outcome::Later,
+];
 /// Is gone about in another way.
 const AROUND: [Outcome; STAGES.len()] =
     [Outcome::None, Outcome::Unnoticed, Outcome::Unnoticed, Outcome::Unnoticed, Outcome::Unnoticed];
@@ -179,7 +187,7 @@ pub(crate) const ROWS: &[Row] = &[
         words: "nothing moves after the answer's beginning",
         fault: || Fault::Stall { after: FEW },
         hits: 1,
-        cells: SLOW,
+        cells: SILENT,
     },
     Row { name: "trickle", words: "one byte a second", fault: || Fault::Trickle, hits: 1, cells: SLOW },
     Row {
