@@ -1,8 +1,9 @@
 //! From nothing to a program's answer: pull and run, over a slow line, through three snapshotters: containerd's
 //! own overlayfs, the Go daemon where its binary is given, and ours. `cargo bench -p benches --bench start --
-//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours]`. Images are made of Debian's packages, which takes
+//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours] [--unindexed]`. Images are made of Debian's packages, which takes
 //! minutes and up to 2 GB the first time: without a name it is the smallest. `--peer` names a folder with the Go daemon
-//! (0.15: our indexes have its digests, so it runs on the same image); `--ours` leaves the others out.
+//! (0.15: our indexes have its digests, so it runs on the same image); `--ours` leaves the others out. `--unindexed` adds
+//! our own on the image without its index.
 
 use std::{
     fmt::Write as _,
@@ -142,6 +143,8 @@ enum Side {
     Overlayfs,
     Go,
     Ours,
+    /// Ours, on the image without its index: every layer comes whole into the store.
+    Whole,
 }
 
 /// What one start took.
@@ -166,6 +169,7 @@ struct Options {
     rounds: u32,
     peer: Option<PathBuf>,
     ours_only: bool,
+    unindexed: bool,
 }
 
 /// What all measurements share.
@@ -197,8 +201,14 @@ fn main() -> Result<()> {
 }
 
 fn options() -> Result<Options> {
-    let mut options =
-        Options { images: Vec::new(), lines: Vec::new(), rounds: 3, peer: None, ours_only: false };
+    let mut options = Options {
+        images: Vec::new(),
+        lines: Vec::new(),
+        rounds: 3,
+        peer: None,
+        ours_only: false,
+        unindexed: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value"));
@@ -208,6 +218,7 @@ fn options() -> Result<Options> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--peer" => options.peer = Some(value()?.into()),
             "--ours" => options.ours_only = true,
+            "--unindexed" => options.unindexed = true,
             "--line" => {
                 let value = value()?;
                 let (rate, trip) = value.split_once(',').context("--line is MBIT,MS")?;
@@ -251,6 +262,9 @@ impl Bench {
             if self.options.ours_only {
                 sides = vec![Side::Ours];
             }
+            if self.options.unindexed {
+                sides.push(Side::Whole);
+            }
             let mut best: Vec<Option<Start>> = vec![None; sides.len()];
             for _ in 0..self.options.rounds {
                 for (side, best) in sides.iter().zip(&mut best) {
@@ -273,12 +287,14 @@ impl Bench {
         let speed =
             Speed { bytes_per_second: Some(rate * 1_000_000 / 8), round_trip: Duration::from_millis(trip) };
         let link = Link::with_speed(&lab, host, speed)?;
-        let reference = format!("{}/app:soci", link.host());
+        let tag = if side == Side::Whole { "plain" } else { "soci" };
+        let reference = format!("{}/app:{tag}", link.host());
         let daemon = match side {
             Side::Overlayfs => None,
             Side::Go => Some(self.go(&lab)?),
-            Side::Ours => {
-                let daemon = Daemon::start_from(&lab, &Daemon::configuration(&lab), self.binaries.clone())?;
+            Side::Ours | Side::Whole => {
+                let configuration = Daemon::configuration(&lab) + "[unindexed]\nmode = \"store\"\n";
+                let daemon = Daemon::start_from(&lab, &configuration, self.binaries.clone())?;
                 Some((daemon.address(), daemon.pid()))
             }
         };
