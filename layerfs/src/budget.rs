@@ -51,7 +51,9 @@ impl Default for Limits {
 #[derive(Debug)]
 struct Host {
     requests: usize,
-    /// Compressed bytes of them.
+    /// Those of them that nobody waits for.
+    fills: usize,
+    /// Compressed bytes of them all.
     held: u64,
     /// Compressed bytes asked for by fill that have not arrived.
     coming: u64,
@@ -81,6 +83,8 @@ pub(crate) struct Budget {
 pub(crate) struct Permit {
     budget: Arc<Budget>,
     host: Arc<str>,
+    /// 1 where nobody waits for it.
+    fills: usize,
     held: u64,
     coming: u64,
     /// Arrived since it was last told.
@@ -106,7 +110,14 @@ impl Drop for Streaming {
 
 impl State {
     fn host(&mut self, name: &Arc<str>, most: usize) -> &mut Host {
-        let new = || Host { requests: 0, held: 0, coming: 0, streams: 0, allowance: Allowance::new(most) };
+        let new = || Host {
+            requests: 0,
+            fills: 0,
+            held: 0,
+            coming: 0,
+            streams: 0,
+            allowance: Allowance::new(most),
+        };
         self.hosts.entry(name.clone()).or_insert_with(new)
     }
 
@@ -154,7 +165,10 @@ impl Budget {
                 let all = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes;
                 let host = state.host(name, self.max_requests);
                 let own = host.held == 0 || host.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
-                if all && own && host.requests < host.allowance.now() {
+                // Where the allowance has shrunk, or is small, fill may have all of it, and stand still.
+                let allowed = host.allowance.now();
+                let reserved = host.requests - host.fills < readers_part(allowed);
+                if all && own && (host.requests < allowed || reserved) {
                     return self.permit(&mut state, name, bytes, 0);
                 }
             }
@@ -173,8 +187,9 @@ impl Budget {
         let host = state.host(name, self.max_requests);
         let own = host.held == 0 || host.held.saturating_add(bytes) <= most;
         let allowed = host.allowance.now();
-        let free =
-            host.streams == 0 && host.coming < window && host.requests < (allowed - allowed / 4).max(1);
+        let free = host.streams == 0
+            && host.coming < window
+            && host.requests < allowed.saturating_sub(readers_part(allowed)).max(1);
         let permit = (all && own && free).then(|| self.permit(&mut state, name, bytes, bytes));
         if permit.is_none() {
             state.tidy(name);
@@ -185,10 +200,13 @@ impl Budget {
     fn permit(self: &Arc<Self>, state: &mut State, name: &Arc<str>, held: u64, coming: u64) -> Permit {
         state.held += held;
         let host = state.host(name, self.max_requests);
+        // Nothing is told of what arrives for a reader.
+        let fills = usize::from(coming > 0);
         host.requests += 1;
+        host.fills += fills;
         host.held += held;
         host.coming += coming;
-        Permit { budget: self.clone(), host: name.clone(), held, coming, untold: 0 }
+        Permit { budget: self.clone(), host: name.clone(), fills, held, coming, untold: 0 }
     }
 
     /// A layer is streamed whole from this host as long as the answer lives.
@@ -207,6 +225,11 @@ impl Budget {
             allowance.good();
         }
     }
+}
+
+/// Of the requests that a host may have, those that fill leaves to readers.
+fn readers_part(allowed: usize) -> usize {
+    (allowed / 4).max(1)
 }
 
 impl Permit {
@@ -244,6 +267,7 @@ impl Drop for Permit {
         state.held -= self.held;
         let host = state.host(&self.host, self.budget.max_requests);
         host.requests -= 1;
+        host.fills -= self.fills;
         host.held -= self.held;
         host.coming -= self.coming;
         state.tidy(&self.host);
@@ -254,6 +278,8 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     const WINDOW: u64 = 4 << 20;
@@ -270,6 +296,21 @@ mod tests {
         drop(second);
         assert!(may(&one) && may(&other));
         assert!(budget.state.lock().hosts.is_empty(), "nothing is asked of anybody");
+    }
+
+    #[tokio::test]
+    async fn a_reader_finds_room_beside_fill_that_stands_still() {
+        let budget = Arc::new(Budget::new(&Limits { max_requests: 8, ..Limits::default() }));
+        let host: Arc<str> = "host".into();
+        let fills: Vec<_> = std::iter::from_fn(|| budget.fill(&host, 1, WINDOW)).collect();
+        assert_eq!(fills.len(), 6);
+        // Now it says that it has too much to do, and does no more of what it has.
+        budget.answered(&host, true);
+        let reader = budget.demand(&host, 1).now_or_never().expect("there is room for a reader");
+        assert!(budget.demand(&host, 1).now_or_never().is_none(), "and for no other: it is busy");
+        assert!(budget.fill(&host, 1, WINDOW).is_none());
+        drop((fills, reader));
+        assert!(budget.demand(&host, 1).now_or_never().is_some());
     }
 
     #[tokio::test]
