@@ -1,10 +1,10 @@
 //! Images that the tests share: small ones written by hand, converted, with their truth beside them.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use integration::{
     daemon::soci,
     images::{
-        Image, Layer, PushedImage, Tar, push_image,
+        Image, Layer, PushedImage, Tar, document, push_image,
         tar::{Dialect, Entry, Kind},
     },
     lab::Lab,
@@ -12,6 +12,7 @@ use integration::{
     machine::binaries,
     registry::Registry,
 };
+use serde_json::Value;
 
 /// Bytes that do not compress, so that a file has about as many spans as it should.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -100,4 +101,16 @@ pub(crate) fn stage(lab: &Lab, layers: Vec<Layer>, flags: &[&str]) -> Result<Sta
     words.extend([from.as_str(), to.as_str()]);
     soci(lab, &binaries()?, &words)?;
     Ok(Stage { registry, link, pushed, plain, lazy })
+}
+
+/// The digest of a converted image's SOCI index, and what is listed in it: ztocs and prefetch artifacts.
+pub(crate) fn index(host: &str, repository: &str) -> Result<(String, Vec<Value>)> {
+    let image = document(host, repository, "soci")?;
+    let noted = |entry: &&Value| !entry["annotations"]["com.amazon.soci.image-manifest-digest"].is_null();
+    let found = image["manifests"].as_array().and_then(|all| all.iter().find(noted));
+    let digest = found.and_then(|entry| entry["digest"].as_str());
+    let digest = digest.with_context(|| format!("an index among {image}"))?;
+    let index = document(host, repository, digest)?;
+    let listed = index["layers"].as_array().with_context(|| format!("layers in {index}"))?;
+    Ok((digest.to_owned(), listed.clone()))
 }

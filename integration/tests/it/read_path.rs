@@ -16,7 +16,7 @@ use integration::{
 };
 use serde_json::Value;
 
-use crate::image::{SMALL, stage, zoo};
+use crate::image::{SMALL, index, stage, zoo};
 
 pub(crate) const NO_FILL: &str = "[fill]\nenable = false\n";
 /// What has no index is brought whole.
@@ -65,6 +65,27 @@ fn containerd_every_entry_of_a_converted_image_is_as_unpacked() -> Result<()> {
     let tool = found.get("usr/bin/tool").expect("it is there");
     ensure!(tool.links.len() == 2 && tool.mode == 0o4755, "{tool:?}");
     ensure!(found.get("gone/file").is_none() && found.get("dark/file").is_none());
+    Ok(())
+}
+
+#[test]
+fn containerd_a_layer_noted_to_have_no_xattrs_is_as_unpacked() -> Result<()> {
+    let lab = Lab::new("noxattrs")?;
+    let words = [SMALL, &["--optimizations", "xattr"]].concat();
+    let stage = stage(&lab, zoo(), &words)?;
+    let (_, ztocs) = index(stage.registry.host(), "app")?;
+    let noted: Vec<bool> =
+        ztocs.iter().map(|ztoc| ztoc["annotations"]["com.amazon.soci.disable-xattrs"] == "true").collect();
+    // The first layer has some, the second an opaque directory.
+    ensure!(noted == [false, false, true], "{ztocs:?}");
+    let (_daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    let layers = pull(&lab, &containerd, &stage.lazy)?;
+    ensure!(layers.iter().all(|line| line.ends_with(" lazy")), "{layers:?}");
+    let truth = Unpacked::image(&lab, &containerd, &stage.plain)?.tree()?;
+    ensure!(truth.entries.values().any(|entry| !entry.xattrs.is_empty()), "there is something to compare");
+    let mut skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
+    skip.mtimes.insert(b"usr/old".to_vec());
+    assert_same(&truth, &lazy_tree(&lab, &containerd)?, &skip);
     Ok(())
 }
 
