@@ -3,6 +3,7 @@
 mod cells;
 mod ecr;
 mod outage;
+mod prefetch;
 pub(crate) mod table;
 
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};

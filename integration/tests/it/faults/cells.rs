@@ -1,4 +1,4 @@
-//! The rows of `table`, run: each fault at each stage, for as long as it takes to see what comes of it, and then
+//! The rows of `table`, run (the column *prefetch* in `prefetch`): each fault at each stage, for as long as it takes to see what comes of it, and then
 //! lifted. In every cell every byte that comes out is compared with the plain unpacking of the same layer. The cells
 //! of a test run side by side in one lab, each with an image or a layer of its own; what one's fault does to
 //! another's bytes is part of the test.
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::{
     containerd::Containerd,
     daemon::{Daemon, soci, with_containerd},
-    images::{Image, Layer, Tar, document, push_image, tar::Entry},
+    images::{Image, Layer, Tar, push_image, tar::Entry},
     lab::Lab,
     link::{Fault, Injected, Link, When},
     machine::{binaries, long},
@@ -30,7 +30,7 @@ use serde_json::Value;
 
 use super::table::{Outcome, ROWS, Row, Stage};
 use crate::{
-    image::noise,
+    image::{index, noise},
     read_path::{NO_FILL, pull},
 };
 
@@ -40,7 +40,7 @@ const LAYER_BYTES: usize = 350_000;
 /// Against a hang. The longest cell is one where two programs after each other try five times, with pauses.
 const CELL_LIMIT: Duration = Duration::from_secs(180);
 /// Enough that no cell waits for another's turn: that is another test's matter.
-const WIDE: &str = "[fetch]\nmax_requests = 256\n";
+pub(super) const WIDE: &str = "[fetch]\nmax_requests = 256\n";
 /// A fill pauses up to a minute between its rounds; a busy machine adds to that.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
 
@@ -48,16 +48,16 @@ const FILL_LIMIT: Duration = Duration::from_secs(120);
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// Everything that the cells of one test share.
-struct Bench {
-    registry: Registry,
-    link: Link,
-    daemon: Daemon,
-    containerd: Containerd,
-    lab: Lab,
+pub(super) struct Bench {
+    pub(super) registry: Registry,
+    pub(super) link: Link,
+    pub(super) daemon: Daemon,
+    pub(super) containerd: Containerd,
+    pub(super) lab: Lab,
 }
 
 impl Bench {
-    fn new(name: &str, configuration: &str) -> Result<Bench> {
+    pub(super) fn new(name: &str, configuration: &str) -> Result<Bench> {
         let lab = Lab::new(name)?;
         let registry = Registry::start(&lab)?;
         let link = Link::new(&lab, registry.host())?;
@@ -80,29 +80,22 @@ impl Bench {
 
     /// The digests of a converted image's index, and of the ztoc of one of its layers.
     fn artifacts(&self, repository: &str, layer: &Layer) -> Result<(String, String)> {
-        let list = |document: &Value, of: &str| document[of].as_array().cloned().unwrap_or_default();
-        let digest = |entry: &Value| entry["digest"].as_str().map(str::to_owned);
-        let host = self.registry.host();
-        let image = document(host, repository, "soci")?;
-        let noted = |entry: &&Value| !entry["annotations"]["com.amazon.soci.image-manifest-digest"].is_null();
-        let index = list(&image, "manifests").iter().find(noted).and_then(digest);
-        let index = index.with_context(|| format!("an index among {image}"))?;
-        let found = document(host, repository, &index)?;
+        let (index, entries) = index(self.registry.host(), repository)?;
         let wanted = Value::from(layer.digest.to_string());
         let of_layer = |entry: &&Value| entry["annotations"]["com.amazon.soci.image-layer-digest"] == wanted;
-        let ztoc = list(&found, "layers").iter().find(of_layer).and_then(digest);
-        Ok((index, ztoc.with_context(|| format!("a ztoc in {found}"))?))
+        let ztoc = entries.iter().find(of_layer).and_then(|entry| entry["digest"].as_str());
+        Ok((index, ztoc.with_context(|| format!("a ztoc in {entries:?}"))?.to_owned()))
     }
 
     /// Log lines with a reason.
-    fn reasons(&self, of: impl Fn(&Value) -> bool) -> Vec<String> {
+    pub(super) fn reasons(&self, of: impl Fn(&Value) -> bool) -> Vec<String> {
         let lines =
             self.daemon.logs().into_iter().filter(|line| line["remote-snapshot-prepared"].is_string());
         lines.filter(of).filter_map(|line| line["reason"].as_str().map(str::to_owned)).collect()
     }
 
     /// Whether nothing of the daemon's has panicked: that it still serves shows in every cell.
-    fn ensure_calm(&self) -> Result<()> {
+    pub(super) fn ensure_calm(&self) -> Result<()> {
         let log = std::fs::read_to_string(self.lab.path().join("daemon.log"))?;
         let panics: Vec<&str> = log.lines().filter(|line| line.contains("panic")).collect();
         ensure!(panics.is_empty(), "{}", panics.join("\n"));
@@ -110,7 +103,7 @@ impl Bench {
     }
 
     /// Whether everything in a mounted image is as in the plain unpacking of its layers.
-    fn ensure_same(&self, image: &Image) -> Result<()> {
+    pub(super) fn ensure_same(&self, image: &Image) -> Result<()> {
         let mounted = mount_snapshot(&self.lab, &self.containerd, "soci", &image.chain_id())?;
         for layer in &image.layers {
             for (path, truth) in truth(&self.lab, layer)? {
@@ -137,7 +130,7 @@ fn layers() -> Vec<(Layer, u64)> {
 }
 
 /// The files of a layer as GNU tar unpacks them.
-fn truth(lab: &Lab, layer: &Layer) -> Result<Files> {
+pub(super) fn truth(lab: &Lab, layer: &Layer) -> Result<Files> {
     let folder = unpack_layer(lab, layer)?;
     let tree = walk(&folder)?;
     let files = tree.entries.values().filter(|entry| entry.content.is_some());
@@ -159,7 +152,10 @@ fn read(path: &Path) -> Result<(Vec<u8>, Option<i32>)> {
 }
 
 /// Runs the cells of some stages side by side; fails with all that failed.
-fn side_by_side(stages: &[Stage], cell: impl Fn(Stage, &Row, u64) -> Result<()> + Sync) -> Result<()> {
+pub(super) fn side_by_side(
+    stages: &[Stage],
+    cell: impl Fn(Stage, &Row, u64) -> Result<()> + Sync,
+) -> Result<()> {
     let cell = &cell;
     let failed: Vec<String> = thread::scope(|scope| {
         let mut running = Vec::new();

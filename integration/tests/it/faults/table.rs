@@ -14,6 +14,8 @@ pub(crate) enum Stage {
     Ztoc,
     /// A layer that has no ztoc, at its mount: the whole of it.
     Stream,
+    /// A layer's prefetch artifact, and the spans that it names.
+    Prefetch,
     /// Spans that somebody waits for.
     Read,
     /// Spans that nobody waits for.
@@ -21,7 +23,8 @@ pub(crate) enum Stage {
 }
 
 /// In the order of the document's columns.
-pub(crate) const STAGES: [Stage; 5] = [Stage::Index, Stage::Ztoc, Stage::Stream, Stage::Read, Stage::Fill];
+pub(crate) const STAGES: [Stage; 6] =
+    [Stage::Index, Stage::Ztoc, Stage::Stream, Stage::Prefetch, Stage::Read, Stage::Fill];
 
 /// What comes of a fault that lasts. No outcome has a wrong byte in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub(crate) enum Outcome {
     Waits,
     /// The image is left to containerd, for this reason.
     Left(&'static str),
+    /// The image is lazy all the same, and nothing waits.
+    Lazy,
     /// The layer is fetched whole, for this reason.
     Whole(&'static str),
     /// The pull fails; when the fault is over the next one does not.
@@ -70,6 +75,7 @@ impl fmt::Display for Stage {
             Stage::Index => "mount: index",
             Stage::Ztoc => "mount: ztoc",
             Stage::Stream => "mount: whole layer",
+            Stage::Prefetch => "prefetch",
             Stage::Read => "first read",
             Stage::Fill => "fill",
         })
@@ -82,6 +88,7 @@ impl fmt::Display for Outcome {
             Outcome::Unnoticed => f.write_str("unnoticed"),
             Outcome::Waits => f.write_str("waits"),
             Outcome::Left(reason) => write!(f, "left: `{reason}`"),
+            Outcome::Lazy => f.write_str("lazy"),
             Outcome::Whole(reason) => write!(f, "whole: `{reason}`"),
             Outcome::Fails => f.write_str("fails"),
             Outcome::Error => f.write_str("EIO"),
@@ -96,34 +103,49 @@ const AWAY: [Outcome; STAGES.len()] = [
     Outcome::Left("unreachable"),
     Outcome::Whole("unreachable"),
     Outcome::Fails,
+    Outcome::Lazy,
     Outcome::Waits,
     Outcome::Later,
 ];
 /// Does not let us in.
-const CLOSED: [Outcome; STAGES.len()] =
-    [Outcome::Left("denied"), Outcome::Whole("denied"), Outcome::Fails, Outcome::Waits, Outcome::Later];
+const CLOSED: [Outcome; STAGES.len()] = [
+    Outcome::Left("denied"),
+    Outcome::Whole("denied"),
+    Outcome::Fails,
+    Outcome::Lazy,
+    Outcome::Waits,
+    Outcome::Later,
+];
 /// Has something else than it should.
 const WRONG: [Outcome; STAGES.len()] = [
     Outcome::Left("index_invalid"),
     Outcome::Whole("ztoc_invalid"),
     Outcome::Fails,
+    Outcome::Lazy,
     Outcome::Error,
     Outcome::Later,
 ];
 /// Something still comes, and then all of it.
 const SLOW: [Outcome; STAGES.len()] =
-    [Outcome::Waits, Outcome::Waits, Outcome::Waits, Outcome::Waits, Outcome::Later];
+    [Outcome::Waits, Outcome::Waits, Outcome::Waits, Outcome::Lazy, Outcome::Waits, Outcome::Later];
 /// Stands still: who can go on without it does, the others wait.
 const SILENT: [Outcome; STAGES.len()] = [
     Outcome::Left("unreachable"),
     Outcome::Whole("unreachable"),
     Outcome::Waits,
+    Outcome::Lazy,
     Outcome::Waits,
     Outcome::Later,
 ];
 /// Is gone about in another way.
-const AROUND: [Outcome; STAGES.len()] =
-    [Outcome::None, Outcome::Unnoticed, Outcome::Unnoticed, Outcome::Unnoticed, Outcome::Unnoticed];
+const AROUND: [Outcome; STAGES.len()] = [
+    Outcome::None,
+    Outcome::Unnoticed,
+    Outcome::Unnoticed,
+    Outcome::Lazy,
+    Outcome::Unnoticed,
+    Outcome::Unnoticed,
+];
 
 /// Bytes of a body that pass before something happens: fewer than anything here has.
 const FEW: u64 = 100;
@@ -225,14 +247,21 @@ pub(crate) const ROWS: &[Row] = &[
         words: "the whole blob for a range of it",
         fault: || Fault::WholeBlob,
         hits: 1,
-        cells: [Outcome::None, Outcome::None, Outcome::None, Outcome::Unnoticed, Outcome::Unnoticed],
+        cells: [
+            Outcome::None,
+            Outcome::None,
+            Outcome::None,
+            Outcome::Lazy,
+            Outcome::Unnoticed,
+            Outcome::Unnoticed,
+        ],
     },
     Row {
         name: "wrong-range",
         words: "another `Content-Range` than was asked for",
         fault: || Fault::WrongRange,
         hits: 2,
-        cells: [Outcome::None, Outcome::None, Outcome::None, Outcome::Error, Outcome::Later],
+        cells: [Outcome::None, Outcome::None, Outcome::None, Outcome::Lazy, Outcome::Error, Outcome::Later],
     },
     Row {
         name: "flipped",
