@@ -1,9 +1,8 @@
 //! From nothing to a program's answer: pull and run, over a slow line, through three snapshotters: containerd's
 //! own overlayfs, the Go daemon where its binary is given, and ours. `cargo bench -p benches --bench start --
-//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours] [--unindexed]`. Images are made of Debian's packages, which takes
+//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours]`. Images are made of Debian's packages, which takes
 //! minutes and up to 2 GB the first time: without a name it is the smallest. `--peer` names a folder with the Go daemon
-//! (0.15: our indexes have its digests, so it runs on the same image); `--ours` leaves the others out. `--unindexed` adds
-//! our own on the image without its index.
+//! (0.15: our indexes have its digests, so it runs on the same image); `--ours` leaves the others out.
 
 use std::{
     fmt::Write as _,
@@ -13,129 +12,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use benches::{
+    MIN_LAYER_SIZE, keep,
+    stage::{INDEXED, Stage},
+    workloads::{WORKLOADS, Workload},
+};
 use integration::{
-    containerd::{self, Containerd},
-    daemon::{self, Daemon},
-    images::{self, Recipe, debian, push_image},
+    daemon::Daemon,
     lab::Lab,
     link::{Link, Speed},
-    machine::{self, Binaries, Profile},
-    parts,
-    registry::Registry,
+    machine,
+    process::processor_time,
 };
 use serde_json::json;
-
-/// An image, what is run in it, and the bar: ours / overlayfs at 1 Gbit/s and 20 ms.
-struct Workload {
-    recipe: Recipe<'static>,
-    program: &'static [&'static str],
-    bar: f64,
-}
-
-const PYTHON3: (&str, &[&str]) = ("python", &["python3"]);
-const BASE: (&str, &[&str]) = ("base", debian::BASE);
-
-/// Packages of the image of many layers, one layer each.
-const MANY: &[(&str, &[&str])] = &[
-    BASE,
-    ("perl", &["perl"]),
-    ("openssl", &["openssl"]),
-    ("curl", &["curl"]),
-    ("git", &["git"]),
-    ("vim", &["vim-tiny"]),
-    ("less", &["less"]),
-    ("tmux", &["tmux"]),
-    ("jq", &["jq"]),
-    ("rsync", &["rsync"]),
-    ("zip", &["zip"]),
-    ("unzip", &["unzip"]),
-    ("xz", &["xz-utils"]),
-    ("zstd", &["zstd"]),
-    ("make", &["make"]),
-    ("patch", &["patch"]),
-    ("file", &["file"]),
-    ("strace", &["strace"]),
-    ("gdb", &["gdb"]),
-    PYTHON3,
-    ("requests", &["python3-requests"]),
-    ("yaml", &["python3-yaml"]),
-    ("lxml", &["python3-lxml"]),
-    ("numpy", &["python3-numpy"]),
-    ("sqlite", &["sqlite3"]),
-    ("psql", &["postgresql-client-15"]),
-    ("redis", &["redis-tools"]),
-    ("node", &["nodejs"]),
-    ("ruby", &["ruby"]),
-    ("lua", &["lua5.4"]),
-    ("tree", &["tree"]),
-];
-
-const WORKLOADS: &[Workload] = &[
-    Workload {
-        recipe: Recipe { name: "python3", layers: &[BASE, PYTHON3], alternatives: &[], files: &[] },
-        program: &["python3", "-c", "import json, platform; print(platform.python_version())"],
-        bar: 0.40,
-    },
-    Workload {
-        recipe: Recipe {
-            name: "java",
-            layers: &[BASE, ("java", &["openjdk-17-jre-headless"])],
-            alternatives: &[("usr/bin/java", "../lib/jvm/java-17-openjdk-amd64/bin/java")],
-            files: &[],
-        },
-        program: &["java", "-version"],
-        bar: 0.28,
-    },
-    Workload {
-        recipe: Recipe {
-            name: "node",
-            layers: &[BASE, ("node", &["nodejs"])],
-            alternatives: &[],
-            files: &[],
-        },
-        program: &["node", "-e", "console.log(process.version)"],
-        bar: 0.40,
-    },
-    Workload {
-        recipe: Recipe { name: "many", layers: MANY, alternatives: &[], files: &[] },
-        program: &["git", "--version"],
-        bar: 0.30,
-    },
-    Workload {
-        recipe: Recipe {
-            name: "ml",
-            layers: &[
-                BASE,
-                PYTHON3,
-                ("numpy", &["python3-numpy", "libopenblas0-pthread"]),
-                ("pandas", &["python3-pandas"]),
-                ("sklearn", &["python3-sklearn"]),
-            ],
-            alternatives: debian::OPENBLAS,
-            files: &[],
-        },
-        program: &["python3", "-c", "import numpy, pandas, sklearn.linear_model; print(pandas.__version__)"],
-        bar: 0.50,
-    },
-    Workload {
-        recipe: Recipe {
-            name: "large",
-            layers: &[
-                BASE,
-                PYTHON3,
-                ("numpy", &["python3-numpy", "libopenblas0-pthread", "python3-sympy"]),
-                ("fonts", &["texlive-fonts-extra", "texlive-latex-extra", "texlive-science"]),
-            ],
-            alternatives: debian::OPENBLAS,
-            files: &[],
-        },
-        program: &["python3", "-c", "import numpy, sympy; print(sympy.__version__)"],
-        bar: 0.12,
-    },
-];
-
-/// Ticks a second in `/proc`: so on every architecture that Linux runs containers on.
-const TICKS: u64 = 100;
 
 /// A snapshotter to be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,8 +32,6 @@ enum Side {
     Overlayfs,
     Go,
     Ours,
-    /// Ours, on the image without its index: every layer comes whole into the store.
-    Whole,
 }
 
 /// What one start took.
@@ -169,24 +56,16 @@ struct Options {
     rounds: u32,
     peer: Option<PathBuf>,
     ours_only: bool,
-    unindexed: bool,
 }
 
 /// What all measurements share.
 struct Bench {
     options: Options,
-    binaries: Binaries,
-    containerd: Option<PathBuf>,
+    stage: Stage,
 }
 
 fn main() -> Result<()> {
-    let options = options()?;
-    machine::ensure_debian(&["containerd", "runc", "docker-registry", "fuse3", "tar", "gzip"])?;
-    let binaries = machine::build(Profile::Release)?;
-    let containerd = parts::containerd_2()
-        .inspect_err(|e| machine::say(&format!("with Debian's containerd, because newer: {e:#}")))
-        .ok();
-    let bench = Bench { options, binaries, containerd };
+    let bench = Bench { options: options()?, stage: Stage::new()? };
     let mut rows = Vec::new();
     for workload in WORKLOADS {
         let name = workload.recipe.name;
@@ -194,21 +73,12 @@ fn main() -> Result<()> {
             rows.extend(bench.workload(workload).with_context(|| format!("measure {name}"))?);
         }
     }
-    let path = machine::target_dir()?.join("start.json");
-    fs::write(&path, serde_json::to_vec_pretty(&rows)?)?;
-    machine::say(&format!("written to {}", path.display()));
-    Ok(())
+    keep("start", &rows)
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options {
-        images: Vec::new(),
-        lines: Vec::new(),
-        rounds: 3,
-        peer: None,
-        ours_only: false,
-        unindexed: false,
-    };
+    let mut options =
+        Options { images: Vec::new(), lines: Vec::new(), rounds: 3, peer: None, ours_only: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value"));
@@ -218,7 +88,6 @@ fn options() -> Result<Options> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--peer" => options.peer = Some(value()?.into()),
             "--ours" => options.ours_only = true,
-            "--unindexed" => options.unindexed = true,
             "--line" => {
                 let value = value()?;
                 let (rate, trip) = value.split_once(',').context("--line is MBIT,MS")?;
@@ -244,15 +113,11 @@ impl Bench {
     fn workload(&self, workload: &Workload) -> Result<Vec<serde_json::Value>> {
         let name = workload.recipe.name;
         let lab = Lab::new("start")?;
-        let registry = Registry::start(&lab)?;
-        let size: usize = {
-            let image = images::debian_image(&machine::fixtures()?, &workload.recipe)?;
-            push_image(registry.host(), "app:plain", &image)?;
-            image.layers.iter().map(|layer| layer.bytes.len()).sum()
+        let (registry, size) = {
+            let image = workload.image()?;
+            let size: usize = image.layers.iter().map(|layer| layer.bytes.len()).sum();
+            (self.stage.publish(&lab, &image, MIN_LAYER_SIZE)?, size)
         };
-        let host = registry.host();
-        let (from, to) = (format!("docker://{host}/app:plain"), format!("docker://{host}/app:soci"));
-        daemon::soci(&lab, &self.binaries, &["convert", &from, &to])?;
         let mut rows = Vec::new();
         for &line in &self.options.lines {
             let mut sides = vec![Side::Overlayfs, Side::Ours];
@@ -262,13 +127,10 @@ impl Bench {
             if self.options.ours_only {
                 sides = vec![Side::Ours];
             }
-            if self.options.unindexed {
-                sides.push(Side::Whole);
-            }
             let mut best: Vec<Option<Start>> = vec![None; sides.len()];
             for _ in 0..self.options.rounds {
                 for (side, best) in sides.iter().zip(&mut best) {
-                    let start = self.start(*side, host, line, workload.program)?;
+                    let start = self.start(*side, registry.host(), line, workload.program)?;
                     if best.is_none_or(|best| start.whole() < best.whole()) {
                         *best = Some(start);
                     }
@@ -287,27 +149,24 @@ impl Bench {
         let speed =
             Speed { bytes_per_second: Some(rate * 1_000_000 / 8), round_trip: Duration::from_millis(trip) };
         let link = Link::with_speed(&lab, host, speed)?;
-        let tag = if side == Side::Whole { "plain" } else { "soci" };
-        let reference = format!("{}/app:{tag}", link.host());
-        let daemon = match side {
-            Side::Overlayfs => None,
-            Side::Go => Some(self.go(&lab)?),
-            Side::Ours | Side::Whole => {
-                let configuration = Daemon::configuration(&lab) + "[unindexed]\nmode = \"store\"\n";
-                let daemon = Daemon::start_from(&lab, &configuration, self.binaries.clone())?;
-                Some((daemon.address(), daemon.pid()))
+        let reference = format!("{}/{INDEXED}", link.host());
+        let (containerd, daemon) = match side {
+            Side::Overlayfs => (self.stage.containerd(&lab, Vec::new())?, None),
+            Side::Go => {
+                let (socket, pid) = self.go(&lab)?;
+                (self.stage.containerd(&lab, vec![("soci".to_owned(), socket)])?, Some(pid))
+            }
+            Side::Ours => {
+                let (daemon, containerd) = self.stage.ours(&lab, "")?;
+                (containerd, Some(daemon.pid()))
             }
         };
-        let proxies = daemon.iter().map(|(socket, _)| ("soci".to_owned(), socket.clone())).collect();
-        let binaries = self.containerd.clone();
-        let options = containerd::Options { proxies, binaries, ..containerd::Options::default() };
-        let containerd = Containerd::start_with(&lab, options)?;
         let begin = Instant::now();
         let snapshotter = if side == Side::Overlayfs {
             containerd.pull(&reference, "overlayfs")?;
             "overlayfs"
         } else {
-            daemon::pull(&lab, &self.binaries, &containerd, &reference)?;
+            self.stage.pull(&lab, &containerd, link.host())?;
             "soci"
         };
         let pull = begin.elapsed();
@@ -318,7 +177,7 @@ impl Bench {
         if side != Side::Overlayfs {
             ensure!(traffic.down > 0, "nothing came over the line");
         }
-        let processor = daemon.map(|(_, pid)| processor_time(pid)).transpose()?;
+        let processor = daemon.map(processor_time).transpose()?;
         lab.close().context("stop what was started")?;
         Ok(Start { pull, run, bytes: traffic.up + traffic.down, processor })
     }
@@ -335,15 +194,6 @@ impl Bench {
         process.wait_until("the Go daemon", Duration::from_secs(30), || Ok(socket.exists().then_some(())))?;
         Ok((socket, process.pid()))
     }
-}
-
-/// What a process has used so far, in user and kernel mode.
-fn processor_time(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Behind the name, which may hold anything: user and system time are the fields 14 and 15.
-    let fields = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
-    Ok(Duration::from_millis(ticks.sum::<u64>() * 1000 / TICKS))
 }
 
 fn seconds(time: Duration) -> String {

@@ -1,9 +1,24 @@
 //! Workloads of the benchmarks, and how a ratio is taken: both sides in one run, turn and turn about, the best of
-//! each. Machines are noisy; a ratio of two numbers from two runs says nothing.
+//! each or the median. Machines are noisy; a ratio of two numbers from two runs says nothing.
 
-use std::time::{Duration, Instant};
+pub mod stage;
 
-use integration::images::{Layer, Tar, tar::Entry};
+pub mod workloads;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use integration::{
+    images::{Layer, Tar, tar::Entry},
+    machine,
+};
+use serde_json::Value;
+
+/// Of the layers that `soci convert` makes ztocs of unless told otherwise.
+pub const MIN_LAYER_SIZE: u64 = 10 << 20;
 
 /// Runs `left` and `right` alternately and returns the shortest time of either.
 pub fn best_of(rounds: u32, mut left: impl FnMut(), mut right: impl FnMut()) -> (Duration, Duration) {
@@ -19,6 +34,35 @@ fn time(side: &mut impl FnMut()) -> Duration {
     let start = Instant::now();
     side();
     start.elapsed()
+}
+
+/// Runs `left` and `right` alternately and returns the median of what each says it took.
+pub fn median_of(
+    rounds: u32,
+    mut left: impl FnMut() -> Result<Duration>,
+    mut right: impl FnMut() -> Result<Duration>,
+) -> Result<(Duration, Duration)> {
+    let mut times = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        times.0.push(left()?);
+        times.1.push(right()?);
+    }
+    Ok((quantile(&mut times.0, 0.5), quantile(&mut times.1, 0.5)))
+}
+
+/// The time that so many of these are below: 0.5 is the median. Sorts them.
+pub fn quantile(times: &mut [Duration], part: f64) -> Duration {
+    times.sort_unstable();
+    let place = ((times.len() as f64 * part) as usize).min(times.len().saturating_sub(1));
+    times.get(place).copied().unwrap_or_default()
+}
+
+/// Keeps what was measured, as `NAME.json` in the target folder.
+pub fn keep(name: &str, rows: &[Value]) -> Result<()> {
+    let path = machine::target_dir()?.join(format!("{name}.json"));
+    fs::write(&path, serde_json::to_vec_pretty(rows)?)?;
+    machine::say(&format!("written to {}", path.display()));
+    Ok(())
 }
 
 /// Says one ratio, with the bar it is held against.

@@ -53,6 +53,10 @@ impl Registry {
         self.folder.join("storage")
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
     pub fn stop(&self) {
         self.process().stop();
     }
