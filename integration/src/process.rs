@@ -212,6 +212,15 @@ pub fn processor_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks.sum::<u64>() * 1000 / TICKS))
 }
 
+/// How long the processors of this machine had nothing to do so far, added up.
+pub fn idle_time() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat").context("read what the machine has used")?;
+    // `cpu user nice system idle iowait …`
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(4).take(2);
+    let ticks = fields.filter_map(|field| field.parse::<u64>().ok());
+    Ok(Duration::from_millis(ticks.sum::<u64>() * 1000 / TICKS))
+}
+
 /// Memory of a process that is in no file, in bytes.
 pub fn anonymous_memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the memory of a process")?;
