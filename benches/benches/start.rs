@@ -1,24 +1,23 @@
 //! From nothing to a program's answer: pull and run, over a slow line, through three snapshotters: containerd's
-//! own overlayfs, the Go daemon where its binary is given, and ours. `cargo bench -p benches --bench start --
+//! own overlayfs, the Go daemon, and ours. `cargo bench -p benches --bench start --
 //! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours]`. Images are made of Debian's packages, which takes
-//! minutes and up to 2 GB the first time: without a name it is the smallest. `--peer` names a folder with the Go daemon
-//! (0.15: our indexes have its digests, so it runs on the same image); `--ours` leaves the others out.
+//! minutes and up to 4 GB the first time: without a name it is the smallest. `--peer` names a folder with the Go daemon
+//! 0.15 (our indexes have its digests, so it runs on the same image); without it the Go daemon is Debian unstable's
+//! 0.4.1, and left out aloud where that cannot be had. `--ours` leaves the others out.
 
 use std::{
     fmt::Write as _,
-    fs,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use benches::{
     MIN_LAYER_SIZE, keep,
+    peer::Peer,
     stage::{INDEXED, Stage},
     workloads::{WORKLOADS, Workload},
 };
 use integration::{
-    daemon::Daemon,
     lab::Lab,
     link::{Link, Speed},
     machine,
@@ -27,11 +26,21 @@ use integration::{
 use serde_json::json;
 
 /// A snapshotter to be measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+#[derive(Debug, Clone, Copy)]
+enum Side<'a> {
     Overlayfs,
-    Go,
+    Go(&'a Peer),
     Ours,
+}
+
+impl Side<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Side::Overlayfs => "overlayfs",
+            Side::Go(peer) => peer.name(),
+            Side::Ours => "ours",
+        }
+    }
 }
 
 /// What one start took.
@@ -54,7 +63,7 @@ struct Options {
     images: Vec<String>,
     lines: Vec<(u64, u64)>,
     rounds: u32,
-    peer: Option<PathBuf>,
+    peer: Option<Peer>,
     ours_only: bool,
 }
 
@@ -86,7 +95,7 @@ fn options() -> Result<Options> {
             // what cargo itself adds
             "--bench" => {}
             "--rounds" => options.rounds = value()?.parse()?,
-            "--peer" => options.peer = Some(value()?.into()),
+            "--peer" => options.peer = Some(Peer::Given(value()?.into())),
             "--ours" => options.ours_only = true,
             "--line" => {
                 let value = value()?;
@@ -99,6 +108,9 @@ fn options() -> Result<Options> {
             }
             other => bail!("{other} is neither an option nor an image"),
         }
+    }
+    if options.peer.is_none() && !options.ours_only {
+        options.peer = Peer::debian().inspect_err(|e| machine::skip(&format!("the Go daemon: {e:#}"))).ok();
     }
     if options.images.is_empty() {
         options.images.push(WORKLOADS[0].recipe.name.to_owned());
@@ -118,15 +130,14 @@ impl Bench {
             let size: usize = image.layers.iter().map(|layer| layer.bytes.len()).sum();
             (self.stage.publish(&lab, &image, MIN_LAYER_SIZE)?, size)
         };
+        let peer = self.options.peer.as_ref().filter(|_| !self.options.ours_only);
+        let peer = peer.map(|peer| peer.publish(&self.stage, &lab, &registry)).transpose()?;
+        let mut sides = vec![Side::Ours];
+        if !self.options.ours_only {
+            sides.splice(0..0, std::iter::once(Side::Overlayfs).chain(peer.as_ref().map(Side::Go)));
+        }
         let mut rows = Vec::new();
         for &line in &self.options.lines {
-            let mut sides = vec![Side::Overlayfs, Side::Ours];
-            if self.options.peer.is_some() {
-                sides.insert(1, Side::Go);
-            }
-            if self.options.ours_only {
-                sides = vec![Side::Ours];
-            }
             let mut best: Vec<Option<Start>> = vec![None; sides.len()];
             for _ in 0..self.options.rounds {
                 for (side, best) in sides.iter().zip(&mut best) {
@@ -136,7 +147,8 @@ impl Bench {
                     }
                 }
             }
-            let best: Vec<(Side, Start)> = sides.iter().copied().zip(best.into_iter().flatten()).collect();
+            let best: Vec<(Side<'_>, Start)> =
+                sides.iter().copied().zip(best.into_iter().flatten()).collect();
             tell(workload, size, line, &best);
             rows.push(row(name, size, line, &best));
         }
@@ -144,16 +156,21 @@ impl Bench {
         Ok(rows)
     }
 
-    fn start(&self, side: Side, host: &str, (rate, trip): (u64, u64), program: &[&str]) -> Result<Start> {
+    fn start(&self, side: Side<'_>, host: &str, (rate, trip): (u64, u64), program: &[&str]) -> Result<Start> {
         let lab = Lab::new("start")?;
         let speed =
             Speed { bytes_per_second: Some(rate * 1_000_000 / 8), round_trip: Duration::from_millis(trip) };
         let link = Link::with_speed(&lab, host, speed)?;
-        let reference = format!("{}/{INDEXED}", link.host());
+        let mut reference = format!("{}/{INDEXED}", link.host());
+        let mut snapshotter = "soci";
         let (containerd, daemon) = match side {
-            Side::Overlayfs => (self.stage.containerd(&lab, Vec::new())?, None),
-            Side::Go => {
-                let (socket, pid) = self.go(&lab)?;
+            Side::Overlayfs => {
+                snapshotter = "overlayfs";
+                (self.stage.containerd(&lab, Vec::new())?, None)
+            }
+            Side::Go(peer) => {
+                reference = peer.image(link.host());
+                let (socket, pid) = peer.start(&lab)?;
                 (self.stage.containerd(&lab, vec![("soci".to_owned(), socket)])?, Some(pid))
             }
             Side::Ours => {
@@ -162,37 +179,22 @@ impl Bench {
             }
         };
         let begin = Instant::now();
-        let snapshotter = if side == Side::Overlayfs {
-            containerd.pull(&reference, "overlayfs")?;
-            "overlayfs"
-        } else {
-            self.stage.pull(&lab, &containerd, link.host())?;
-            "soci"
-        };
+        match side {
+            Side::Overlayfs => containerd.pull(&reference, snapshotter)?,
+            Side::Go(peer) => peer.pull(&self.stage, &lab, &containerd, link.host())?,
+            Side::Ours => self.stage.pull(&lab, &containerd, link.host())?,
+        }
         let pull = begin.elapsed();
         let said = containerd.run(&reference, snapshotter, "app", program).context("run")?;
         let run = begin.elapsed() - pull;
         let traffic = link.traffic();
         drop(said);
-        if side != Side::Overlayfs {
+        if daemon.is_some() {
             ensure!(traffic.down > 0, "nothing came over the line");
         }
         let processor = daemon.map(processor_time).transpose()?;
         lab.close().context("stop what was started")?;
         Ok(Start { pull, run, bytes: traffic.up + traffic.down, processor })
-    }
-
-    /// The Go daemon in a lab: its socket and its pid.
-    fn go(&self, lab: &Lab) -> Result<(PathBuf, u32)> {
-        let folder = self.options.peer.as_deref().unwrap_or(Path::new(""));
-        let socket = lab.folder("go")?.join("s.sock");
-        fs::write(lab.path().join("go/config.toml"), Daemon::configuration(lab))?;
-        let mut command = lab.command(folder.join("soci-snapshotter-grpc"));
-        command.arg("--address").arg(&socket).arg("--root").arg(lab.path().join("go/root"));
-        command.arg("--config").arg(lab.path().join("go/config.toml"));
-        let process = lab.start("go", command)?;
-        process.wait_until("the Go daemon", Duration::from_secs(30), || Ok(socket.exists().then_some(())))?;
-        Ok((socket, process.pid()))
     }
 }
 
@@ -200,11 +202,15 @@ fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-fn tell(workload: &Workload, size: usize, (rate, trip): (u64, u64), starts: &[(Side, Start)]) {
+fn tell(workload: &Workload, size: usize, (rate, trip): (u64, u64), starts: &[(Side<'_>, Start)]) {
     let name = workload.recipe.name;
     let mut text = format!("\n{name}, {:.0} MB, {rate} Mbit/s and {trip} ms\n", size as f64 / 1e6);
-    let of =
-        |side| starts.iter().find(|(found, _)| *found == side).map(|(_, start)| start.whole().as_secs_f64());
+    let of = |wanted: fn(&Side<'_>) -> bool| {
+        starts.iter().find(|(side, _)| wanted(side)).map(|(_, start)| start.whole().as_secs_f64())
+    };
+    let ours = of(|side| matches!(side, Side::Ours));
+    let full = of(|side| matches!(side, Side::Overlayfs));
+    let go = of(|side| matches!(side, Side::Go(_)));
     for (side, start) in starts {
         let (pull, run, whole) = (seconds(start.pull), seconds(start.run), seconds(start.whole()));
         let bytes = start.bytes as f64 / 1e6;
@@ -212,10 +218,11 @@ fn tell(workload: &Workload, size: usize, (rate, trip): (u64, u64), starts: &[(S
         let processor = processor.unwrap_or_default();
         let _ = writeln!(
             text,
-            "  {side:10?} pull {pull:>8}  run {run:>8}  both {whole:>8}  {bytes:7.1} MB{processor}"
+            "  {:10} pull {pull:>8}  run {run:>8}  both {whole:>8}  {bytes:7.1} MB{processor}",
+            side.name()
         );
     }
-    if let (Some(ours), Some(full)) = (of(Side::Ours), of(Side::Overlayfs)) {
+    if let (Some(ours), Some(full)) = (ours, full) {
         let _ = writeln!(
             text,
             "  ours / overlayfs {:.2} (bar {:.2} at 1000 Mbit/s and 20 ms)",
@@ -223,18 +230,18 @@ fn tell(workload: &Workload, size: usize, (rate, trip): (u64, u64), starts: &[(S
             workload.bar
         );
     }
-    if let (Some(ours), Some(go)) = (of(Side::Ours), of(Side::Go)) {
+    if let (Some(ours), Some(go)) = (ours, go) {
         let _ = writeln!(text, "  ours / Go {:.2} (bar 0.50)", ours / go);
     }
     machine::say(&text);
 }
 
-fn row(name: &str, size: usize, (rate, trip): (u64, u64), starts: &[(Side, Start)]) -> serde_json::Value {
+fn row(name: &str, size: usize, (rate, trip): (u64, u64), starts: &[(Side<'_>, Start)]) -> serde_json::Value {
     let sides: serde_json::Map<_, _> = starts
         .iter()
         .map(|(side, start)| {
             let (pull, run) = (start.pull.as_secs_f64(), start.run.as_secs_f64());
-            (format!("{side:?}").to_lowercase(), json!({"pull_s": pull, "run_s": run, "bytes": start.bytes}))
+            (side.name().to_lowercase(), json!({"pull_s": pull, "run_s": run, "bytes": start.bytes}))
         })
         .collect();
     json!({"image": name, "bytes": size, "mbit_per_s": rate, "round_trip_ms": trip, "starts": sides})

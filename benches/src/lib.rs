@@ -1,6 +1,8 @@
 //! Workloads of the benchmarks, and how a ratio is taken: both sides in one run, turn and turn about, the best of
 //! each or the median. Machines are noisy; a ratio of two numbers from two runs says nothing.
 
+pub mod peer;
+
 pub mod stage;
 
 pub mod workloads;

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 
 use crate::machine::say;
 use crate::process::{self, Process, tail};
@@ -114,6 +115,24 @@ impl Lab {
         command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /var/lib && exec \"$@\""]);
         command.arg(home).arg(program);
         command
+    }
+
+    /// The same for a program that mounts what others are to see: what it mounts below `shared`, a folder of the lab's.
+    pub fn secluded_with(
+        &self,
+        program: impl AsRef<std::ffi::OsStr>,
+        home: &Path,
+        shared: &Path,
+    ) -> Result<Command> {
+        mount_bind(shared, shared).and_then(|()| mount_change(shared, MountPropagationFlags::SHARED))?;
+        let mut command = self.command("unshare");
+        command.args(["--mount", "--propagation", "unchanged", "sh", "-c"]);
+        // Nobody else is to see the first of its mounts, whatever /var/lib is a part of.
+        command.arg(
+            "mount --make-private \"$(stat -c %m /var/lib)\" && mount --bind \"$0\" /var/lib && exec \"$@\"",
+        );
+        command.arg(home).arg(program);
+        Ok(command)
     }
 
     /// The same, where only the lab's folder is known.
