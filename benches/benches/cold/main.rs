@@ -114,8 +114,7 @@ impl Bench {
     fn reads(&self, name: &str, rounds: u32) -> Result<Vec<Value>> {
         let sizes = self.layers.iter().map(|indexed| indexed.layer.bytes.len());
         let Some((place, _)) = sizes.enumerate().max_by_key(|(_, size)| *size) else { bail!("no layer") };
-        let points =
-            points::of(&self.layers[place].ztoc, self.layers[place + 1..].iter().map(|upper| &*upper.ztoc));
+        let points = points::of(&self.layers[place].ztoc, &self.layers[place + 1..]);
         let plain = points::inflated(&self.layers[place])?;
         // What nobody can do without who fetches whole spans.
         let spans = self.layers[place].bytes() / u64::from(self.layers[place].ztoc.spans().len());

@@ -25,9 +25,9 @@ pub(crate) struct Point {
 }
 
 /// A page in every span that holds a whole one of a file that no layer above has, too.
-pub(crate) fn of<'a>(ztoc: &Ztoc, uppers: impl Iterator<Item = &'a Ztoc> + Clone) -> Vec<Point> {
+pub(crate) fn of(ztoc: &Ztoc, uppers: &[Indexed]) -> Vec<Point> {
     let mut random = Random(1);
-    let is_seen = |entry: &Entry<'_>| uppers.clone().all(|upper| upper.find(entry.name()).is_none());
+    let is_seen = |entry: &Entry<'_>| uppers.iter().all(|upper| upper.ztoc.find(entry.name()).is_none());
     let files: Vec<Entry<'_>> =
         ztoc.entries().filter(|entry| entry.kind() == EntryKind::Regular).filter(is_seen).collect();
     let spans = (0..ztoc.spans().len()).map(SpanId);
