@@ -42,8 +42,10 @@ struct Filled {
     took: Duration,
     /// Who has used how much of the processors.
     processor: Vec<(&'static str, Duration)>,
-    /// Of all cores, while it lasted.
+    /// Of all cores, while that was counted,
     idle: Duration,
+    /// which was for so long.
+    counted: Duration,
 }
 
 /// Fills, and inflates, and says how fast.
@@ -59,6 +61,7 @@ pub(crate) fn measure(bench: &Bench, image: &str) -> Result<Vec<Value>> {
         "image": image, "what": "inflate", "cores": cores,
         "one_thread_bytes_per_s": rates.0, "all_threads_bytes_per_s": rates.1,
     })];
+    let cores = u32::try_from(cores)?;
     rows.push(by_daemon(bench)?.tell(image, "fill", cores));
     rows.push(by_engine(bench)?.tell(image, "paced", cores));
     Ok(rows)
@@ -109,7 +112,7 @@ fn by_daemon(bench: &Bench) -> Result<Filled> {
     thread::sleep(AGE.saturating_sub(started.elapsed()));
     let who = [("daemon", daemon.pid()), ("line", std::process::id()), ("registry", bench.registry.pid())];
     let used = || who.iter().map(|(_, pid)| processor_time(*pid)).collect::<Result<Vec<_>>>();
-    let (before, idle) = (used()?, idle_time()?);
+    let (counting, before, idle) = (Instant::now(), used()?, idle_time()?);
     bench.stage.pull(&lab, &containerd, link.host())?;
     wait_until("the first byte of a layer", LIMIT, || Ok((come() > 0).then_some(())))?;
     let (begin, first) = (Instant::now(), come());
@@ -135,6 +138,7 @@ fn by_daemon(bench: &Bench) -> Result<Filled> {
         took: end.saturating_duration_since(begin),
         processor,
         idle: idle_after.saturating_sub(idle),
+        counted: end.saturating_duration_since(counting),
     })
 }
 
@@ -164,7 +168,7 @@ fn by_engine(bench: &Bench) -> Result<Filled> {
     runtime.shutdown_timeout(Duration::from_secs(5));
     lab.close()?;
     let bytes = bench.layers.iter().map(Indexed::bytes).sum();
-    Ok(Filled { bytes, arrived: took, took, processor: vec![("engine", used)], idle })
+    Ok(Filled { bytes, arrived: took, took, processor: vec![("engine", used)], idle, counted: took })
 }
 
 fn mbit(bytes_per_second: f64) -> f64 {
@@ -172,7 +176,7 @@ fn mbit(bytes_per_second: f64) -> f64 {
 }
 
 impl Filled {
-    fn tell(&self, image: &str, what: &str, cores: usize) -> Value {
+    fn tell(&self, image: &str, what: &str, cores: u32) -> Value {
         let rate = self.bytes as f64 / self.took.as_secs_f64();
         let part = rate / BYTES_PER_SECOND as f64;
         let verdict = if part >= BAR { "within" } else { "MISSES" };
@@ -183,12 +187,16 @@ impl Filled {
         for (name, used) in &self.processor {
             let _ = write!(text, ", {name} {used:.2?}");
         }
+        let ours: Duration = self.processor.iter().map(|(_, used)| *used).sum();
+        let others = (self.counted * cores).saturating_sub(ours + self.idle);
+        let _ = write!(text, ", everybody else {others:.2?}");
         machine::say(&text);
         let seconds = |(name, used): &(&str, Duration)| ((*name).to_owned(), json!(used.as_secs_f64()));
         let processor: serde_json::Map<_, _> = self.processor.iter().map(seconds).collect();
         json!({
             "image": image, "what": what, "bytes": self.bytes, "took_s": self.took.as_secs_f64(), "arrived_s": self.arrived.as_secs_f64(),
             "of_the_line": part, "bar": BAR, "processor_s": processor, "idle_s": self.idle.as_secs_f64(),
+            "others_s": others.as_secs_f64(),
         })
     }
 }
