@@ -1,9 +1,10 @@
 //! From nothing to a program's answer: pull and run, over a slow line, through three snapshotters: containerd's
 //! own overlayfs, the Go daemon, and ours. `cargo bench -p benches --bench start --
-//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours]`. Images are made of Debian's packages, which takes
+//! [IMAGE…|all] [--line MBIT,MS]… [--rounds N] [--peer FOLDER] [--ours] [--unindexed]`. Images are made of Debian's packages, which takes
 //! minutes and up to 4 GB the first time: without a name it is the smallest. `--peer` names a folder with the Go daemon
 //! 0.15 (our indexes have its digests, so it runs on the same image); without it the Go daemon is Debian unstable's
-//! 0.4.1, and left out aloud where that cannot be had. `--ours` leaves the others out.
+//! 0.4.1, and left out aloud where that cannot be had. `--ours` leaves the others out, `--unindexed`
+//! adds ours on the image without its index: every layer comes whole into the store.
 
 use std::{
     fmt::Write as _,
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use benches::{
     MIN_LAYER_SIZE, keep,
     peer::Peer,
-    stage::{INDEXED, Stage},
+    stage::{INDEXED, PLAIN, Stage},
     workloads::{WORKLOADS, Workload},
 };
 use integration::{
@@ -31,6 +32,8 @@ enum Side<'a> {
     Overlayfs,
     Go(&'a Peer),
     Ours,
+    /// Ours, of the image without its index.
+    Whole,
 }
 
 impl Side<'_> {
@@ -39,6 +42,7 @@ impl Side<'_> {
             Side::Overlayfs => "overlayfs",
             Side::Go(peer) => peer.name(),
             Side::Ours => "ours",
+            Side::Whole => "whole",
         }
     }
 }
@@ -59,12 +63,14 @@ impl Start {
     }
 }
 
+#[derive(Default)]
 struct Options {
     images: Vec<String>,
     lines: Vec<(u64, u64)>,
     rounds: u32,
     peer: Option<Peer>,
     ours_only: bool,
+    unindexed: bool,
 }
 
 /// What all measurements share.
@@ -86,8 +92,7 @@ fn main() -> Result<()> {
 }
 
 fn options() -> Result<Options> {
-    let mut options =
-        Options { images: Vec::new(), lines: Vec::new(), rounds: 3, peer: None, ours_only: false };
+    let mut options = Options { rounds: 3, ..Options::default() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value"));
@@ -97,6 +102,7 @@ fn options() -> Result<Options> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--peer" => options.peer = Some(Peer::Given(value()?.into())),
             "--ours" => options.ours_only = true,
+            "--unindexed" => options.unindexed = true,
             "--line" => {
                 let value = value()?;
                 let (rate, trip) = value.split_once(',').context("--line is MBIT,MS")?;
@@ -135,6 +141,9 @@ impl Bench {
         let mut sides = vec![Side::Ours];
         if !self.options.ours_only {
             sides.splice(0..0, std::iter::once(Side::Overlayfs).chain(peer.as_ref().map(Side::Go)));
+        }
+        if self.options.unindexed {
+            sides.push(Side::Whole);
         }
         let mut rows = Vec::new();
         for &line in &self.options.lines {
@@ -177,12 +186,17 @@ impl Bench {
                 let (daemon, containerd) = self.stage.ours(&lab, "")?;
                 (containerd, Some(daemon.pid()))
             }
+            Side::Whole => {
+                reference = format!("{}/{PLAIN}", link.host());
+                let (daemon, containerd) = self.stage.ours(&lab, "[unindexed]\nmode = \"store\"\n")?;
+                (containerd, Some(daemon.pid()))
+            }
         };
         let begin = Instant::now();
         match side {
             Side::Overlayfs => containerd.pull(&reference, snapshotter)?,
             Side::Go(peer) => peer.pull(&self.stage, &lab, &containerd, link.host())?,
-            Side::Ours => self.stage.pull(&lab, &containerd, link.host())?,
+            Side::Ours | Side::Whole => self.stage.pull(&lab, &containerd, &reference)?,
         }
         let pull = begin.elapsed();
         let said = containerd.run(&reference, snapshotter, "app", program).context("run")?;

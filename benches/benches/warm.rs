@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use benches::{
     keep, median_of,
-    stage::{NO_FILL, PLAIN, Stage},
+    stage::{INDEXED, NO_FILL, PLAIN, Stage},
     workloads::Workload,
 };
 use integration::{
@@ -79,7 +79,7 @@ fn measure(stage: &Stage, name: &str, image: &Image, rounds: u32) -> Result<Vec<
     let registry = stage.publish(&lab, image, 0)?;
     let link = Link::new(&lab, registry.host())?;
     let (_daemon, containerd) = stage.ours(&lab, NO_FILL)?;
-    stage.pull(&lab, &containerd, link.host())?;
+    stage.pull(&lab, &containerd, &format!("{}/{INDEXED}", link.host()))?;
     let ours = reference::mount(&lab, &containerd, "soci")?;
     let theirs = Unpacked::image(&lab, &containerd, &format!("{}/{PLAIN}", registry.host()))?;
     let jobs = jobs(&lab, ours.path(), theirs.path())?;

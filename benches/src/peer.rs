@@ -106,7 +106,9 @@ impl Peer {
 
     /// Pulls from `host` into a containerd that has it as `soci`.
     pub fn pull(&self, stage: &Stage, lab: &Lab, containerd: &Containerd, host: &str) -> Result<()> {
-        let Peer::Debian { folder, index, .. } = self else { return stage.pull(lab, containerd, host) };
+        let Peer::Debian { folder, index, .. } = self else {
+            return stage.pull(lab, containerd, &self.image(host));
+        };
         let mut command = lab.command(folder.join("soci"));
         command.arg("--address").arg(containerd.address()).args(["--namespace", containerd.namespace()]);
         command.args(["image", "rpull", "--plain-http", "--soci-index-digest", index, &self.image(host)]);

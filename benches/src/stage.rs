@@ -65,7 +65,7 @@ impl Stage {
     }
 
     /// Pulls an image into what [`Stage::ours`] gave.
-    pub fn pull(&self, lab: &Lab, containerd: &Containerd, host: &str) -> Result<()> {
-        daemon::pull(lab, &self.binaries, containerd, &format!("{host}/{INDEXED}")).map(drop)
+    pub fn pull(&self, lab: &Lab, containerd: &Containerd, reference: &str) -> Result<()> {
+        daemon::pull(lab, &self.binaries, containerd, reference).map(drop)
     }
 }

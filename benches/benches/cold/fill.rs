@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use ztoc::SpanId;
 
 use super::{
-    BYTES_PER_SECOND, Bench, Indexed, ROUND_TRIP,
+    BYTES_PER_SECOND, Bench, INDEXED, Indexed, ROUND_TRIP,
     paced::{Line, Paced},
     speed,
 };
@@ -113,7 +113,7 @@ fn by_daemon(bench: &Bench) -> Result<Filled> {
     let who = [("daemon", daemon.pid()), ("line", std::process::id()), ("registry", bench.registry.pid())];
     let used = || who.iter().map(|(_, pid)| processor_time(*pid)).collect::<Result<Vec<_>>>();
     let (counting, before, idle) = (Instant::now(), used()?, idle_time()?);
-    bench.stage.pull(&lab, &containerd, link.host())?;
+    bench.stage.pull(&lab, &containerd, &format!("{}/{INDEXED}", link.host()))?;
     wait_until("the first byte of a layer", LIMIT, || Ok((come() > 0).then_some(())))?;
     let (begin, first) = (Instant::now(), come());
     wait_until("the last byte of a layer", LIMIT, || Ok((come() >= whole).then_some(())))

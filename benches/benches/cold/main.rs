@@ -25,7 +25,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use benches::{
     keep, quantile,
-    stage::{NO_FILL, Stage},
+    stage::{INDEXED, NO_FILL, Stage},
     workloads::Workload,
 };
 use integration::{
@@ -138,7 +138,7 @@ impl Bench {
         let lab = Lab::new("cold")?;
         let link = Link::with_speed(&lab, self.registry.host(), speed())?;
         let (_daemon, containerd) = self.stage.ours(&lab, configuration)?;
-        self.stage.pull(&lab, &containerd, link.host())?;
+        self.stage.pull(&lab, &containerd, &format!("{}/{INDEXED}", link.host()))?;
         let image = reference::mount(&lab, &containerd, "soci")?;
         link.reset();
         let mut took = Vec::new();

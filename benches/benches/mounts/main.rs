@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use benches::{
     keep, quantile,
-    stage::{NO_FILL, Stage},
+    stage::{INDEXED, NO_FILL, Stage},
 };
 use integration::{
     containerd::Containerd,
@@ -161,7 +161,7 @@ fn memory(layers: Vec<Layer>) -> Result<Vec<Value>> {
     let anonymous = || anonymous_memory(daemon.pid());
     let mut rows = vec![("empty", anonymous()?)];
     let begin = Instant::now();
-    stage.pull(&lab, &containerd, registry.host())?;
+    stage.pull(&lab, &containerd, &format!("{}/{INDEXED}", registry.host()))?;
     let pulled = begin.elapsed();
     rows.push(("pulled", anonymous()?));
     walk(&lab, &containerd)?;

@@ -43,7 +43,13 @@ pub(crate) fn measure() -> Result<Vec<Value>> {
     let mut layers = Vec::new();
     for number in 0..SHOWN[SHOWN.len() - 1] {
         let blob = Arc::new(FaultyBlob::new(made::layer(number, ENTRIES, 1).bytes, 64 << 10));
-        layers.push(runtime.block_on(Layer::stream(&store, &engine, blob, ztoc::Compression::Gzip))?);
+        layers.push(runtime.block_on(Layer::stream(
+            &store,
+            &engine,
+            "made",
+            blob,
+            ztoc::Compression::Gzip,
+        ))?);
     }
     machine::say(&format!("\none request, by layers shown, median of {ROUNDS} times {ASKED}"));
     let mut mounts = Vec::new();

@@ -73,7 +73,7 @@ fn containerd_metrics_tell_what_happened_and_are_documented() -> Result<()> {
     let registry = Registry::start(&lab)?;
     let files = (0..4).map(|seed| Entry::file(format!("file{seed}"), noise(seed, SIZE)));
     let large = Layer::gzip(&Tar::new(files).bytes());
-    let small = Layer::gzip(&Tar::new([Entry::file("small", b"small".to_vec())]).bytes());
+    let small = Layer::gzip(&Tar::new([Entry::file("small", b"small")]).bytes());
     push_image(registry.host(), "app:plain", &Image::new(vec![large, small]))?;
     let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
     let words = ["--span-size", "65536", "--min-layer-size", "100000"];
