@@ -12,12 +12,7 @@
 //! Who stands on a slot is somebody else's knowledge, and outlives this file: a slot can be shown again by its
 //! number when the file is lost, with another base, which is right as long as the mount is new as well.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{fs, io, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -213,12 +208,13 @@ impl Slots {
         written
     }
 
-    /// Another name first, synced, then the rename: a power cut leaves the old list or the new one.
+    /// Another name first, then the rename: a killed process leaves the old list or the new one. Not synced: what a
+    /// power cut takes of it was about a connection that it took, too, and who stands on which slot is known elsewhere.
     fn write(&self, stored: &Stored) -> Result<(), Error> {
         let doing = || format!("write slots to {}", self.path.display());
         let bytes = serde_json::to_vec(stored).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let other = self.path.with_extension("new");
-        let written = fs::write(&other, bytes).and_then(|()| File::open(&other)?.sync_all());
+        let written = fs::write(&other, bytes);
         written.and_then(|()| fs::rename(&other, &self.path)).map_err(|e| Error::io(doing(), e))
     }
 

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use layerfs::{Connection, Engine, Slots};
 use oci::{Client, ClientOptions, DockerConfig};
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -31,6 +32,7 @@ const BLOCKING_THREADS: usize = 64;
 /// # Errors
 /// When something that everything needs is missing: the root, `/dev/fuse`, the socket, the database.
 pub fn run(address: &str, root: &Path, config: &Config) -> anyhow::Result<()> {
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -79,6 +81,14 @@ async fn serve(address: &str, root: &Path, config: &Config) -> anyhow::Result<()
     tokio::task::spawn_blocking(move || snapshotter.close()).await?;
     let _ = fs::remove_file(&socket);
     Ok(())
+}
+
+/// Each open layer has two descriptors; what a shell or systemd allows at first is enough for some hundred layers.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 fn build(root: &Path, config: &Config) -> anyhow::Result<Snapshotter> {
