@@ -45,7 +45,7 @@ use crate::{
 };
 
 use background::Background;
-pub(crate) use background::{Turn, Wanting};
+pub(crate) use background::{Turn, Wanting, Which};
 use inflate::Inflaters;
 
 /// A digest that stays wrong this often, over more than a second, is not a fault of the line.
@@ -64,6 +64,8 @@ const HEDGED_FIRST: i64 = 16 << 20;
 pub(crate) enum Priority {
     /// A reader.
     Demand,
+    /// Nobody, but somebody is likely to, soon.
+    Ahead,
     /// Nobody.
     Fill,
 }
@@ -282,9 +284,10 @@ impl Engine {
         self.runtime.spawn(async move { engine.brought(wish, None).await });
     }
 
-    /// Somebody began to wait for what is on its way already.
+    /// Somebody began to wait: perhaps for what is on its way already, and what is near is likely to be wanted next.
     pub(crate) fn hurry(&self) {
         self.inflaters.start();
+        self.background.changed().notify_one();
     }
 
     /// When a reader last had to wait, in milliseconds since the engine began; at least 1.
@@ -305,7 +308,7 @@ impl Engine {
         let granted = AssertUnwindSafe(self.grant(&flow, permit)).catch_unwind();
         let limit = match flow.wish.priority {
             Priority::Demand => self.limits.read_timeout,
-            Priority::Fill => Duration::MAX,
+            Priority::Ahead | Priority::Fill => Duration::MAX,
         };
         let error = match tokio::time::timeout(limit, granted).await {
             Ok(Ok(outcome)) => outcome,
@@ -339,7 +342,7 @@ impl Engine {
             let before = flow.next();
             let attempt = match wish.priority {
                 Priority::Demand => self.hedged(flow, source).await,
-                Priority::Fill => self.attempt(flow, source, permit.take()).await,
+                Priority::Ahead | Priority::Fill => self.attempt(flow, source, permit.take()).await,
             };
             let Err(error) = attempt else { return None };
             if flow.next() > before {
@@ -356,7 +359,7 @@ impl Engine {
             let round = source + 1 == wish.sources.len();
             let patient = match wish.priority {
                 Priority::Demand => started.elapsed() + pause < self.limits.read_timeout,
-                Priority::Fill => !round,
+                Priority::Ahead | Priority::Fill => !round,
             };
             if refused || !patient {
                 return Some(error);

@@ -282,7 +282,7 @@ impl Layer {
                 return Answer::Ready(bytes);
             }
             let content = self.content.clone();
-            return Answer::Later(Box::pin(async move { content.spans.read(range).await }));
+            return Answer::Later(Box::pin(async move { content.spans.read(range, data).await }));
         }
         let header = entry.header();
         if header.end - header.start > MAX_HEADER_BYTES {
@@ -297,7 +297,8 @@ impl Layer {
         let content = self.content.clone();
         Answer::Later(Box::pin(async move {
             // Both at once: nearly always the same span, else its neighbour in the same request.
-            let (header, bytes) = futures::join!(content.spans.read(header), content.spans.read(range));
+            let header = content.spans.read(header, data.clone());
+            let (header, bytes) = futures::join!(header, content.spans.read(range, data));
             content.compare(index, &header?)?;
             bytes
         }))

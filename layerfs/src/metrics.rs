@@ -79,7 +79,7 @@ const FETCHES: Name = name(
     "soci_fetch_requests_total",
     Kind::Counter,
     "priority",
-    "requests for spans: `demand` of readers, or `fill`",
+    "requests for spans: `demand` of readers, `ahead` of them, or `fill`",
 );
 const FETCH_BYTES: Name =
     name("soci_fetch_bytes_total", Kind::Counter, "priority", "compressed bytes of spans that arrived");
@@ -217,6 +217,7 @@ pub(crate) struct Counters {
     pub(crate) busy: Counter,
     pub(crate) panics: Counter,
     pub(crate) demand: Fetches,
+    pub(crate) ahead: Fetches,
     pub(crate) fill: Fetches,
     failures: [Counter; ErrorKind::ALL.len()],
 }
@@ -245,7 +246,7 @@ impl Counters {
 
     pub(crate) fn families(&self, now: &Now) -> Vec<Family> {
         let [empty, filling, ready, unproven] = now.spans;
-        let (demand, fill) = (&self.demand, &self.fill);
+        let fetches = [("demand", &self.demand), ("ahead", &self.ahead), ("fill", &self.fill)];
         let waited = self.waits.value();
         let over = match &waited {
             Value::Histogram { count, .. } => *count,
@@ -272,8 +273,8 @@ impl Counters {
             Family::one(SPAN_STORE_BYTES, now.store_bytes),
             Family::of(SPANS_LANDED, landed),
             Family::of(SPANS_LOST, [("evicted", self.evicted.now()), ("damaged", self.damaged.now())]),
-            Family::of(FETCHES, [("demand", demand.requests.now()), ("fill", fill.requests.now())]),
-            Family::of(FETCH_BYTES, [("demand", demand.bytes.now()), ("fill", fill.bytes.now())]),
+            Family::of(FETCHES, fetches.map(|(label, of)| (label, of.requests.now()))),
+            Family::of(FETCH_BYTES, fetches.map(|(label, of)| (label, of.bytes.now()))),
             Family::of(FETCH_FAILURES, failures),
             Family::one(FETCH_HEDGED, self.hedged.now()),
             Family::one(FETCH_BUSY, self.busy.now()),

@@ -32,9 +32,9 @@ use tokio::time::Instant;
 use ztoc::{SpanId, UncompressedOffset, Ztoc};
 
 use crate::{
-    cache::{Evict, LayerFiles, Record},
+    cache::{Evict, LayerFiles, LayerId, Record},
     error::{Error, ErrorKind},
-    fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Wish},
+    fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Which, Wish},
     spans::{
         near::Near,
         state::{State, Word},
@@ -87,18 +87,22 @@ type Outcome = Result<Option<Bytes>, Error>;
 /// A reader that waits; counted until it is dropped.
 struct Waiting<'a> {
     engine: &'a Engine,
+    layer: &'a LayerId,
+    spans: Range<u32>,
     since: Instant,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(engine: &'a Engine) -> Self {
+    fn new(engine: &'a Engine, layer: &'a LayerId, spans: Range<u32>) -> Self {
         engine.counters().waits_begun.add(1);
-        Self { engine, since: Instant::now() }
+        Self { engine, layer, spans, since: Instant::now() }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        let waited = self.since.elapsed().as_millis();
+        tracing::debug!(layer = %self.layer, spans = ?self.spans, waited, "a reader had to wait");
         self.engine.counters().waits.note(self.since.elapsed());
     }
 }
@@ -234,23 +238,26 @@ impl Spans {
         }
     }
 
-    /// The bytes of `range`, fetched where they are missing.
-    pub(crate) async fn read(&self, range: Range<UncompressedOffset>) -> Result<Vec<u8>, Error> {
+    /// The bytes of `range`, fetched where they are missing; the rest of `file` is likely to be wanted soon.
+    pub(crate) async fn read(
+        &self,
+        range: Range<UncompressedOffset>,
+        file: Range<UncompressedOffset>,
+    ) -> Result<Vec<u8>, Error> {
+        let file = self.ztoc.spans().covering(file);
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.table.pin(spans.clone());
-        let waiting = Waiting::new(&self.engine);
+        let _waiting = Waiting::new(&self.engine, self.files.id(), spans.clone());
         // Once the beginning was there and could not be read, all of it is waited for.
         let mut early = true;
         loop {
             if let Some(bytes) = self.read_ready(&range) {
-                let waited = waiting.since.elapsed().as_millis();
-                tracing::debug!(layer = %self.files.id(), ?spans, waited, "a reader had to wait");
                 return bytes;
             }
             self.prove(spans.clone()).await;
             let mut in_memory = HashMap::new();
             let mut coming = Vec::new();
-            for (span, flight, whose) in self.demand(&spans) {
+            for (span, flight, whose) in self.demand(&spans, &file) {
                 let wanted = if early { self.wanted_of(span, &range) } else { u64::MAX };
                 match (flight.reach(wanted).await, whose) {
                     (Reached::Beginning, _) => coming.push(span),
@@ -335,7 +342,7 @@ impl Spans {
 
     /// Claims what is missing of `spans`, and what a reader in tar order will want next, wishes for it, and
     /// hands back all flights to wait for.
-    fn demand(&self, spans: &Range<u32>) -> Vec<(u32, Arc<Flight<Outcome>>, Whose)> {
+    fn demand(&self, spans: &Range<u32>, file: &Range<u32>) -> Vec<(u32, Arc<Flight<Outcome>>, Whose)> {
         let mut claimed = Vec::new();
         let mut waits = Vec::new();
         {
@@ -355,10 +362,10 @@ impl Spans {
         }
         if !waits.is_empty() {
             let end = claimed.last().map_or(spans.end, |last| spans.end.max(last + 1));
-            self.near.lock().demanded(spans.start..end);
+            self.near.lock().demanded(spans.start..end, file.clone());
             self.heat.store(self.engine.demanded(), Ordering::Release);
         }
-        if waits.len() > claimed.len() {
+        if !waits.is_empty() {
             self.engine.hurry();
         }
         for wish in self.wishes(&claimed, Priority::Demand) {
@@ -397,7 +404,7 @@ impl Spans {
 
     /// Claims a run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else near where
     /// readers had to wait.
-    fn claim_run(&self, bytes: u64) -> Vec<u32> {
+    fn claim_run(&self, bytes: u64, which: Which) -> (Vec<u32>, Priority) {
         let count = self.ztoc.spans().len();
         let mut claims = self.table.claims();
         let mut wanted = self.wanted.lock();
@@ -411,16 +418,21 @@ impl Spans {
             if let Some(last) = claimed.last() {
                 // A run of which somebody else has a part is not done with.
                 (last + 1..end).rev().for_each(|span| wanted.push_front(span));
-                return claimed;
+                return (claimed, Priority::Ahead);
             }
         }
         drop(wanted);
         if !self.filling.load(Ordering::Acquire) {
-            return Vec::new();
+            return (Vec::new(), Priority::Fill);
         }
         let is_missing = |span| self.table.state(span) == State::Empty && !self.is_unreadable(span);
-        let Some(next) = self.near.lock().next(count, is_missing) else { return Vec::new() };
-        self.claim_within(&mut claims, next, bytes)
+        let mut near = self.near.lock();
+        if let Some(spans) = near.next(count, is_missing) {
+            return (self.claim_within(&mut claims, spans, bytes), Priority::Ahead);
+        }
+        let far = if which == Which::Any { near.next_far(count, is_missing) } else { None };
+        let claimed = far.map(|spans| self.claim_within(&mut claims, spans, bytes));
+        (claimed.unwrap_or_default(), Priority::Fill)
     }
 
     /// Compressed bytes of a run of spans.
@@ -491,13 +503,18 @@ impl Wanting for Spans {
         self.sources.read().first().map(|source| source.host.clone())
     }
 
-    fn take_turn(&self, bytes: u64) -> Turn {
+    fn is_urgent(&self) -> bool {
+        !self.wanted.lock().is_empty() || self.near.lock().has_places()
+    }
+
+    fn take_turn(&self, bytes: u64, which: Which) -> Turn {
         let done = self.missing() == 0 || self.files.store().nearly_full();
         if done || !self.filling.load(Ordering::Acquire) && self.wanted.lock().is_empty() {
             return Turn::Done;
         }
-        let claimed = self.claim_run(bytes);
-        self.wishes(&claimed, Priority::Fill).pop().map_or(Turn::Others, Turn::Wish)
+        let (claimed, priority) = self.claim_run(bytes, which);
+        let none = if which == Which::Urgent { Turn::NotUrgent } else { Turn::Others };
+        self.wishes(&claimed, priority).pop().map_or(none, Turn::Wish)
     }
 }
 

@@ -37,6 +37,7 @@ impl Engine {
         let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
         let fetches = match wish.priority {
             Priority::Demand => &self.counters.demand,
+            Priority::Ahead => &self.counters.ahead,
             Priority::Fill => &self.counters.fill,
         };
         fetches.requests.add(1);

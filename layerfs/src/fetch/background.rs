@@ -35,6 +35,14 @@ const MOST_CROWDED: f64 = 10.0;
 const SMALL: u64 = 1 << 20;
 const LARGE: u64 = 8 << 20;
 
+/// What a table of spans is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// What a reader is likely to want soon.
+    Urgent,
+    Any,
+}
+
 /// What a table of spans answers when it is its turn.
 #[derive(Debug)]
 pub(crate) enum Turn {
@@ -42,6 +50,8 @@ pub(crate) enum Turn {
     Wish(Wish),
     /// What is missing is being brought already.
     Others,
+    /// Something is missing, but nothing that is urgent.
+    NotUrgent,
     /// Nothing is missing, or nothing may be brought.
     Done,
 }
@@ -54,8 +64,11 @@ pub(crate) trait Wanting: Send + Sync + Debug {
     /// The host it would be asked for; `None`: there is nowhere to ask.
     fn host(&self) -> Option<Arc<str>>;
 
+    /// Whether something may be missing that a reader is likely to want soon.
+    fn is_urgent(&self) -> bool;
+
     /// Claims a run of missing spans of about `bytes` compressed bytes.
-    fn take_turn(&self, bytes: u64) -> Turn;
+    fn take_turn(&self, bytes: u64, which: Which) -> Turn;
 }
 
 #[derive(Debug)]
@@ -86,6 +99,8 @@ enum Pick {
     /// There is no room for any.
     Full,
     Later(Instant),
+    /// There is something, but it was not asked for.
+    NoneUrgent,
     Empty,
 }
 
@@ -125,7 +140,7 @@ impl Background {
 
     /// The hottest of those that may and that `room` has room for; of equal ones the one that was served longest
     /// ago.
-    fn pick(&self, now: Instant, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
+    fn pick(&self, now: Instant, which: Which, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
         let mut queue = self.queue.lock();
         queue.entries.retain(|entry| entry.table.strong_count() > 0);
         let Some(first) = queue.entries.iter().map(|entry| entry.not_before).min() else {
@@ -137,6 +152,10 @@ impl Background {
             return Pick::Later(first);
         }
         ready.sort_by_cached_key(|(table, entry)| (Reverse(table.heat()), entry.served));
+        ready.retain(|(table, _)| which == Which::Any || table.is_urgent());
+        if ready.is_empty() {
+            return Pick::NoneUrgent;
+        }
         for (table, entry) in ready {
             if let Some(permit) = table.host().and_then(|host| room(&host)) {
                 return Pick::Table(entry.number, table, permit);
@@ -209,28 +228,31 @@ impl Engine {
         if let Some(bandwidth) = self.limits.fill_bandwidth {
             from += Duration::from_secs_f64(last.bytes as f64 / bandwidth.max(1) as f64);
         }
-        let starting = self.quiet() < STARTED;
-        let crowd = self.inflaters.crowd().min(MOST_CROWDED);
-        if starting && crowd > LEAST_CROWDED {
-            // What we would take of the processor now is what a program that starts does not get.
-            from = from.max(last.at + GIVEN_WAY.mul_f64(crowd));
-        }
         if from > now {
             return Next::At(from);
         }
+        let starting = self.quiet() < STARTED;
+        let crowd = self.inflaters.crowd().min(MOST_CROWDED);
+        if starting && crowd > LEAST_CROWDED {
+            // What we would take of the processor now is what a program that starts does not get; but for what it
+            // is likely to want.
+            from = last.at + GIVEN_WAY.mul_f64(crowd);
+        }
+        let which = if from > now { Which::Urgent } else { Which::Any };
         let window = self.line.lock().window();
         let (bytes, window) = match starting {
             true => ((window / 4).clamp(SMALL, LARGE), window),
             false => (LARGE, window.max(2 * LARGE)),
         };
         let (number, table, mut permit) =
-            match self.background.pick(now, |host| self.budget.fill(host, bytes, window)) {
+            match self.background.pick(now, which, |host| self.budget.fill(host, bytes, window)) {
                 Pick::Table(number, table, permit) => (number, table, permit),
                 Pick::Full => return Next::WithRoom,
+                Pick::NoneUrgent => return Next::At(from),
                 Pick::Later(when) => return Next::At(when),
                 Pick::Empty => return Next::Stirred,
             };
-        match table.take_turn(bytes) {
+        match table.take_turn(bytes, which) {
             Turn::Wish(wish) => {
                 permit.resize(wish.bytes());
                 *last = Last { at: now, bytes: wish.bytes() };
@@ -241,6 +263,7 @@ impl Engine {
                     engine.background.ended(number, well);
                 });
             }
+            Turn::NotUrgent => {}
             Turn::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
             Turn::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }

@@ -29,6 +29,8 @@ use crate::{
 
 /// The nice value of work that nobody waits for: as good as only what is left over.
 const IDLE_NICE: i32 = 19;
+/// Of work that somebody is likely to wait for soon, how much nicer it is than a reader's: a third of its share.
+const AHEAD_NICER: i32 = 5;
 
 const CROWD_UNIT: f64 = 1000.0;
 
@@ -94,6 +96,10 @@ impl Job {
         self.flow.wish.priority == Priority::Demand || self.flow.wish.landing.is_awaited(self.span)
     }
 
+    fn is_ahead(&self) -> bool {
+        self.flow.wish.priority == Priority::Ahead
+    }
+
     fn bytes(&self) -> u64 {
         let range = self.flow.wish.ztoc.spans().uncompressed(self.span);
         range.end.0.saturating_sub(range.start.0)
@@ -155,13 +161,15 @@ impl Inflaters {
 
     fn work(&self, taken: Taken) {
         let Taken { job, is_idle, bytes } = taken;
+        let is_ahead = job.is_ahead();
         let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };
         if is_idle {
             let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
             self.jobs.lock().idle_at_work.push(idle);
             if self.may_give_way.load(Ordering::Relaxed) {
                 // Of this thread alone: what POSIX calls a process here is one to Linux.
-                let _ = setpriority_process(None, IDLE_NICE);
+                let nice = if is_ahead { (self.nice + AHEAD_NICER).min(IDLE_NICE) } else { IDLE_NICE };
+                let _ = setpriority_process(None, nice);
             }
         }
         let (began, used) = (Instant::now(), thread_time());
@@ -169,7 +177,7 @@ impl Inflaters {
             self.counters.panics.add(1);
             tracing::error!("inflating a span made us panic");
         }
-        if is_idle {
+        if is_idle && !is_ahead {
             let (passed, used) = (began.elapsed(), thread_time().saturating_sub(used));
             self.crowd.store(crowd(passed, used), Ordering::Relaxed);
         }
@@ -181,14 +189,15 @@ impl Inflaters {
         f64::from(self.crowd.load(Ordering::Relaxed)) / CROWD_UNIT
     }
 
-    /// The oldest job that a reader waits for, else the oldest, when there is room for it.
+    /// The oldest job that a reader waits for, or is likely to, else the oldest, when there is room for it.
     fn take(&self) -> Option<Taken> {
         let mut jobs = self.jobs.lock();
         if jobs.running >= 2 * self.cores {
             return None;
         }
         let awaited = jobs.waiting.iter().position(Job::is_awaited);
-        let place = awaited.or((jobs.idle < self.cores && !jobs.waiting.is_empty()).then_some(0))?;
+        let others = jobs.waiting.iter().position(Job::is_ahead).or((!jobs.waiting.is_empty()).then_some(0));
+        let place = awaited.or(others.filter(|_| jobs.idle < self.cores))?;
         let bytes = jobs.waiting[place].bytes();
         if jobs.running > 0 && jobs.bytes.saturating_add(bytes) > self.max_bytes {
             return None;

@@ -34,6 +34,10 @@ fn spans(root: &Path, made: &Made) -> Arc<Spans> {
     spans
 }
 
+fn whole() -> std::ops::Range<UncompressedOffset> {
+    range(0, FILE)
+}
+
 fn range(from: u64, to: u64) -> std::ops::Range<UncompressedOffset> {
     UncompressedOffset(from)..UncompressedOffset(to)
 }
@@ -50,8 +54,8 @@ async fn the_beginning_of_a_span_is_read_before_its_end_has_come() {
     let (tar, made) = layer();
     let spans = spans(root.path(), &made);
     let flight = claimed(&spans, 0);
-    let mut early = Box::pin(spans.read(range(512, 20_000)));
-    let mut late = Box::pin(spans.read(range(512, 40_000)));
+    let mut early = Box::pin(spans.read(range(512, 20_000), whole()));
+    let mut late = Box::pin(spans.read(range(512, 40_000), whole()));
     spans.files.put_piece(UncompressedOffset(0), &tar[..19_999]).unwrap();
     flight.advance(19_999);
     assert!((&mut early).now_or_never().is_none(), "a byte is missing");
@@ -78,7 +82,7 @@ async fn a_panic_while_a_span_is_stored_ends_its_flight() {
     assert!(panicked.is_err());
     let outcome = flight.reach(u64::MAX).now_or_never().expect("it has ended");
     assert!(matches!(outcome, super::super::Reached::Ended(Err(_))));
-    assert_eq!(spans.read(range(0, 512)).await.unwrap(), tar[..512]);
+    assert_eq!(spans.read(range(0, 512), whole()).await.unwrap(), tar[..512]);
 }
 
 /// The disk takes everything, and has nothing when it is asked.
@@ -94,7 +98,7 @@ async fn a_disk_that_does_not_give_back_is_no_error_and_not_asked_for_ever() {
     let spans = spans(root.path(), &made);
     for from in (0..FILE).step_by(50_000) {
         let to = from + 1_000;
-        assert_eq!(spans.read(range(from, to)).await.unwrap(), tar[from as usize..to as usize]);
+        assert_eq!(spans.read(range(from, to), whole()).await.unwrap(), tar[from as usize..to as usize]);
     }
     // Each span is given to the disk so often, and fetched for each reader afterwards.
     let most = 8 * (u64::from(super::super::MOST_DAMAGED) + 1) + 8;
@@ -131,7 +135,7 @@ async fn a_complete_layer_has_its_diff_id() {
             assert_eq!(spans.digest_whole(), None, "nothing is there");
             let (tell, mut told) = oneshot::channel();
             spans.when_whole(Box::new(move |digest: &Digest| tell.send(*digest).unwrap()));
-            spans.read(range(0, spans.ztoc.uncompressed_size())).await.unwrap();
+            spans.read(range(0, spans.ztoc.uncompressed_size()), whole()).await.unwrap();
             spans.settled().await;
             assert!(told.try_recv().is_err(), "somebody has just had to wait");
             spans.know_whole();
@@ -154,7 +158,7 @@ async fn more_padding_than_a_tar_has_does_not_spoil_the_last_span() {
     let made = made(&tar);
     let spans = spans(root.path(), &made);
     let size = spans.ztoc.uncompressed_size();
-    assert_eq!(spans.read(range(0, size)).await.unwrap(), tar[..size as usize]);
+    assert_eq!(spans.read(range(0, size), whole()).await.unwrap(), tar[..size as usize]);
     spans.settled().await;
     assert_eq!(spans.table.missing(), 0);
     assert_eq!(spans.digest_whole(), None);
