@@ -45,6 +45,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "integration/",
         ],
     ),
+    ("axum", &["snapshotter/src/metrics.rs"]),
     (
         "clap",
         &[
