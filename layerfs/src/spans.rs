@@ -402,24 +402,31 @@ impl Spans {
         self.engine.fill(self.me.clone());
     }
 
+    /// Whether something is wanted that nobody is bringing.
+    fn wants(&self) -> bool {
+        let wanted = self.wanted.lock();
+        wanted.iter().any(|span| self.table.state(*span) == State::Empty && !self.is_unreadable(*span))
+    }
+
     /// Claims a run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else near where
     /// readers had to wait.
     fn claim_run(&self, bytes: u64, which: Which) -> (Vec<u32>, Priority) {
         let count = self.ztoc.spans().len();
         let mut claims = self.table.claims();
         let mut wanted = self.wanted.lock();
-        while let Some(first) = wanted.pop_front() {
-            let mut end = first + 1;
-            while wanted.front() == Some(&end) && self.compressed(first..end + 1) <= bytes {
-                wanted.pop_front();
-                end += 1;
-            }
+        // What does not come stays wanted.
+        wanted.retain(|span| self.table.state(*span) != State::Ready && !self.is_unreadable(*span));
+        let mut rest = wanted.make_contiguous();
+        while let Some(first) = rest.first().copied() {
+            let fits = |(span, _): &(u32, _)| *span == first || self.compressed(first..span + 1) <= bytes;
+            let run = (first..).zip(rest.iter()).take_while(|(next, span)| next == *span).take_while(fits);
+            let run = run.count();
+            let end = first + u32::try_from(run).expect("not more than there are spans");
             let claimed = self.claim_within(&mut claims, first..end, bytes);
-            if let Some(last) = claimed.last() {
-                // A run of which somebody else has a part is not done with.
-                (last + 1..end).rev().for_each(|span| wanted.push_front(span));
+            if !claimed.is_empty() {
                 return (claimed, Priority::Ahead);
             }
+            rest = &mut rest[run..];
         }
         drop(wanted);
         if !self.filling.load(Ordering::Acquire) {
@@ -496,7 +503,7 @@ impl Spans {
 
 impl Wanting for Spans {
     fn heat(&self) -> u64 {
-        if self.wanted.lock().is_empty() { self.heat.load(Ordering::Acquire) } else { u64::MAX }
+        if self.wants() { u64::MAX } else { self.heat.load(Ordering::Acquire) }
     }
 
     fn host(&self) -> Option<Arc<str>> {
@@ -504,7 +511,7 @@ impl Wanting for Spans {
     }
 
     fn is_urgent(&self) -> bool {
-        !self.wanted.lock().is_empty() || self.near.lock().has_places()
+        self.wants() || self.near.lock().has_places()
     }
 
     fn take_turn(&self, bytes: u64, which: Which) -> Turn {

@@ -406,6 +406,20 @@ async fn a_disk_with_too_little_room_is_not_filled_and_every_read_is_right() {
 }
 
 #[tokio::test]
+async fn what_is_wanted_and_does_not_come_stays_wanted() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::Unreachable));
+    let (all, _) = layer.spans();
+    layer.want([2..=3]);
+    while layer.spans().1 > all - 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(made.blob.reads().len() > 1, "the first was refused");
+}
+
+#[tokio::test]
 async fn what_is_wanted_comes_and_nothing_else() {
     let root = TempDir::new().unwrap();
     let layer = opened(root.path(), None, &layer_of_files());
