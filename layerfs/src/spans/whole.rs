@@ -20,8 +20,10 @@ type Hear = Box<dyn FnOnce(&Digest) + Send>;
 pub(super) struct Whole {
     digest: Option<Digest>,
     hearers: Vec<Hear>,
-    /// Somebody is at it, or found that it cannot be known.
-    begun: bool,
+    /// Somebody is at it.
+    pub(super) begun: bool,
+    /// A span came meanwhile.
+    again: bool,
 }
 
 impl std::fmt::Debug for Whole {
@@ -60,6 +62,7 @@ impl Spans {
             return;
         }
         let mut whole = self.whole.lock();
+        whole.again = whole.begun;
         if whole.begun || whole.digest.is_some() || whole.hearers.is_empty() {
             return;
         }
@@ -75,8 +78,14 @@ impl Spans {
 
     pub(super) fn know_whole(&self) {
         let Some(digest) = self.digest_whole() else {
-            // Something of it went meanwhile: looked at again when that is back.
-            self.whole.lock().begun = self.table.missing() == 0;
+            // Something of it went meanwhile, or cannot be read: looked at again when that is back, or is already.
+            let mut whole = self.whole.lock();
+            whole.begun = false;
+            let again = std::mem::take(&mut whole.again);
+            drop(whole);
+            if again {
+                self.look_whether_whole();
+            }
             return;
         };
         tracing::info!(layer = %self.files.id(), %digest, "the layer is complete");

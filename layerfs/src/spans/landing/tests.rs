@@ -4,6 +4,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    time::Duration,
 };
 
 use futures::FutureExt;
@@ -162,4 +163,46 @@ async fn more_padding_than_a_tar_has_does_not_spoil_the_last_span() {
     spans.settled().await;
     assert_eq!(spans.table.missing(), 0);
     assert_eq!(spans.digest_whole(), None);
+}
+
+/// What could not be read once is looked at again when it has come back.
+#[tokio::test]
+async fn a_layer_that_was_not_whole_when_it_was_looked_at_is_looked_at_again() {
+    let root = TempDir::new().unwrap();
+    let (tar, made) = layer();
+    let spans = spans(root.path(), &made);
+    let (tell, mut told) = oneshot::channel();
+    let all = range(0, spans.ztoc.uncompressed_size());
+    spans.when_whole(Box::new(move |digest: &Digest| tell.send(*digest).unwrap()));
+    let _ = spans.read(all.clone()).await.unwrap();
+    spans.engine.finish(Duration::from_secs(5));
+    assert!(spans.whole.lock().begun);
+    fs::OpenOptions::new().write(true).open(find(root.path(), "data")).unwrap().set_len(1_000).unwrap();
+    spans.know_whole();
+    assert!(told.try_recv().is_err() && !spans.whole.lock().begun);
+    // A reader finds out, and has it brought again.
+    let _ = spans.read(all).await.unwrap();
+    spans.engine.finish(Duration::from_secs(5));
+    assert!(spans.whole.lock().begun, "it is complete again");
+    spans.know_whole();
+    assert_eq!(told.try_recv(), Ok(Digest::sha256(&tar)));
+}
+
+/// The last span that comes while somebody finds that it was missing is not overlooked.
+#[tokio::test]
+async fn a_span_that_comes_while_the_layer_is_looked_at_is_noticed() {
+    let root = TempDir::new().unwrap();
+    let (_, made) = layer();
+    let spans = spans(root.path(), &made);
+    spans.when_whole(Box::new(|_| {}));
+    let count = spans.ztoc.spans().len();
+    let _ = spans.read(range(0, spans.ztoc.uncompressed_size())).await.unwrap();
+    spans.engine.finish(Duration::from_secs(5));
+    // What is looked at is not complete, and something comes before that is noted.
+    spans.files.strike(SpanId(count - 1));
+    spans.look_whether_whole();
+    spans.know_whole();
+    assert!(spans.whole.lock().begun, "looked at once more");
+    spans.know_whole();
+    assert!(!spans.whole.lock().begun, "and no more");
 }
