@@ -89,8 +89,13 @@ impl Spans {
         compressed: &[u8],
     ) -> Outcome {
         if !self.is_unreadable(span.0) {
+            let to_the_end = inflating.is_to_the_end();
             match self.store_pieces(span, inflating, flight) {
                 Ok(()) => return Ok(None),
+                // Perhaps only behind it, in what came together with its last bytes.
+                Err(Unstored::Wrong(error)) if to_the_end => {
+                    tracing::debug!(layer = %self.files.id(), %error, "what follows the last span is damaged");
+                }
                 Err(Unstored::Wrong(error)) => return Err(self.wrong(span, error)),
                 Err(Unstored::Disk(error)) => {
                     tracing::warn!(layer = %self.files.id(), span = span.0, %error, "store span; served unstored");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::FutureExt;
-use oci::Digest;
+use oci::{Digest, testing::FaultyBlob};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use ztoc::{UncompressedOffset, Ztoc};
@@ -16,7 +16,7 @@ use ztoc::{UncompressedOffset, Ztoc};
 use super::*;
 use crate::{
     Room, Store,
-    testing::{Made, Tar, engine, made, noise},
+    testing::{Made, SPAN, Tar, engine, gzip, made, noise},
 };
 
 const FILE: u64 = 400_000;
@@ -163,6 +163,37 @@ async fn more_padding_than_a_tar_has_does_not_spoil_the_last_span() {
     spans.settled().await;
     assert_eq!(spans.table.missing(), 0);
     assert_eq!(spans.digest_whole(), None);
+}
+
+/// Where the stream breaks behind the last byte of the last span, in the same breath, its files are served.
+#[tokio::test]
+async fn what_is_damaged_behind_the_last_span_does_not_spoil_it() {
+    let root = TempDir::new().unwrap();
+    let (mut tar, _) = layer();
+    let cut = tar.len() - 1024;
+    tar.resize(tar.len() + 9_216, 0);
+    // The checksum of a second member is wrong. Who made the ztoc has not looked at it.
+    let mut bytes = [gzip(&tar[..cut]), gzip(&tar[cut..])].concat();
+    let options = ztoc::Options { span_size: SPAN, ..ztoc::Options::default() };
+    let built = ztoc::build(bytes.as_slice(), ztoc::Compression::Gzip, &options).unwrap();
+    let ztoc = Ztoc::from_vec(built.ztoc.clone()).unwrap();
+    let last = SpanId(ztoc.spans().len() - 1);
+    let compressed = |at: &[u8]| {
+        let range = ztoc.spans().compressed(last);
+        at[range.start.0 as usize..range.end.0 as usize].to_vec()
+    };
+    let right = Digest::sha256(&compressed(&bytes)).to_string();
+    let trailer = bytes.len() - 8;
+    bytes[trailer] ^= 1;
+    let wrong = Digest::sha256(&compressed(&bytes)).to_string();
+    let mut ztoc = built.ztoc;
+    let at = ztoc.windows(right.len()).position(|window| window == right.as_bytes()).unwrap();
+    ztoc[at..at + wrong.len()].copy_from_slice(wrong.as_bytes());
+    let made = Made { digest: Digest::sha256(&bytes), ztoc, blob: Arc::new(FaultyBlob::new(bytes, 7_000)) };
+    let spans = spans(root.path(), &made);
+    let size = spans.ztoc.uncompressed_size();
+    assert!(size > cut as u64, "the last span ends in the second member");
+    assert_eq!(spans.read(range(0, size)).await.unwrap(), tar[..size as usize]);
 }
 
 /// What could not be read once is looked at again when it has come back.
