@@ -229,6 +229,13 @@ impl Spans {
         self.damaged.lock().get(&span).is_some_and(|times| *times >= MOST_DAMAGED)
     }
 
+    /// What is missing is what the disk does not give back.
+    fn is_rest_unreadable(&self) -> bool {
+        let damaged = self.damaged.lock();
+        let unreadable = damaged.values().filter(|times| **times >= MOST_DAMAGED).count();
+        unreadable > 0 && self.missing() as usize <= unreadable
+    }
+
     fn drop_damaged(&self, span: SpanId) {
         if self.table.take(span.0, Word::damage) {
             self.engine.counters().damaged.add(1);
@@ -515,7 +522,7 @@ impl Wanting for Spans {
     }
 
     fn take_turn(&self, bytes: u64, which: Which) -> Turn {
-        let done = self.missing() == 0 || self.files.store().nearly_full();
+        let done = self.missing() == 0 || self.is_rest_unreadable() || self.files.store().nearly_full();
         if done || !self.filling.load(Ordering::Acquire) && self.wanted.lock().is_empty() {
             return Turn::Done;
         }

@@ -4,6 +4,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::atomic::Ordering::SeqCst,
     time::Duration,
 };
 
@@ -16,6 +17,8 @@ use ztoc::{UncompressedOffset, Ztoc};
 use super::*;
 use crate::{
     Room, Store,
+    fetch::{Turn, Wanting as _},
+    spans::MOST_DAMAGED,
     testing::{Made, SPAN, Tar, engine, gzip, made, noise},
 };
 
@@ -102,9 +105,14 @@ async fn a_disk_that_does_not_give_back_is_no_error_and_not_asked_for_ever() {
         assert_eq!(spans.read(range(from, to), whole()).await.unwrap(), tar[from as usize..to as usize]);
     }
     // Each span is given to the disk so often, and fetched for each reader afterwards.
-    let most = 8 * (u64::from(super::super::MOST_DAMAGED) + 1) + 8;
+    let most = 8 * (u64::from(MOST_DAMAGED) + 1) + 8;
     assert!(made.blob.reads().len() as u64 <= most, "{:?}", made.blob.reads());
     assert!(spans.claim_within(&mut spans.table.claims(), 0..1, 1).is_empty(), "fill lets it be");
+    for _ in 0..MOST_DAMAGED {
+        let _ = spans.read(range(0, spans.ztoc.uncompressed_size())).await.unwrap();
+    }
+    spans.filling.store(true, SeqCst);
+    assert!(matches!(spans.take_turn(1 << 20), Turn::Done), "and does not come back for it");
 }
 
 fn find(root: &Path, name: &str) -> std::path::PathBuf {
