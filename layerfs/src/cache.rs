@@ -551,6 +551,11 @@ impl LayerFiles {
         Ok(())
     }
 
+    /// Whether somebody else has opened the layer: nothing is wrong with what cannot be read any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.tenure.is_over()
+    }
+
     /// Whether a stored span still has the checksum of its record.
     pub(crate) fn prove(&self, span: SpanId, range: &Range<UncompressedOffset>) -> bool {
         let mut record = [0; RECORD as usize];

@@ -238,7 +238,7 @@ impl Spans {
 
     fn drop_damaged(&self, span: SpanId) {
         if self.table.take(span.0, Word::damage) {
-            self.engine.counters().damaged.add(1);
+            self.engine.counters().damaged.add(u64::from(!self.files.is_over()));
             *self.damaged.lock().entry(span.0).or_insert(0) += 1;
             self.files.strike(span);
             self.settle(span, Err(Error::new(ErrorKind::Corrupt, "read a stored span")));

@@ -245,3 +245,16 @@ async fn a_span_that_comes_while_the_layer_is_looked_at_is_noticed() {
     spans.know_whole();
     assert!(!spans.whole.lock().begun, "and no more");
 }
+
+/// Who has a layer open that was opened anew reads what is fetched for him; nothing is damaged by that.
+#[tokio::test]
+async fn a_layer_that_was_opened_anew_is_not_counted_as_damaged() {
+    let root = TempDir::new().unwrap();
+    let (tar, made) = layer();
+    let spans = spans(root.path(), &made);
+    assert_eq!(spans.read(range(0, 20_000)).await.unwrap(), tar[..20_000]);
+    spans.settled().await;
+    let _anew = spans.files.store().layer(&made.id()).unwrap();
+    assert_eq!(spans.read(range(0, 20_000)).await.unwrap(), tar[..20_000]);
+    assert_eq!(spans.engine.counters().damaged.now(), 0);
+}
