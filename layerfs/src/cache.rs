@@ -530,6 +530,14 @@ impl LayerFiles {
         (u64::from_le_bytes(record) >> 8).checked_sub(1)
     }
 
+    /// What lies behind the last span has no checksum: after an unclean stop it is not known any more.
+    pub(crate) fn forget_tail(&self, last: SpanId) {
+        let at = HEADER + u64::from(last.0) * RECORD + 1;
+        if let Err(error) = self.write(|| self.spans.write_all_at(&[0; 7], at)) {
+            tracing::debug!(layer = %self.id, %error, "forget what lies behind the last span");
+        }
+    }
+
     /// The digest of the whole stream, if it was ever computed.
     pub(crate) fn whole(&self) -> Option<Digest> {
         fs::read_to_string(self.folder.join("whole")).ok()?.trim().parse().ok()

@@ -231,8 +231,9 @@ impl Layer {
     }
 
     /// `hear` is told the digest of the layer's whole uncompressed stream, its diff ID if it is what the image names,
-    /// once every span is there and nobody waits for anything; at once where it is known. It may never be.
-    pub fn when_whole(&self, hear: impl FnOnce(&Digest) + Send + 'static) {
+    /// once every span is there and nobody waits for anything; at once where it is known. `None`: everything is there, and
+    /// it cannot be known. It may never be told.
+    pub fn when_whole(&self, hear: impl FnOnce(Option<&Digest>) + Send + 'static) {
         self.content.spans.when_whole(Box::new(hear));
     }
 
@@ -282,7 +283,10 @@ impl Layer {
                 return Answer::Ready(bytes);
             }
             let content = self.content.clone();
-            return Answer::Later(Box::pin(async move { content.spans.read(range, data).await }));
+            return Answer::Later(Box::pin(async move {
+                let _waiting = content.spans.waiting(&range);
+                content.spans.read(range, data).await
+            }));
         }
         let header = entry.header();
         if header.end - header.start > MAX_HEADER_BYTES {
@@ -296,6 +300,7 @@ impl Layer {
         }
         let content = self.content.clone();
         Answer::Later(Box::pin(async move {
+            let _waiting = content.spans.waiting(&range);
             // Both at once: nearly always the same span, else its neighbour in the same request.
             let header = content.spans.read(header, data.clone());
             let (header, bytes) = futures::join!(header, content.spans.read(range, data));

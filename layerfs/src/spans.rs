@@ -85,7 +85,7 @@ pub(crate) struct Spans {
 type Outcome = Result<Option<Bytes>, Error>;
 
 /// A reader that waits; counted until it is dropped.
-struct Waiting<'a> {
+pub(crate) struct Waiting<'a> {
     engine: &'a Engine,
     layer: &'a LayerId,
     spans: Range<u32>,
@@ -245,6 +245,11 @@ impl Spans {
         }
     }
 
+    /// A reader waits for `range` as long as this lives.
+    pub(crate) fn waiting(&self, range: &Range<UncompressedOffset>) -> Waiting<'_> {
+        Waiting::new(&self.engine, self.files.id(), self.ztoc.spans().covering(range.clone()))
+    }
+
     /// The bytes of `range`, fetched where they are missing; the rest of `file` is likely to be wanted soon.
     pub(crate) async fn read(
         &self,
@@ -254,7 +259,6 @@ impl Spans {
         let file = self.ztoc.spans().covering(file);
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.table.pin(spans.clone());
-        let _waiting = Waiting::new(&self.engine, self.files.id(), spans.clone());
         // Once the beginning was there and could not be read, all of it is waited for.
         let mut early = true;
         loop {
@@ -300,6 +304,9 @@ impl Spans {
         }
         let range = self.range(span);
         if self.files.prove(span, &range) {
+            if span.0 + 1 == self.ztoc.spans().len() {
+                self.files.forget_tail(span);
+            }
             self.settle(span, Ok(None));
         } else {
             self.files.strike(span);

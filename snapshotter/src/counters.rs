@@ -23,8 +23,8 @@ const COMPARED: Name = Name {
     name: "soci_layers_compared_total",
     kind: Kind::Counter,
     label: "outcome",
-    help: "complete layers compared with the image's configuration: `right`, `wrong`, or `unknown` where the \
-           snapshot's name does not tell",
+    help: "complete layers compared with the image's configuration: `right`, `wrong`, or `unknown` where its \
+           end is not known or the snapshot's name does not tell",
 };
 
 /// What became of a Prepare.

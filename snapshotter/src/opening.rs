@@ -105,9 +105,9 @@ impl Opening {
                 quiet = if opening.is_bringing(key.0) { 0 } else { quiet + 1 };
             }
             let Some(opening) = opening.upgrade() else { return };
-            let left = lock(&opening.begun).remove(&key);
-            if let (Some(left), Ok(opened)) = (left, opened) {
-                drop(left);
+            drop(lock(&opening.begun).remove(&key));
+            // Also when it was asked for: it may have been refused then. What is shown stays.
+            if let Ok(opened) = opened {
                 opening.layers.forget(opened.layer);
             }
         });

@@ -429,15 +429,18 @@ impl Snapshotter {
         let (digest, parent, name) = (*layer.digest(), parent.to_owned(), name.to_owned());
         let counters = self.counters.clone();
         layer.when_whole(move |diff| {
-            let agrees = chain::agrees(&parent, &name, diff);
+            let agrees = diff.and_then(|diff| chain::agrees(&parent, &name, diff));
+            let diff = diff.map(display);
             counters.compared(agrees);
             match agrees {
                 Some(true) => {
-                    tracing::info!(layer = %digest, %diff, "the layer is complete, and is what the image names");
+                    tracing::info!(layer = %digest, diff, "the layer is complete, and is what the image names");
                 }
-                None => tracing::debug!(layer = %digest, %diff, name, "the snapshot's name does not tell its layer"),
+                None => tracing::info!(
+                    layer = %digest, diff, name, "the layer is complete; whether it is what the image names cannot be told"
+                ),
                 Some(false) => tracing::error!(
-                    layer = %digest, %diff, name, reason = %Reason::OtherContent,
+                    layer = %digest, diff, name, reason = %Reason::OtherContent,
                     "the layer is complete, and is NOT what the image names; its index lies: remove the image"
                 ),
             }

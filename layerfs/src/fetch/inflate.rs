@@ -164,12 +164,16 @@ impl Inflaters {
         let is_ahead = job.is_ahead();
         let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };
         if is_idle {
-            let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
-            self.jobs.lock().idle_at_work.push(idle);
             if self.may_give_way.load(Ordering::Relaxed) {
                 // Of this thread alone: what POSIX calls a process here is one to Linux.
                 let nice = if is_ahead { (self.nice + AHEAD_NICER).min(IDLE_NICE) } else { IDLE_NICE };
                 let _ = setpriority_process(None, nice);
+            }
+            let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
+            self.jobs.lock().idle_at_work.push(idle);
+            // Who began to wait a moment ago has not found us in the list.
+            if job.is_awaited() {
+                let _ = setpriority_process(None, self.nice);
             }
         }
         let (began, used) = (Instant::now(), thread_time());

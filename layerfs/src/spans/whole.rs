@@ -13,7 +13,20 @@ use super::{Spans, State};
 /// Read and hashed at a time.
 const PIECE: usize = 1 << 20;
 
-type Hear = Box<dyn FnOnce(&Digest) + Send>;
+/// Who is told the digest, or that it cannot be known.
+type Hear = Box<dyn FnOnce(Option<&Digest>) + Send>;
+
+/// Those who are told of one layer, the newest: snapshots come and go while a layer never becomes complete.
+const MOST_HEARERS: usize = 64;
+
+/// Why there is no digest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotWhole {
+    /// Something is missing, or cannot be read now.
+    Missing,
+    /// Everything is there, but where the stream ends is not known.
+    Endless,
+}
 
 /// What is known of a layer as a whole, and who wants to know it.
 #[derive(Default)]
@@ -44,12 +57,16 @@ impl Spans {
         self.whole.lock().digest
     }
 
-    /// `hear` is told the digest of the whole uncompressed stream, as soon as it is known. Perhaps never.
+    /// `hear` is told the digest of the whole uncompressed stream, as soon as it is known, or once everything is there and
+    /// it cannot be known. Perhaps never.
     pub(crate) fn when_whole(&self, hear: Hear) {
         let mut whole = self.whole.lock();
         if let Some(digest) = whole.digest {
             drop(whole);
-            return hear(&digest);
+            return hear(Some(&digest));
+        }
+        if whole.hearers.len() >= MOST_HEARERS {
+            drop(whole.hearers.remove(0));
         }
         whole.hearers.push(hear);
         drop(whole);
@@ -77,16 +94,22 @@ impl Spans {
     }
 
     pub(super) fn know_whole(&self) {
-        let Some(digest) = self.digest_whole() else {
-            // Something of it went meanwhile, or cannot be read: looked at again when that is back, or is already.
-            let mut whole = self.whole.lock();
-            whole.begun = false;
-            let again = std::mem::take(&mut whole.again);
-            drop(whole);
-            if again {
-                self.look_whether_whole();
+        let digest = match self.digest_whole() {
+            Ok(digest) => digest,
+            Err(why) => {
+                let mut whole = self.whole.lock();
+                whole.begun = false;
+                let again = std::mem::take(&mut whole.again);
+                let hearers =
+                    if why == NotWhole::Endless { std::mem::take(&mut whole.hearers) } else { Vec::new() };
+                drop(whole);
+                hearers.into_iter().for_each(|hear| hear(None));
+                // Something of it went meanwhile, or cannot be read: looked at again when that is back, or is already.
+                if again {
+                    self.look_whether_whole();
+                }
+                return;
             }
-            return;
         };
         tracing::info!(layer = %self.files.id(), %digest, "the layer is complete");
         if let Err(error) = self.files.put_whole(&digest) {
@@ -96,30 +119,30 @@ impl Spans {
         whole.digest = Some(digest);
         let hearers = std::mem::take(&mut whole.hearers);
         drop(whole);
-        hearers.into_iter().for_each(|hear| hear(&digest));
+        hearers.into_iter().for_each(|hear| hear(Some(&digest)));
     }
 
-    /// `None` where something is missing, or it is not known where the stream ends.
-    pub(super) fn digest_whole(&self) -> Option<Digest> {
+    pub(super) fn digest_whole(&self) -> Result<Digest, NotWhole> {
         let count = self.ztoc.spans().len();
         // Nothing is taken away from here on.
         let _pins = self.table.pin(0..count);
         if !(0..count).all(|span| self.table.state(span) == State::Ready) {
-            return None;
+            return Err(NotWhole::Missing);
         }
         let tail = match count.checked_sub(1) {
-            Some(last) => self.files.tail(SpanId(last))?,
+            Some(last) => self.files.tail(SpanId(last)).ok_or(NotWhole::Endless)?,
             None => 0,
         };
-        let end = self.ztoc.uncompressed_size().checked_add(tail)?;
+        let end = self.ztoc.uncompressed_size().saturating_add(tail);
         let mut hasher = Sha256::new();
         let (mut at, mut piece) = (0, vec![0; PIECE]);
         while at < end {
             let length = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            self.files.read(UncompressedOffset(at), &mut piece[..length]).ok()?;
+            let read = self.files.read(UncompressedOffset(at), &mut piece[..length]);
+            read.map_err(|_| NotWhole::Missing)?;
             hasher.update(&piece[..length]);
             at += length as u64;
         }
-        Some(Digest::from_sha256(hasher.finalize().into()))
+        Ok(Digest::from_sha256(hasher.finalize().into()))
     }
 }
