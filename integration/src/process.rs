@@ -177,7 +177,7 @@ pub fn run_measured(command: Command, limit: Duration) -> Result<(String, u64)> 
 }
 
 /// Runs a program to its end, throws away what it prints, and says how long it took: to the microsecond, where the
-/// others here look only every [`POLL`]. Fails when it does; kills it after `limit`.
+/// others here look only now and then. Fails when it does; kills it after `limit`.
 pub fn run_timed(mut command: Command, limit: Duration) -> Result<Duration> {
     let shown = shown(&command);
     command.stdin(Stdio::null()).stdout(Stdio::null());

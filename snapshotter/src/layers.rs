@@ -88,11 +88,7 @@ impl Layers {
     fn note(&self, layer: &Arc<Layer>) {
         let mut open = lock(&self.open);
         open.retain(|_, (gate, layer)| layer.strong_count() > 0 || Arc::strong_count(gate) > 1);
-        // One that is known and alive stays: it may not be shown yet, and this one may be gone before it.
-        let known = &mut open.entry(*layer.id()).or_default().1;
-        if known.strong_count() == 0 {
-            *known = Arc::downgrade(layer);
-        }
+        open.entry(*layer.id()).or_default().1 = Arc::downgrade(layer);
     }
 
     /// What is open or in the store under `id`, if it is of a layer of that size.

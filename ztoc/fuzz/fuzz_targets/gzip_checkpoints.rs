@@ -84,7 +84,9 @@ fn check(ztoc: &Ztoc, layer: &[u8], inflated: &[u8]) {
             all.extend(out);
         } else {
             let tail = (inflated.len() - all.len()).saturating_sub(out.len()) as u64;
-            ztoc.inflating_to_the_end(compressed, tail).and_then(|it| it.all(&mut all)).expect("the end of the layer");
+            ztoc.inflating_to_the_end(compressed, tail)
+                .and_then(|it| it.all(&mut all))
+                .expect("the end of the layer");
         }
     }
     assert!(all == inflated, "the spans are not the layer");
