@@ -525,7 +525,7 @@ impl Wanting for Spans {
     }
 
     fn is_urgent(&self) -> bool {
-        self.wants() || self.near.lock().has_places()
+        self.wants() || self.filling.load(Ordering::Acquire) && self.near.lock().has_places()
     }
 
     fn take_turn(&self, bytes: u64, which: Which) -> Turn {

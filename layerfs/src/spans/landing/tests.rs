@@ -204,6 +204,23 @@ async fn what_is_damaged_behind_the_last_span_does_not_spoil_it() {
     assert_eq!(spans.read(range(0, size), whole()).await.unwrap(), tar[..size as usize]);
 }
 
+/// Who says that something is urgent has something to claim; else the engine would ask without end.
+#[tokio::test]
+async fn what_is_on_its_way_is_not_urgent() {
+    let root = TempDir::new().unwrap();
+    let (_, made) = layer();
+    let spans = spans(root.path(), &made);
+    spans.near.lock().demanded(2..3, 0..5);
+    assert!(!spans.is_urgent(), "nothing is brought of itself here");
+    spans.wanted.lock().push_back(1);
+    assert!(spans.is_urgent());
+    let _flight = claimed(&spans, 1);
+    assert!(!spans.is_urgent());
+    assert!(matches!(spans.take_turn(1 << 20, Which::Urgent), Turn::NotUrgent));
+    spans.settle(SpanId(1), Err(Error::new(ErrorKind::Io, "bring a span")));
+    assert!(spans.is_urgent(), "it did not come");
+}
+
 /// What could not be read once is looked at again when it has come back.
 #[tokio::test]
 async fn a_layer_that_was_not_whole_when_it_was_looked_at_is_looked_at_again() {
