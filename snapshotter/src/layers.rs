@@ -8,7 +8,8 @@
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread,
     time::Duration,
 };
 
@@ -271,31 +272,42 @@ impl Layers {
     /// Shows again what an earlier process showed, from the disk alone. Answers with those whose ztoc is lost.
     pub(crate) fn restore(&self, slots: &HashMap<u32, (Lazy, Vec<Registry>)>) -> Vec<u32> {
         let mut lost = Vec::new();
+        let opened = self.open_stored(slots.values().map(|(lazy, _)| lazy.id()).collect());
         for (slot, (lazy, registries)) in slots {
             lock(&self.connection).skip(*slot);
-            let id = lazy.id();
-            let layer = match self.opened(&id) {
-                Some(layer) => Ok(Some(layer)),
-                None => Layer::stored(&self.store, &self.engine, &id),
+            let Some(layer) = opened.get(&lazy.id()) else {
+                lost.push(*slot);
+                continue;
             };
-            match layer {
-                Ok(Some(layer)) => {
-                    for registry in registries {
-                        self.sourced(layer.clone(), registry, &lazy.layer);
-                    }
-                    self.show_again(*slot, lazy, &layer);
-                }
-                Ok(None) => lost.push(*slot),
-                Err(error) => {
-                    tracing::error!(slot, layer = %id, %error, "open a layer again");
-                    lost.push(*slot);
-                }
+            for registry in registries {
+                self.sourced(layer.clone(), registry, &lazy.layer);
             }
+            self.show_again(*slot, lazy, layer);
         }
         if lost.is_empty() {
             self.sweep(&slots.values().map(|(lazy, _)| lazy.id()).collect());
         }
         lost
+    }
+
+    /// Opens what the store has of these layers, as many at once as there are cores: each is a pass over a ztoc.
+    fn open_stored(&self, ids: HashSet<LayerId>) -> HashMap<LayerId, Arc<Layer>> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(ids.len());
+        let (left, opened) = (Mutex::new(ids.into_iter()), Mutex::new(HashMap::new()));
+        let open = || {
+            loop {
+                // In a statement of its own: the lock is held for no longer.
+                let next = lock(&left).next();
+                let Some(id) = next else { return };
+                match Layer::stored(&self.store, &self.engine, &id) {
+                    Ok(Some(layer)) => drop(lock(&opened).insert(id, layer)),
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(layer = %id, %error, "open a layer again"),
+                }
+            }
+        };
+        thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(open))));
+        opened.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes what is stored of slots and layers that nothing stands on.
