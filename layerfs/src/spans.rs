@@ -92,18 +92,12 @@ pub(crate) struct Waiting<'a> {
     since: Instant,
 }
 
-impl<'a> Waiting<'a> {
-    fn new(engine: &'a Engine, layer: &'a LayerId, spans: Range<u32>) -> Self {
-        engine.counters().waits_begun.add(1);
-        Self { engine, layer, spans, since: Instant::now() }
-    }
-}
-
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let waited = self.since.elapsed().as_millis();
+        let waited = self.since.elapsed();
+        self.engine.counters().waits.note(waited);
+        let waited = waited.as_millis();
         tracing::debug!(layer = %self.layer, spans = ?self.spans, waited, "a reader had to wait");
-        self.engine.counters().waits.note(self.since.elapsed());
     }
 }
 
@@ -190,6 +184,10 @@ impl Spans {
         range.start..range.end.max(range.start)
     }
 
+    fn is_last(&self, span: SpanId) -> bool {
+        span.0 + 1 == self.ztoc.spans().len()
+    }
+
     fn length(&self, span: SpanId) -> u64 {
         let range = self.range(span);
         range.end - range.start
@@ -247,7 +245,9 @@ impl Spans {
 
     /// A reader waits for `range` as long as this lives.
     pub(crate) fn waiting(&self, range: &Range<UncompressedOffset>) -> Waiting<'_> {
-        Waiting::new(&self.engine, self.files.id(), self.ztoc.spans().covering(range.clone()))
+        self.engine.counters().waits_begun.add(1);
+        let spans = self.ztoc.spans().covering(range.clone());
+        Waiting { engine: &self.engine, layer: self.files.id(), spans, since: Instant::now() }
     }
 
     /// The bytes of `range`, fetched where they are missing; the rest of `file` is likely to be wanted soon.
@@ -304,7 +304,7 @@ impl Spans {
         }
         let range = self.range(span);
         if self.files.prove(span, &range) {
-            if span.0 + 1 == self.ztoc.spans().len() {
+            if self.is_last(span) {
                 self.files.forget_tail(span);
             }
             self.settle(span, Ok(None));
@@ -416,10 +416,14 @@ impl Spans {
         self.engine.fill(self.me.clone());
     }
 
+    /// Whether a span is to be brought: it is not on disk, nobody brings it, and it would stay there.
+    fn is_to_bring(&self, span: u32) -> bool {
+        self.table.state(span) == State::Empty && !self.is_unreadable(span)
+    }
+
     /// Whether something is wanted that nobody is bringing.
     fn wants(&self) -> bool {
-        let wanted = self.wanted.lock();
-        wanted.iter().any(|span| self.table.state(*span) == State::Empty && !self.is_unreadable(*span))
+        self.wanted.lock().iter().any(|span| self.is_to_bring(*span))
     }
 
     /// Claims a run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else near where
@@ -446,7 +450,7 @@ impl Spans {
         if !self.filling.load(Ordering::Acquire) {
             return (Vec::new(), Priority::Fill);
         }
-        let is_missing = |span| self.table.state(span) == State::Empty && !self.is_unreadable(span);
+        let is_missing = |span| self.is_to_bring(span);
         let mut near = self.near.lock();
         if let Some(spans) = near.next(count, is_missing) {
             return (self.claim_within(&mut claims, spans, bytes), Priority::Ahead);

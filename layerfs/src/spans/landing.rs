@@ -29,8 +29,8 @@ impl Landing for Spans {
     }
 
     fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error> {
-        let last = span.0 + 1 == self.ztoc.spans().len();
-        let to_the_end = if last { self.ztoc.inflating_to_the_end(compressed, MAX_TAIL).ok() } else { None };
+        let to_the_end =
+            if self.is_last(span) { self.ztoc.inflating_to_the_end(compressed, MAX_TAIL).ok() } else { None };
         let inflating = to_the_end.map_or_else(|| self.ztoc.inflating(span, compressed), Ok);
         let inflating = inflating.map_err(|error| self.wrong(span, error))?;
         let Some(flight) = self.table.first(span.0) else {
@@ -90,12 +90,14 @@ impl Spans {
     ) -> Outcome {
         if !self.is_unreadable(span.0) {
             let to_the_end = inflating.is_to_the_end();
-            match self.store_pieces(span, inflating, flight) {
-                Ok(()) => return Ok(None),
+            let mut stored = self.store_pieces(span, inflating, flight);
+            if to_the_end && matches!(stored, Err(Unstored::Wrong(_))) {
                 // Perhaps only behind it, in what came together with its last bytes.
-                Err(Unstored::Wrong(error)) if to_the_end => {
-                    tracing::debug!(layer = %self.files.id(), %error, "what follows the last span is damaged");
-                }
+                let alone = self.ztoc.inflating(span, compressed).map_err(Unstored::Wrong);
+                stored = alone.and_then(|alone| self.store_pieces(span, alone, flight));
+            }
+            match stored {
+                Ok(()) => return Ok(None),
                 Err(Unstored::Wrong(error)) => return Err(self.wrong(span, error)),
                 Err(Unstored::Disk(error)) => {
                     tracing::warn!(layer = %self.files.id(), span = span.0, %error, "store span; served unstored");

@@ -202,6 +202,8 @@ async fn what_is_damaged_behind_the_last_span_does_not_spoil_it() {
     let size = spans.ztoc.uncompressed_size();
     assert!(size > cut as u64, "the last span ends in the second member");
     assert_eq!(spans.read(range(0, size), whole()).await.unwrap(), tar[..size as usize]);
+    spans.settled().await;
+    assert_eq!(spans.table.missing(), 0, "and it is kept: fill would bring it again and again");
 }
 
 /// Who says that something is urgent has something to claim; else the engine would ask without end.
