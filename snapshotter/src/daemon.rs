@@ -13,15 +13,22 @@ use oci::{Client, ClientOptions, DockerConfig};
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    config::Config, containerd::Containerd, images::Images, layers::Layers, metrics, opening::Opening,
-    plan::Modes, service::Door, snapshotter::Snapshotter,
+    config::{Address, Config},
+    containerd::Containerd,
+    images::Images,
+    layers::Layers,
+    metrics,
+    opening::Opening,
+    plan::Modes,
+    service::Door,
+    snapshotter::Snapshotter,
 };
 
 /// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
@@ -59,8 +66,14 @@ async fn serve(address: &str, root: &Path, config: &Config) -> anyhow::Result<()
     let snapshotter = Arc::new(build(root, config)?);
     let restored = snapshotter.clone();
     tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;
-    if let Some(address) = &config.metrics {
-        metrics::serve(address, snapshotter.clone()).await?;
+    match &config.metrics {
+        None => {}
+        Some(Address::Unix(path)) => metrics::serve(listen(path).await?, snapshotter.clone()),
+        Some(Address::Tcp(address)) => {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.with_context(|| format!("serve metrics at {address}"))?;
+            metrics::serve(listener, snapshotter.clone());
+        }
     }
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;

@@ -1,39 +1,23 @@
 //! The metrics, over HTTP, as Prometheus reads them. A door: it writes what others count.
 
-use std::{fmt::Write as _, fs, io, sync::Arc};
+use std::{
+    fmt::{Debug, Write as _},
+    sync::Arc,
+};
 
-use axum::{Router, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
+use axum::{Router, http::header::CONTENT_TYPE, response::IntoResponse, routing::get, serve::Listener};
 use layerfs::{Family, Kind, Name, Value};
-use tokio::net::{TcpListener, UnixListener};
 
-use crate::{config::Address, error::Error, snapshotter::Snapshotter};
+use crate::snapshotter::Snapshotter;
 
 /// Serves `GET /metrics` as long as the daemon lives.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub(crate) async fn serve(address: &Address, snapshotter: Arc<Snapshotter>) -> Result<(), Error> {
+pub(crate) fn serve(listener: impl Listener<Addr: Debug>, snapshotter: Arc<Snapshotter>) {
     let answer = move || async move {
         let written = tokio::task::spawn_blocking(move || text(&snapshotter.metrics())).await;
         ([(CONTENT_TYPE, "text/plain; version=0.0.4")], written.unwrap_or_default()).into_response()
     };
     let router = Router::new().route("/metrics", get(answer));
-    let doing = || format!("serve metrics at {address:?}");
-    match address {
-        Address::Tcp(address) => {
-            let listener = TcpListener::bind(address).await.map_err(|e| Error::internal(doing(), e))?;
-            tokio::spawn(async move { axum::serve(listener, router).await });
-        }
-        Address::Unix(path) => {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::internal(doing(), e)),
-                _ => {}
-            }
-            let listener = UnixListener::bind(path).map_err(|e| Error::internal(doing(), e))?;
-            tokio::spawn(async move { axum::serve(listener, router).await });
-        }
-    }
-    Ok(())
+    tokio::spawn(async move { axum::serve(listener, router).await });
 }
 
 /// The text format of Prometheus, version 0.0.4.
