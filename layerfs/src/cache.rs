@@ -39,13 +39,14 @@ use std::{
 use lru::LruCache;
 use oci::Digest;
 use rustix::fs::{FallocateFlags, fallocate};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use ztoc::{SpanId, UncompressedOffset};
 
 use crate::{
     error::Error,
     map::Map,
     sync::{Mutex, RwLock},
+    work::{AtWork, Mark, Work},
 };
 
 /// Of a ztoc: a layer of 10 GiB in 4 MiB spans has 84 MB of windows; four times that is hostile.
@@ -62,6 +63,16 @@ pub struct LayerId {
     pub layer: Digest,
     /// Digest of its ztoc; none for one that was built here, from the whole verified layer.
     pub ztoc: Option<Digest>,
+}
+
+impl LayerId {
+    /// It in one word.
+    pub fn mark(&self) -> Mark {
+        let mut hash = Xxh3::new();
+        hash.update(self.layer.to_string().as_bytes());
+        hash.update(self.ztoc.map(|ztoc| ztoc.to_string()).unwrap_or_default().as_bytes());
+        Mark(hash.digest().max(1))
+    }
 }
 
 impl std::fmt::Display for LayerId {
@@ -106,6 +117,7 @@ pub struct Store {
     eviction: Mutex<Eviction>,
     /// Who opened a layer's folder last.
     tenures: Mutex<HashMap<LayerId, Weak<Tenure>>>,
+    work: Arc<Work>,
 }
 
 /// The right to believe in a layer's folder, and to write there.
@@ -150,12 +162,20 @@ impl Store {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(root: &Path, room: Room) -> Result<Arc<Self>, Error> {
+        Self::open_noting(root, room, Arc::default())
+    }
+
+    /// The same; which layers something is under way with is noted.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_noting(root: &Path, room: Room, work: Arc<Work>) -> Result<Arc<Self>, Error> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self::open_on(root, room, &boot)
+        Self::open_on(root, room, &boot, work)
     }
 
     /// The same on a boot of that id.
-    pub(crate) fn open_on(root: &Path, room: Room, boot: &str) -> Result<Arc<Self>, Error> {
+    pub(crate) fn open_on(root: &Path, room: Room, boot: &str, work: Arc<Work>) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
         let noted = fs::read_to_string(layers.join("boot")).ok();
@@ -186,7 +206,13 @@ impl Store {
             room,
             eviction: Mutex::new(eviction),
             tenures: Mutex::default(),
+            work,
         }))
+    }
+
+    /// Something is under way with a layer, until the value is dropped.
+    pub(crate) fn at(&self, layer: Mark) -> AtWork {
+        self.work.at(layer)
     }
 
     /// Ends all writing, and leaves the mark of an orderly stop once everything is on the disk.

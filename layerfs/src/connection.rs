@@ -146,7 +146,13 @@ impl Connection {
         shown
     }
 
-    /// Drops what was stored of slots that were not shown again.
+    /// Leaves a slot that an earlier process showed as it is, and answers every question about it with EIO.
+    pub fn refuse(&self, number: u32) {
+        self.slots.refuse(number);
+        self.forget_listing();
+    }
+
+    /// Drops what was stored of slots that were neither shown again nor refused.
     ///
     /// # Errors
     /// When that cannot be stored.

@@ -39,6 +39,7 @@ use crate::{
     metrics::Counters,
     slots::{Shown, Slots},
     tree::{Attributes, NodeId, NodeKind},
+    work::AtWork,
 };
 
 pub(crate) use counts::{Asked, Counts};
@@ -57,10 +58,10 @@ pub(crate) struct Door {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// A node of the connection: its root, or a node of a layer in a slot.
+/// A node of the connection: its root, or a node of a layer in a slot, which is noted as long as the value lives.
 enum Place {
     Root,
-    In(Shown, NodeId),
+    In(Shown, NodeId, AtWork),
 }
 
 impl Door {
@@ -68,24 +69,33 @@ impl Door {
         if number == INodeNo::ROOT {
             return Ok(Place::Root);
         }
-        // A slot that was hidden: whoever still holds one of its nodes has a stale handle.
-        self.slots.of_node(number.0).map(|(slot, node)| Place::In(slot, node)).ok_or(Errno::ESTALE)
+        match self.slots.of_node(number.0) {
+            Some((slot, node)) => {
+                let at = self.store.at(slot.layer.mark());
+                Ok(Place::In(slot, node, at))
+            }
+            None if self.slots.is_refused(number.0) => Err(Errno::EIO),
+            // A slot that was hidden: whoever still holds one of its nodes has a stale handle.
+            None => Err(Errno::ESTALE),
+        }
     }
 
     fn attributes(&self, number: INodeNo) -> Result<FileAttr, Errno> {
         Ok(match self.place(number)? {
             Place::Root => root(),
-            Place::In(slot, node) => file_attr(&slot, node),
+            Place::In(slot, node, _at) => file_attr(&slot, node),
         })
     }
 
     fn lookup_in(&self, parent: INodeNo, name: &OsStr) -> Result<(Duration, FileAttr), Errno> {
         match self.place(parent)? {
             Place::Root => {
-                let slot = self.slots.named(name.as_bytes()).ok_or(Errno::ENOENT)?;
+                let refused = || self.slots.is_name_refused(name.as_bytes());
+                let absent = || if refused() { Errno::EIO } else { Errno::ENOENT };
+                let slot = self.slots.named(name.as_bytes()).ok_or_else(absent)?;
                 Ok((SHORT, file_attr(&slot, NodeId::ROOT)))
             }
-            Place::In(slot, node) => {
+            Place::In(slot, node, _at) => {
                 let found = slot.layer.lookup(node, name.as_bytes());
                 Ok((FOREVER, found.map_or_else(absent, |node| file_attr(&slot, node))))
             }
@@ -103,8 +113,8 @@ impl Door {
         let place = self.place(directory)?;
         let (own, above) = match &place {
             Place::Root => (root(), root()),
-            Place::In(slot, node) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
-            Place::In(slot, node) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
+            Place::In(slot, node, _) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
+            Place::In(slot, node, _) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
         };
         for (number, (name, attr)) in [(&b"."[..], own), (b"..", above)].iter().enumerate().skip(skip) {
             if add(number as u64 + 1, name, FOREVER, attr) {
@@ -122,7 +132,7 @@ impl Door {
                     }
                 }
             }
-            Place::In(slot, node) => {
+            Place::In(slot, node, _at) => {
                 for child in slot.layer.children(node, from) {
                     next += 1;
                     if add(next, child.name, FOREVER, &file_attr(&slot, child.node)) {
@@ -137,7 +147,7 @@ impl Door {
     fn xattr(&self, number: INodeNo, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let security = name == b"security.selinux";
         let acl = name.starts_with(b"system.posix_acl_");
-        let Place::In(slot, node) = self.place(number)? else {
+        let Place::In(slot, node, _at) = self.place(number)? else {
             return Err(if security || acl { Errno::EOPNOTSUPP } else { Errno::ENODATA });
         };
         let tree = slot.layer.tree();
@@ -157,7 +167,7 @@ impl Door {
 
     /// Names, each with a NUL behind it.
     fn xattr_names(&self, number: INodeNo) -> Result<Vec<u8>, Errno> {
-        let Place::In(slot, node) = self.place(number)? else { return Ok(Vec::new()) };
+        let Place::In(slot, node, _at) = self.place(number)? else { return Ok(Vec::new()) };
         let tree = slot.layer.tree();
         let mut names = Vec::new();
         if tree.opaque(node) {
@@ -233,7 +243,7 @@ impl Filesystem for Door {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         self.guarded(Asked::Readlink, || match self.place(ino) {
-            Ok(Place::In(slot, node)) => match slot.layer.link_target(node) {
+            Ok(Place::In(slot, node, _at)) => match slot.layer.link_target(node) {
                 Some(target) => reply.data(target),
                 None => reply.error(Errno::EINVAL),
             },
@@ -267,8 +277,8 @@ impl Filesystem for Door {
     ) {
         self.guarded(Asked::Read, || {
             self.counts.note_size(size);
-            let (slot, node) = match self.place(ino) {
-                Ok(Place::In(slot, node)) => (slot, node),
+            let (slot, node, _at) = match self.place(ino) {
+                Ok(Place::In(slot, node, at)) => (slot, node, at),
                 Ok(Place::Root) => return reply.error(Errno::EISDIR),
                 Err(errno) => return reply.error(errno),
             };

@@ -25,6 +25,7 @@ use crate::{
     spans::Spans,
     stream,
     tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
+    work::Mark,
 };
 
 /// Uncompressed bytes of one span that are held in memory at once; a deflate block without end makes one as
@@ -55,6 +56,7 @@ pub(crate) enum Answer {
 /// What all showings of a layer share: its bytes, and what was checked of them.
 struct Content {
     id: LayerId,
+    mark: Mark,
     spans: Arc<Spans>,
     /// One bit an entry: its header was compared.
     compared: Box<[AtomicU64]>,
@@ -86,6 +88,7 @@ impl Layer {
         bytes: &[u8],
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *layer, ztoc: Some(*ztoc) };
+        let _at = store.at(id.mark());
         let files = store.layer(&id)?;
         let opened = files.put_ztoc(bytes, ztoc).and_then(|map| Self::with(files, map, engine));
         if opened.is_err() {
@@ -103,6 +106,7 @@ impl Layer {
         engine: &Arc<Engine>,
         id: &LayerId,
     ) -> Result<Option<Arc<Self>>, Error> {
+        let _at = store.at(id.mark());
         let Some(files) = store.existing(id) else { return Ok(None) };
         let Some(map) = files.ztoc() else { return Ok(None) };
         Self::with(files, map, engine).map(Some)
@@ -122,7 +126,7 @@ impl Layer {
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *blob.digest(), ztoc: None };
-        let _streaming = engine.streaming(origin);
+        let (_at, _streaming) = (store.at(id.mark()), engine.streaming(origin));
         match stream::whole(store.layer(&id)?, blob, compression).await {
             Ok((files, map)) => Self::with(files, map, engine),
             Err(error) => {
@@ -142,6 +146,7 @@ impl Layer {
         }
         let content = Content {
             id,
+            mark: id.mark(),
             spans,
             compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
         };
@@ -186,6 +191,11 @@ impl Layer {
     /// Which layer it is, as which ztoc has it.
     pub fn id(&self) -> &LayerId {
         &self.content.id
+    }
+
+    /// The same in one word.
+    pub(crate) fn mark(&self) -> Mark {
+        self.content.mark
     }
 
     /// Digest of the layer as stored in a registry.

@@ -2,8 +2,9 @@
 //! crate.
 //!
 //! Only a layer's `ztoc` is mapped. It lies in our own directory (mode 0700), is written under another name
-//! and renamed into place, and is never changed or truncated afterwards, only unlinked. Only the descriptor of a
-//! FUSE session is put in another's place, before the session runs.
+//! and renamed into place, and is never changed or truncated afterwards, only unlinked. What is shared with other
+//! processes is words, read and written as a whole each. Only the descriptor of a FUSE session is put in another's
+//! place, before the session runs.
 
 #![allow(unsafe_code)]
 
@@ -12,9 +13,10 @@ use std::{
     io,
     mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    sync::atomic::AtomicU64,
 };
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions, MmapRaw};
 use rustix::io::DupFlags;
 
 /// A read-only view of a whole file.
@@ -33,6 +35,28 @@ impl Map {
 impl AsRef<[u8]> for Map {
     fn as_ref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// Words that other processes may see and change.
+#[derive(Debug)]
+pub(crate) struct Words {
+    map: MmapRaw,
+    count: usize,
+}
+
+impl Words {
+    /// The first `count` words of `file`, which has as many and keeps them.
+    pub(crate) fn of(file: &File, count: usize) -> io::Result<Self> {
+        Ok(Self { map: MmapOptions::new().len(count * size_of::<u64>()).map_raw(file)?, count })
+    }
+
+    pub(crate) fn word(&self, place: usize) -> &AtomicU64 {
+        assert!(place < self.count, "there are {} words", self.count);
+        // SAFETY: the map begins on a page, so that each word of it is aligned; it is as long as said, shared, and
+        // lives as long as `self`; nobody looks at it but through atomics. The file is memory of ours that nobody
+        // makes shorter.
+        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(place)) }
     }
 }
 

@@ -149,7 +149,8 @@ impl Family {
         }
     }
 
-    pub(crate) fn one(name: Name, value: u64) -> Self {
+    /// A family of one number.
+    pub fn one(name: Name, value: u64) -> Self {
         Self::of(name, [("", value)])
     }
 }

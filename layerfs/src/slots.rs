@@ -12,7 +12,7 @@
 //! Who stands on a slot is somebody else's knowledge, and outlives this file: a slot can be shown again by its
 //! number when the file is lost, with another base, which is right as long as the mount is new as well.
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{fs, io, ops::Range, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,8 @@ pub struct Slots {
     stored: Mutex<Stored>,
     /// Sorted by base; replaced as a whole, so that a lookup holds the lock for one clone of an `Arc`.
     shown: RwLock<Arc<Vec<Shown>>>,
+    /// Numbers, and node numbers, of slots that are known and on purpose not served.
+    refused: RwLock<Vec<(u32, Range<u64>)>>,
 }
 
 impl Slots {
@@ -102,7 +104,7 @@ impl Slots {
             Err(e) if e.kind() == io::ErrorKind::NotFound => fresh,
             Err(e) => return Err(Error::io(doing(), e)),
         };
-        Ok(Self { path, stored: Mutex::new(stored), shown: RwLock::default() })
+        Ok(Self { path, stored: Mutex::new(stored), shown: RwLock::default(), refused: RwLock::default() })
     }
 
     /// Shows `layer` and returns the number of its slot, which is an existing one where the same layer with the
@@ -146,6 +148,22 @@ impl Slots {
                 self.add(&mut stored, number, layer, inherited)
             }
         }
+    }
+
+    /// The slot `number`, which an earlier process showed, stays and is not served.
+    pub(crate) fn refuse(&self, number: u32) {
+        let known = self.stored.lock().slots.iter().find(|slot| slot.number == number).cloned();
+        let nodes = known.map_or(0..0, |slot| slot.base..slot.base + u64::from(slot.nodes));
+        self.refused.write().push((number, nodes));
+    }
+
+    /// Whether a node number that is in no slot belongs to one that is refused.
+    pub(crate) fn is_refused(&self, node: u64) -> bool {
+        self.refused.read().iter().any(|(_, nodes)| nodes.contains(&node))
+    }
+
+    pub(crate) fn is_name_refused(&self, name: &[u8]) -> bool {
+        self.refused.read().iter().any(|(number, _)| number.to_string().as_bytes() == name)
     }
 
     /// Numbers up to `number` are in use, whatever the file says.
@@ -194,7 +212,11 @@ impl Slots {
     pub(crate) fn forget_unshown(&self) -> Result<(), Error> {
         let mut stored = self.stored.lock();
         let shown = self.all();
-        stored.slots.retain(|record| shown.iter().any(|slot| slot.number == record.number));
+        let refused = self.refused.read().clone();
+        stored.slots.retain(|record| {
+            shown.iter().any(|slot| slot.number == record.number)
+                || refused.iter().any(|(number, _)| *number == record.number)
+        });
         self.write(&stored)
     }
 
@@ -202,6 +224,7 @@ impl Slots {
     pub(crate) fn hide(&self, number: u32) -> Result<(), Error> {
         let mut stored = self.stored.lock();
         stored.slots.retain(|slot| slot.number != number);
+        self.refused.write().retain(|(refused, _)| *refused != number);
         let written = self.write(&stored);
         let mut shown = self.shown.write();
         *shown = Arc::new(shown.iter().filter(|slot| slot.number != number).cloned().collect());

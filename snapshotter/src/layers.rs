@@ -14,11 +14,11 @@ use std::{
 };
 
 use index::prefetch::Prefetch;
-use layerfs::{Connection, Engine, Family, Inherited, Layer, LayerId, Store};
+use layerfs::{Connection, Engine, Family, Inherited, Kind, Layer, LayerId, Name, Store};
 use oci::{Descriptor, Patience, Registry, Store as _};
 use tokio::sync::Semaphore;
 
-use crate::{error::told, reason::Reason, store::Lazy, sync::lock};
+use crate::{error::told, quarantine::Quarantine, reason::Reason, store::Lazy, sync::lock};
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
 const MAX_ZTOC_BYTES: u64 = 384 << 20;
@@ -37,6 +37,13 @@ const MAX_PREFETCH_BYTES: u64 = 16 << 20;
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
 /// Layers that are streamed whole at once: each holds a thread.
 const STREAMS: usize = 4;
+
+const QUARANTINED: Name = Name {
+    name: "soci_layers_quarantined",
+    kind: Kind::Gauge,
+    label: "",
+    help: "layers that processes crashed on: they are not served until the daemon is started anew",
+};
 
 type Gate = Arc<tokio::sync::Mutex<()>>;
 
@@ -61,10 +68,17 @@ pub(crate) struct Layers {
     /// Bytes of ztocs on their way, in units.
     ztocs: Semaphore,
     fill: bool,
+    quarantine: Quarantine,
 }
 
 impl Layers {
-    pub(crate) fn new(store: Arc<Store>, engine: Arc<Engine>, connection: Connection, fill: bool) -> Self {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        engine: Arc<Engine>,
+        connection: Connection,
+        fill: bool,
+        quarantine: Quarantine,
+    ) -> Self {
         Self {
             store,
             engine,
@@ -74,7 +88,13 @@ impl Layers {
             streams: Semaphore::new(STREAMS),
             ztocs: Semaphore::new((MAX_ZTOC_BYTES / UNIT) as usize),
             fill,
+            quarantine,
         }
+    }
+
+    /// Begins to answer the kernel.
+    pub(crate) fn serve(&self) -> Result<(), layerfs::Error> {
+        lock(&self.connection).serve()
     }
 
     fn gate(&self, id: &LayerId) -> Gate {
@@ -90,6 +110,13 @@ impl Layers {
         let mut open = lock(&self.open);
         open.retain(|_, (gate, layer)| layer.strong_count() > 0 || Arc::strong_count(gate) > 1);
         open.entry(*layer.id()).or_default().1 = Arc::downgrade(layer);
+    }
+
+    fn check(&self, id: &LayerId) -> Result<(), Refusal> {
+        if self.quarantine.holds(id) {
+            return Err((Reason::Quarantined, format!("processes crashed on layer {id}")));
+        }
+        Ok(())
     }
 
     /// What is open or in the store under `id`, if it is of a layer of that size.
@@ -121,6 +148,7 @@ impl Layers {
         ztoc: &Descriptor,
     ) -> Result<Arc<Layer>, Refusal> {
         let own = LayerId { layer: layer.digest, ztoc: None };
+        self.check(&own).and_then(|()| self.check(&LayerId { ztoc: Some(ztoc.digest), ..own }))?;
         let gate = self.gate(&own);
         let held = gate.lock().await;
         if let Some(opened) = self.at_hand(&own, layer.size).await {
@@ -173,6 +201,7 @@ impl Layers {
         compression: ztoc::Compression,
     ) -> Result<Arc<Layer>, Refusal> {
         let own = LayerId { layer: layer.digest, ztoc: None };
+        self.check(&own)?;
         let gate = self.gate(&own);
         let _held = gate.lock().await;
         if let Some(opened) = self.at_hand(&own, layer.size).await {
@@ -223,11 +252,11 @@ impl Layers {
         let slot = lock(&self.connection)
             .show(&layer, inherited)
             .map_err(|e| (Reason::of_layer(&e), e.to_string()))?;
-        self.serve(slot, layer);
+        self.keep(slot, layer);
         Ok(slot)
     }
 
-    fn serve(&self, slot: u32, layer: Arc<Layer>) {
+    fn keep(&self, slot: u32, layer: Arc<Layer>) {
         self.note(&layer);
         lock(&self.shown).entry(slot).or_insert(layer);
     }
@@ -238,7 +267,8 @@ impl Layers {
     }
 
     pub(crate) fn metrics(&self) -> Vec<Family> {
-        [self.engine.metrics(&self.store), lock(&self.connection).metrics()].concat()
+        let quarantined = Family::one(QUARANTINED, self.quarantine.len() as u64);
+        [self.engine.metrics(&self.store), lock(&self.connection).metrics(), vec![quarantined]].concat()
     }
 
     /// The folder a slot is seen at. Nobody of ours opens it.
@@ -275,6 +305,14 @@ impl Layers {
         let opened = self.open_stored(slots.values().map(|(lazy, _)| lazy.id()).collect());
         for (slot, (lazy, registries)) in slots {
             lock(&self.connection).skip(*slot);
+            if self.quarantine.holds(&lazy.id()) {
+                tracing::error!(
+                    slot, layer = %lazy.layer.digest, reason = %Reason::Quarantined,
+                    "the layer is not served: processes crashed on it; a new start of the daemon tries again"
+                );
+                lock(&self.connection).refuse(*slot);
+                continue;
+            }
             let Some(layer) = opened.get(&lazy.id()) else {
                 lost.push(*slot);
                 continue;
@@ -299,6 +337,9 @@ impl Layers {
                 // In a statement of its own: the lock is held for no longer.
                 let next = lock(&left).next();
                 let Some(id) = next else { return };
+                if self.quarantine.holds(&id) {
+                    continue;
+                }
                 match Layer::stored(&self.store, &self.engine, &id) {
                     Ok(Some(layer)) => drop(lock(&opened).insert(id, layer)),
                     Ok(None) => {}
@@ -326,7 +367,7 @@ impl Layers {
             Ok(()) => {}
             Err(error) => return tracing::error!(slot, %error, "show a layer again"),
         }
-        self.serve(slot, layer);
+        self.keep(slot, layer);
     }
 
     /// Brings a layer back whose ztoc was lost with the machine's last minutes.
@@ -345,12 +386,22 @@ impl Layers {
         tracing::error!(slot, layer = %lazy.layer.digest, "the layer is lost; remove the image and pull it again");
     }
 
+    /// A line for people.
+    pub(crate) fn summary(&self) -> String {
+        format!("serving {} layers", lock(&self.shown).len())
+    }
+
     /// Ends the connection, then all writing, and leaves the store marked as whole.
     pub(crate) fn close(&self) {
         if let Err(error) = lock(&self.connection).unmount() {
             tracing::warn!(%error, "the FUSE mount stays");
         }
         lock(&self.shown).clear();
+        self.rest();
+    }
+
+    /// Ends all writing, and leaves the store marked as whole; what is asked for is served on, and not kept.
+    pub(crate) fn rest(&self) {
         self.engine.finish(FINISH_LIMIT);
         if let Err(error) = self.store.close() {
             tracing::warn!(%error, "the next start verifies what is stored");

@@ -1,5 +1,8 @@
 //! The daemon: containerd's snapshot verbs over gRPC, and the place where the parts are wired together.
 //!
+//! Its first process is a `supervisor`, which holds the mount and the socket and keeps a `worker` alive; that builds a
+//! `daemon` and serves.
+//!
 //! containerd calls `service`, which hands plain values to `snapshotter`. There a Prepare is decided: `labels`
 //! says which layer it is about, `plan` what to do with it, `images` finds the image's index, `layers` opens
 //! and shows the layer, `store` remembers, `overlay` makes the mounts. Every outcome that is not a lazily
@@ -7,6 +10,8 @@
 //! down the list.
 
 mod args;
+mod worker;
+mod supervisor;
 mod daemon;
 mod service;
 mod metrics;
@@ -14,6 +19,7 @@ mod snapshotter;
 mod opening;
 mod images;
 mod layers;
+mod quarantine;
 mod plan;
 mod chain;
 mod overlay;
@@ -21,6 +27,11 @@ mod filter;
 mod store;
 mod labels;
 mod containerd;
+mod held;
+mod handover;
+mod channel;
+mod descriptors;
+mod mounts;
 mod config;
 mod telemetry;
 mod counters;
@@ -30,10 +41,10 @@ mod error;
 
 pub use args::{Args, DEFAULT_CONFIG};
 pub use config::{Address, Config, Unindexed};
-pub use daemon::run;
 pub use error::{Error, ErrorKind};
 pub use reason::Reason;
 pub use telemetry::{fatal_line, start as start_logging};
+pub use worker::{is_worker, run};
 
 /// The commit this was built from, where the build said so (`SOCI_REVISION`).
 pub const REVISION: &str = match option_env!("SOCI_REVISION") {

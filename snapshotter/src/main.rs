@@ -15,7 +15,8 @@ fn main() -> ExitCode {
     let loaded = snapshotter::start_logging(&args.log_level)
         .and_then(|()| Config::load(&args.config, args.config != Path::new(DEFAULT_CONFIG)));
     let run = loaded.and_then(|(config, remarks)| {
-        for remark in remarks {
+        // Once: the supervisor comes first, and the worker says the rest.
+        for remark in remarks.iter().filter(|_| !snapshotter::is_worker()) {
             tracing::warn!(config = %args.config.display(), "{remark}");
         }
         snapshotter::run(&args.address, &args.root, &config).map_err(|error| format!("{error:#}"))

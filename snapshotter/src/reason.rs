@@ -31,6 +31,8 @@ pub enum Reason {
     OtherParent,
     /// The layer, brought whole, is not the one that the image's configuration names.
     OtherContent,
+    /// Processes crashed on the layer.
+    Quarantined,
     /// Our own trouble; the log says which.
     Internal,
 }
@@ -51,6 +53,7 @@ impl Reason {
         Self::DiskFull,
         Self::OtherParent,
         Self::OtherContent,
+        Self::Quarantined,
         Self::Internal,
     ];
 
@@ -70,6 +73,7 @@ impl Reason {
             Self::DiskFull => "disk_full",
             Self::OtherParent => "other_parent",
             Self::OtherContent => "other_content",
+            Self::Quarantined => "quarantined",
             Self::Internal => "internal",
         }
     }

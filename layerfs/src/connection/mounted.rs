@@ -14,9 +14,11 @@ use std::{
 
 use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::{
+    fs::{FileType, fstat, makedev},
     mount::{MountFlags, UnmountFlags, mount, unmount},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, ErrorKind},
@@ -30,6 +32,16 @@ const THREADS: usize = 3;
 const READ_AHEAD: &str = "1024";
 /// The kernel hands out no request to who has room for less than 8 KiB.
 const READ_BUFFER: usize = 64 << 10;
+/// The number of `/dev/fuse`, the same on every Linux.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
+/// What a process that is handed the descriptor has to know beside it, and finds on the disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    /// `major:minor` of the mount: another one at the same place is not what was handed.
+    device: String,
+    parameters: Parameters,
+}
 
 /// A FUSE mount that can be served: where it is, its descriptor, and what was agreed with the kernel.
 ///
@@ -41,6 +53,7 @@ pub struct Mounted {
     device: OwnedFd,
     parameters: Parameters,
     inherited: bool,
+    replaced: bool,
 }
 
 impl Mounted {
@@ -50,9 +63,11 @@ impl Mounted {
     /// When `/dev/fuse` cannot be opened, the mount is refused, or the kernel is too old.
     pub fn new(path: &Path) -> Result<Self, Error> {
         let doing = || format!("mount {}", path.display());
+        let mut replaced = false;
         while mounted_device(path).map_err(|e| Error::io(doing(), e))?.is_some() {
             tracing::warn!(path = %path.display(), "a mount of an earlier process is detached");
             unmount(path, UnmountFlags::DETACH).map_err(|e| Error::io(doing(), e.into()))?;
+            replaced = true;
         }
         fs::create_dir_all(path).map_err(|e| Error::io(doing(), e))?;
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
@@ -63,7 +78,7 @@ impl Mounted {
         match greet(&device) {
             Ok(parameters) => {
                 raise_read_ahead(path);
-                Ok(Self { path: path.to_owned(), device, parameters, inherited: false })
+                Ok(Self { path: path.to_owned(), device, parameters, inherited: false, replaced })
             }
             Err(error) => {
                 let _ = unmount(path, UnmountFlags::DETACH);
@@ -74,7 +89,51 @@ impl Mounted {
 
     /// The mount at `path` that another process made, by what that process handed on.
     pub fn inherited(path: &Path, device: OwnedFd, parameters: Parameters) -> Self {
-        Self { path: path.to_owned(), device, parameters, inherited: true }
+        Self { path: path.to_owned(), device, parameters, inherited: true, replaced: false }
+    }
+
+    /// The same, by what the process that made it noted in the file `note` ([`Mounted::note`]).
+    ///
+    /// # Errors
+    /// When the note cannot be read, the descriptor is none of FUSE, or another mount is at `path`, or none.
+    pub fn handed(path: &Path, note: &Path, device: OwnedFd) -> Result<Self, Error> {
+        let doing = || format!("take over the mount {}", path.display());
+        let refuse = |why: &str| Err(Error::new(ErrorKind::Unsupported, format!("{}: {why}", doing())));
+        let bytes = fs::read(note).map_err(|e| Error::io(doing(), e))?;
+        let note: Note =
+            serde_json::from_slice(&bytes).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
+        let found = fstat(&device).map_err(|e| Error::io(doing(), e.into()))?;
+        let is_fuse = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
+            && found.st_rdev == makedev(FUSE_DEVICE.0, FUSE_DEVICE.1);
+        if !is_fuse {
+            return refuse("the descriptor is not one of /dev/fuse");
+        }
+        if mounted_device(path).map_err(|e| Error::io(doing(), e))? != Some(note.device) {
+            return refuse("it is not mounted there any more");
+        }
+        Ok(Self::inherited(path, device, note.parameters))
+    }
+
+    /// Notes in a file what [`Mounted::handed`] needs to know. Another name first, then the rename.
+    ///
+    /// # Errors
+    /// When it cannot be written, or the mount is gone.
+    pub fn note(&self, file: &Path) -> Result<(), Error> {
+        let doing = || format!("note what was agreed with the kernel in {}", file.display());
+        let device = mounted_device(&self.path).map_err(|e| Error::io(doing(), e))?;
+        let Some(device) = device else {
+            return Err(Error::new(ErrorKind::NotFound, format!("{}: it is not mounted", doing())));
+        };
+        let note = Note { device, parameters: self.parameters };
+        let bytes = serde_json::to_vec(&note).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
+        let other = file.with_extension("new");
+        let written = fs::write(&other, bytes).and_then(|()| fs::rename(&other, file));
+        written.map_err(|e| Error::io(doing(), e))
+    }
+
+    /// Whether a mount of an earlier process had to be detached: who used it has lost it.
+    pub fn has_replaced(&self) -> bool {
+        self.replaced
     }
 
     /// Where it is.
@@ -88,7 +147,7 @@ impl Mounted {
     }
 
     /// Whether another process made it, and has it still or has left it to us: then it outlives us.
-    pub(super) fn is_inherited(&self) -> bool {
+    pub fn is_inherited(&self) -> bool {
         self.inherited
     }
 

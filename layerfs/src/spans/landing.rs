@@ -29,6 +29,7 @@ impl Landing for Spans {
     }
 
     fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error> {
+        let _at = self.files.store().at(self.files.id().mark());
         let to_the_end =
             if self.is_last(span) { self.ztoc.inflating_to_the_end(compressed, MAX_TAIL).ok() } else { None };
         let inflating = to_the_end.map_or_else(|| self.ztoc.inflating(span, compressed), Ok);

@@ -305,7 +305,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
     for (number, life) in lives.iter().enumerate() {
         let mut history = History::of(root.path());
         let room = Room { max_bytes: life.max_bytes, ..Room::default() };
-        let store = Store::open_on(root.path(), room, &format!("boot-{number}")).unwrap();
+        let store = Store::open_on(root.path(), room, &format!("boot-{number}"), Arc::default()).unwrap();
         history.look(root.path());
         history.opened = history.looks.len() - 1;
         if number > 0 {
@@ -320,7 +320,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
         }
         root = history.cut(&mut Dice(life.seed));
     }
-    let store = Store::open_on(root.path(), Room::default(), "the last boot").unwrap();
+    let store = Store::open_on(root.path(), Room::default(), "the last boot", Arc::default()).unwrap();
     disk.verify(&store).await;
 }
 

@@ -1,0 +1,128 @@
+//! What a supervisor and its worker say to each other: one message a packet, on a pair of sockets. That the other end
+//! is gone is seen there first. The two may be of different versions: what one of them does not know is no error.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// As much as a message may have: names of some hundred containers.
+const MAX_BYTES: usize = 64 << 10;
+
+/// By the name that a worker is handed its end by.
+pub(crate) const CHANNEL: &str = "channel";
+
+/// To the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// The first: what the process is to know of those before it.
+    Begin {
+        /// Nobody depends on this one yet: what is wrong with the configuration is a reason not to start.
+        is_first: bool,
+        /// The one before crashed.
+        has_crashed: bool,
+        /// A mount that containers may have used is gone.
+        has_lost: bool,
+    },
+    /// Say that you live.
+    Ping,
+    /// Finish the calls that were begun and take no more. The kernel is served on.
+    Drain,
+    /// The same; and then end the mount, if no container needs it. Where it is kept by somebody else, this process is
+    /// ended all the same.
+    Stop { is_kept: bool },
+    #[serde(other)]
+    Unknown,
+}
+
+/// From the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum News {
+    /// Everything is served.
+    Ready,
+    /// Nothing can be, and why.
+    Failed(String),
+    Pong,
+    /// No call is under way any more.
+    Drained,
+    /// The mount is gone, everything is on the disk, and the worker about to end.
+    Ended,
+    /// Containers need the mount; the keys of their snapshots.
+    Needed(Vec<String>),
+    /// Somebody wants the program as it is on the disk now.
+    Upgrade,
+    /// A line about what is served, for the service manager.
+    Status(String),
+    #[serde(other)]
+    Unknown,
+}
+
+/// One end.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(ours), theirs))
+    }
+
+    pub(crate) fn send(&self, message: &impl Serialize) -> io::Result<()> {
+        // Neither end may hang on the other: who does not read for that long is as good as gone.
+        let bytes = serde_json::to_vec(message)?;
+        send(&self.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        Ok(())
+    }
+
+    /// Waits for a message; `None` when the other end is gone.
+    pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
+        let mut buffer = vec![0; MAX_BYTES];
+        loop {
+            match recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                Err(error) => return Err(error.into()),
+                Ok((0, _)) => return Ok(None),
+                Ok((length, _)) => return Ok(Some(serde_json::from_slice(&buffer[..length])?)),
+            }
+        }
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    fn from(end: OwnedFd) -> Self {
+        Self(end)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_one_by_one_until_the_end() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let theirs = Channel::from(theirs);
+        ours.send(&Order::Ping).unwrap();
+        ours.send(&Order::Stop { is_kept: true }).unwrap();
+        ours.send(&"SomethingNew").unwrap();
+        for expected in [Order::Ping, Order::Stop { is_kept: true }, Order::Unknown] {
+            assert_eq!(theirs.receive().unwrap(), Some(expected));
+        }
+        theirs.send(&News::Needed(vec!["a/1/b".into()])).unwrap();
+        drop(theirs);
+        assert_eq!(ours.receive().unwrap(), Some(News::Needed(vec!["a/1/b".into()])));
+        assert_eq!(ours.receive::<News>().unwrap(), None);
+        assert!(ours.send(&Order::Ping).is_err());
+    }
+}

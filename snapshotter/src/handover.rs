@@ -1,0 +1,213 @@
+//! What a worker whose supervisor is gone gives to the next one: the mount, the lock of the root, the socket. Both ends.
+//!
+//! The worker listens on `<root>/handover.sock`. Who asks gets the descriptors and kills the worker, which serves the
+//! kernel until that moment; what it took and did not answer comes again to whoever adopts. If the asking process goes
+//! without killing, the worker goes on as before.
+
+use std::{
+    fs::{self, File},
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use rustix::{
+    cmsg_space,
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
+    },
+    process::{PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal},
+};
+use serde::{Deserialize, Serialize};
+
+pub(crate) const SOCKET: &str = "handover.sock";
+/// The worker first finishes the calls that containerd has begun.
+const ANSWER_LIMIT: Duration = Duration::from_secs(40);
+/// A process that was killed is gone as soon as the kernel has torn it down.
+const DEATH_LIMIT: Duration = Duration::from_secs(20);
+const MAX_BYTES: usize = 8 << 10;
+const MOST: usize = 3;
+
+/// What is said with the descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    /// Why there are none.
+    Refused(String),
+    /// The mount, the lock, and the socket if it has this address.
+    Given { socket: Option<PathBuf> },
+}
+
+/// All that a supervisor holds.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) fuse: OwnedFd,
+    pub(crate) lock: OwnedFd,
+    pub(crate) socket: Option<(PathBuf, OwnedFd)>,
+}
+
+/// Asks for what a worker on `root` has, and ends that worker once it is here. `None` when there is no such worker.
+///
+/// # Errors
+/// When it has a supervisor, or does not answer.
+pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<Given>> {
+    let Ok(stream) = at(root, |path| UnixStream::connect(path)) else { return Ok(None) };
+    let worker = socket_peercred(&stream).context("ask who serves the root folder")?.pid;
+    let doing = || format!("take over from process {}", worker.as_raw_nonzero());
+    stream.set_read_timeout(Some(ANSWER_LIMIT)).with_context(doing)?;
+    let (answer, mut descriptors) = receive(stream.as_fd()).with_context(doing)?;
+    let socket = match answer {
+        Answer::Refused(why) => bail!("{}: {why}", doing()),
+        Answer::Given { socket } => {
+            socket.zip((descriptors.len() == MOST).then(|| descriptors.pop()).flatten())
+        }
+    };
+    let (Some(lock), Some(fuse)) = (descriptors.pop(), descriptors.pop()) else {
+        bail!("{}: it gave nothing", doing());
+    };
+    // It still has the other end of our stream: the number is its own.
+    let process = pidfd_open(worker, PidfdFlags::empty()).with_context(doing)?;
+    pidfd_send_signal(&process, Signal::KILL).with_context(doing)?;
+    if !is_readable(process.as_fd(), DEATH_LIMIT)? {
+        bail!("{}: it does not die", doing());
+    }
+    Ok(Some(Given { fuse, lock, socket }))
+}
+
+/// Listens for who takes over; only root, or who runs us, can.
+pub(crate) fn listen(root: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(root.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = at(root, |path| UnixListener::bind(path))?;
+    fs::set_permissions(root.join(SOCKET), fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Whether who asks may.
+pub(crate) fn is_allowed(stream: impl AsFd) -> bool {
+    socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
+}
+
+pub(crate) fn refuse(stream: impl AsFd, why: &str) -> io::Result<()> {
+    send(stream.as_fd(), &Answer::Refused(why.to_owned()), &[])
+}
+
+/// Gives the mount and the lock, and the socket if it is listened on.
+pub(crate) fn give(
+    stream: impl AsFd,
+    fuse: BorrowedFd<'_>,
+    lock: BorrowedFd<'_>,
+    socket: Option<(&Path, BorrowedFd<'_>)>,
+) -> io::Result<()> {
+    let answer = Answer::Given { socket: socket.map(|(path, _)| path.to_owned()) };
+    let mut descriptors = vec![fuse, lock];
+    descriptors.extend(socket.map(|(_, socket)| socket));
+    send(stream.as_fd(), &answer, &descriptors)
+}
+
+fn send(stream: BorrowedFd<'_>, answer: &Answer, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(answer)?;
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    sendmsg(stream, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive(stream: BorrowedFd<'_>) -> anyhow::Result<(Answer, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; MAX_BYTES];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    let descriptors = rights.flatten().collect();
+    if got.bytes == 0 {
+        bail!("it went away");
+    }
+    Ok((serde_json::from_slice(&bytes[..got.bytes])?, descriptors))
+}
+
+/// A socket's path has 108 bytes at most; a root's may have more. The folder's descriptor stands for it.
+fn at<T>(root: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let folder = File::open(root)?;
+    call(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET))
+}
+
+/// Whether it becomes readable within `limit`.
+pub(crate) fn is_readable(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    match poll(&mut polled, Some(&limit)) {
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        polled => Ok(polled? > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, thread};
+
+    use super::*;
+
+    #[test]
+    fn descriptors_arrive_as_what_they_are() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let mut file = File::create_new(folder.path().join(name)).unwrap();
+            file.write_all(name.as_bytes()).unwrap();
+            file
+        };
+        let (fuse, lock, socket) = (file("fuse"), file("lock"), file("socket"));
+        give(&one, fuse.as_fd(), lock.as_fd(), Some((Path::new("/a"), socket.as_fd()))).unwrap();
+        let (answer, given) = receive(other.as_fd()).unwrap();
+        assert!(matches!(answer, Answer::Given { socket: Some(path) } if path == Path::new("/a")));
+        for (given, name) in given.iter().zip(["fuse", "lock", "socket"]) {
+            let path = fs::read_link(format!("/proc/self/fd/{}", given.as_raw_fd())).unwrap();
+            assert_eq!(path, folder.path().join(name));
+        }
+        assert_eq!(given.len(), 3);
+        refuse(&one, "no").unwrap();
+        assert!(
+            matches!(receive(other.as_fd()).unwrap(), (Answer::Refused(why), none) if why == "no" && none.is_empty())
+        );
+        drop(one);
+        assert!(receive(other.as_fd()).is_err());
+    }
+
+    #[test]
+    fn who_has_a_supervisor_refuses_and_nobody_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        // Longer than a socket's path may be.
+        let root = folder.path().join("r".repeat(120));
+        fs::create_dir(&root).unwrap();
+        assert!(ask(&root).unwrap().is_none());
+        let listener = listen(&root).unwrap();
+        let worker = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            assert!(is_allowed(&stream));
+            refuse(&stream, "it has a supervisor").unwrap();
+        });
+        let error = format!("{:#}", ask(&root).unwrap_err());
+        assert!(error.contains("it has a supervisor"), "{error}");
+        worker.join().unwrap();
+        assert!(ask(&root).unwrap().is_none(), "a socket that nobody listens on");
+    }
+}

@@ -1,0 +1,235 @@
+//! What a supervisor holds for its workers: the root's lock, the mount, the socket that containerd calls.
+//!
+//! All three may be older than this process: kept by the service manager, or given by a worker whose supervisor
+//! died. Only when neither has the mount a new one is made, and what used the old one has lost it.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use layerfs::Mounted;
+use rustix::fs::{MemfdFlags, memfd_create};
+use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
+
+use crate::{descriptors, handover};
+
+/// The address of a socket that the service manager passes.
+const BY_DESCRIPTOR: &str = "fd://";
+/// Where the socket lies unless said otherwise.
+const DEFAULT_SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+
+/// Names of descriptors: of workers, and the first two in the service manager's store, too.
+pub(crate) const FUSE: &str = "fuse";
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const LISTENER: &str = "listener";
+pub(crate) const NOTES: &str = "notes";
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) root: PathBuf,
+    pub(crate) mounted: Mounted,
+    pub(crate) lock: OwnedFd,
+    pub(crate) listener: UnixListener,
+    /// Memory in which workers note what they are at.
+    pub(crate) notes: OwnedFd,
+    /// Where it is listened, where that is for us to clean up.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// The mount below a root, and what was agreed about it.
+pub(crate) fn mount_path(root: &Path) -> PathBuf {
+    root.join("fuse")
+}
+
+pub(crate) fn note_path(root: &Path) -> PathBuf {
+    root.join("fuse.json")
+}
+
+impl Held {
+    /// Gets hold of everything.
+    ///
+    /// # Errors
+    /// When another daemon uses the root or the socket, or the kernel refuses the mount.
+    pub(crate) fn obtain(address: &str, root: &Path) -> anyhow::Result<Self> {
+        make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
+        // As the kernel will name it: mounts of an earlier process are found by their path.
+        let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
+        let mut passed = descriptors::of_service_manager().context("take what the service manager passes")?;
+        let mut kept = |wanted: &str| {
+            let place = passed.iter().position(|(name, _)| name == wanted)?;
+            Some(passed.swap_remove(place).1)
+        };
+        let (mut fuse, mut lock, mut given_socket) = (kept(FUSE), kept(LOCK), None);
+        // Also where the service manager kept them: who serves them has to go.
+        if let Some(given) = handover::ask(&root)? {
+            tracing::info!("taken over from a daemon whose supervisor was gone");
+            (fuse, lock, given_socket) = (Some(given.fuse), Some(given.lock), given.socket);
+        }
+        let lock = match lock {
+            Some(lock) => lock,
+            None => lock_root(&root)?,
+        };
+        let mounted = match fuse.map(|fuse| Mounted::handed(&mount_path(&root), &note_path(&root), fuse)) {
+            Some(Ok(mounted)) => mounted,
+            Some(Err(error)) => {
+                tracing::error!(%error, "what was kept of the mount cannot be used");
+                mount(&root)?
+            }
+            None => mount(&root)?,
+        };
+        let (listener, socket) = listener(address, passed, given_socket)?;
+        let notes = memfd_create("soci notes", MemfdFlags::CLOEXEC).context("make memory for notes")?;
+        let held = Self { root, mounted, lock, listener, notes, socket };
+        held.store();
+        Ok(held)
+    }
+
+    /// Whether no container can know the mount yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        !self.mounted.is_inherited()
+    }
+
+    /// Gives the service manager what containers depend on; nothing to do without one.
+    fn store(&self) {
+        for (name, descriptor) in [(FUSE, self.mounted.as_fd()), (LOCK, self.lock.as_fd())] {
+            // One of that name it may have: of a mount that is gone, or the same.
+            let stored = sd_notify::notify(&[FdStoreRemove, FdName(name)])
+                .and_then(|()| sd_notify::notify_with_fds(&[FdStore, FdName(name)], &[descriptor]));
+            if let Err(error) = stored {
+                tracing::warn!(%error, name, "give a descriptor to the service manager");
+            }
+        }
+    }
+
+    /// The last one to use all this leaves nothing.
+    pub(crate) fn forget(&self) {
+        for name in [FUSE, LOCK] {
+            let _ = sd_notify::notify(&[FdStoreRemove, FdName(name)]);
+        }
+    }
+
+    /// containerd is not to wait for somebody who will not come.
+    pub(crate) fn stop_listening(&self) {
+        if let Some(socket) = &self.socket {
+            let _ = fs::remove_file(socket);
+        }
+    }
+}
+
+fn mount(root: &Path) -> anyhow::Result<Mounted> {
+    let mounted = Mounted::new(&mount_path(root)).context("mount the layers")?;
+    mounted.note(&note_path(root))?;
+    Ok(mounted)
+}
+
+/// Two daemons on one root would each detach the other's mount.
+fn lock_root(root: &Path) -> anyhow::Result<OwnedFd> {
+    let path = root.join("lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another soci-snapshotter-grpc uses the root folder {}", root.display());
+    }
+    Ok(file.into())
+}
+
+/// The socket of that address: a path, `unix://PATH`, or `fd://` for the one that the service manager passed.
+fn listener(
+    address: &str,
+    passed: Vec<descriptors::Named>,
+    given: Option<(PathBuf, OwnedFd)>,
+) -> anyhow::Result<(UnixListener, Option<PathBuf>)> {
+    let path = path_of(address)?;
+    if address == BY_DESCRIPTOR {
+        let mut sockets = passed;
+        match (sockets.pop(), sockets.len()) {
+            (Some((_, socket)), 0) => return Ok((socket.into(), None)),
+            (Some(_), more) => bail!("address {address}: {} sockets were passed, one is needed", more + 1),
+            (None, _) => tracing::info!(socket = DEFAULT_SOCKET, "address {address}: no socket was passed"),
+        }
+    }
+    let listener = match given {
+        Some((known, socket)) if known == path => socket.into(),
+        _ => listen(&path)?,
+    };
+    Ok((listener, Some(path)))
+}
+
+/// Where an address is, or is if no socket is passed.
+pub(crate) fn path_of(address: &str) -> anyhow::Result<PathBuf> {
+    match address.split_once("://") {
+        None => Ok(address.into()),
+        Some(("unix", path)) => Ok(path.into()),
+        Some(_) if address == BY_DESCRIPTOR => Ok(DEFAULT_SOCKET.into()),
+        Some(_) => bail!("unknown protocol for address {address}; use unix://PATH, a path, or fd://"),
+    }
+}
+
+/// Listens on a socket that only we may use, in place of one that nobody listens on any more.
+///
+/// # Errors
+/// When somebody does, or the folder cannot be made.
+pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    let doing = || format!("listen on {}", path.display());
+    if let Some(folder) = path.parent() {
+        make_folder(folder).with_context(doing)?;
+    }
+    if UnixStream::connect(path).is_ok() {
+        bail!("{}: another process listens there", doing());
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(doing),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(doing)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(doing)?;
+    Ok(listener)
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_listened_on_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("below/s.sock");
+        let first = listen(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(format!("{:#}", listen(&path).unwrap_err()).contains("another process listens there"));
+        drop(first);
+        listen(&path).unwrap();
+    }
+
+    #[test]
+    fn addresses_name_a_path_or_what_was_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = |name: &str| {
+            let path = folder.path().join(name);
+            (path.clone(), OwnedFd::from(listen(&path).unwrap()))
+        };
+        let (given, passed) = (socket("given"), socket("passed"));
+        let address = format!("unix://{}", given.0.display());
+        let (_, path) = listener(&address, Vec::new(), Some((given.0.clone(), given.1))).unwrap();
+        assert_eq!(path, Some(given.0));
+        let (_, path) = listener("fd://", vec![("soci.socket".into(), passed.1)], None).unwrap();
+        assert_eq!(path, None);
+        let two = ["a", "b"].map(|name| (name.to_owned(), socket(name).1)).into();
+        assert!(listener("fd://", two, None).unwrap_err().to_string().contains("2 sockets were passed"));
+        assert!(listener("tcp://x", Vec::new(), None).is_err());
+    }
+}

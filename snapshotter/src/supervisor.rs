@@ -1,0 +1,341 @@
+//! The first process: holds what containers depend on, and keeps a worker alive that serves it.
+//!
+//! It has one thread, no runtime and no network, and knows nothing of layers or snapshots, so that there is little
+//! that can end it. Whatever becomes of a worker, the next one gets the same mount, lock and socket: who reads in a
+//! container waits, and who calls us waits, until it serves. A worker that ends is started again at once; one that
+//! fails at its start, or crashes, after a while that grows; none is ever the last.
+//!
+//! SIGHUP (and `soci daemon upgrade`): the program is started anew as it is on the disk now. SIGTERM: calls are
+//! finished, and the mount ended if no container needs it; otherwise it is left with the service manager, or, where
+//! there is none, with the worker, which serves on until somebody takes over (`handover`).
+
+mod backoff;
+mod program;
+mod signals;
+mod worker;
+
+use std::{
+    path::Path,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use anyhow::bail;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sd_notify::NotifyState;
+
+use crate::{
+    channel::{News, Order},
+    held::Held,
+    quarantine::Quarantine,
+};
+use backoff::{Backoff, End};
+use program::Program;
+use signals::{Asked, Signals};
+use worker::Worker;
+
+/// Calls that containerd has begun are finished: a layer that is fetched whole takes that long on a slow line.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+/// The same, and storing what has arrived; a service manager gives up after 90 seconds.
+const STOP_LIMIT: Duration = Duration::from_secs(75);
+/// A worker that has not said anything for so long is replaced. Longer than it may be stopped for by whoever freezes
+/// processes to look at them.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// What is on the disk is shown within a second or so, thousands of layers on a slow disk in a minute.
+const START_LIMIT: Duration = Duration::from_secs(300);
+/// How often a worker is asked whether it lives.
+const PING: Duration = Duration::from_secs(10);
+/// So many workers of a new program that fail at their start, one after the other, and it is the old one's turn again.
+const FAILURES_OF_A_PROGRAM: u32 = 3;
+/// A worker that has served for so long does: what happens later is another story.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// What is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Serving,
+    /// Another program is to serve, once calls are finished or this moment has come.
+    Draining(Instant),
+    /// Nobody is to serve, from this moment on at the latest.
+    Stopping(Instant),
+}
+
+/// How the first process ends, and what becomes of what it held.
+#[derive(Debug)]
+enum Left {
+    Nothing,
+    /// To the service manager.
+    Kept,
+    /// To the worker.
+    Served,
+}
+
+struct Supervisor {
+    held: Held,
+    signals: Signals,
+    program: Program,
+    backoff: Backoff,
+    worker: Option<Worker>,
+    /// When the next one is started, while there is none.
+    start_at: Instant,
+    state: State,
+    /// Some worker has served.
+    has_served: bool,
+    /// The worker before this one crashed.
+    has_crashed: bool,
+    /// Why it could not start, if it said so.
+    failure: Option<String>,
+    watchdog: Option<Duration>,
+}
+
+/// Supervises on the socket `address` with all state under `root`, until a signal.
+///
+/// # Errors
+/// When what everything needs cannot be had, or the first worker cannot start.
+pub(crate) fn run(address: &str, root: &Path) -> anyhow::Result<()> {
+    let signals = Signals::listen()?;
+    let program = Program::own()?;
+    let held = Held::obtain(address, root)?;
+    // What a layer did to earlier processes may be the doing of something that is repaired by now.
+    Quarantine::lift(&held.root);
+    let mut supervisor = Supervisor {
+        held,
+        signals,
+        program,
+        backoff: Backoff::default(),
+        worker: None,
+        start_at: Instant::now(),
+        state: State::Serving,
+        has_served: false,
+        has_crashed: false,
+        failure: None,
+        watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
+    };
+    let left = supervisor.supervise();
+    supervisor.held.stop_listening();
+    match left {
+        Ok(Left::Nothing) => {
+            supervisor.held.forget();
+            tracing::info!("stopped");
+        }
+        Ok(Left::Kept) => {
+            tracing::info!("stopped; the service manager keeps the mount, reads wait for the next start")
+        }
+        Ok(Left::Served) => {}
+        Err(error) => {
+            supervisor.held.forget();
+            if let Err(error) = supervisor.held.mounted.unmount() {
+                tracing::warn!(%error, "the FUSE mount stays");
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+impl Supervisor {
+    fn supervise(&mut self) -> anyhow::Result<Left> {
+        loop {
+            if self.worker.is_none() && Instant::now() >= self.start_at {
+                self.start();
+            }
+            self.wait()?;
+            for asked in self.signals.take() {
+                self.asked(asked);
+            }
+            while let Some(news) = self.worker.as_mut().and_then(Worker::news) {
+                if let Some(left) = self.told(news) {
+                    return Ok(left);
+                }
+            }
+            if let Some(end) = self.worker.as_mut().and_then(Worker::end)
+                && let Some(left) = self.died(end)?
+            {
+                return Ok(left);
+            }
+            if let Some(left) = self.overdue() {
+                return Ok(left);
+            }
+        }
+    }
+
+    /// Until something happens or is due.
+    fn wait(&self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let due = match (self.state, &self.worker) {
+            (_, None) => self.start_at,
+            (State::Serving, Some(worker)) => worker.due(PING),
+            (State::Draining(until) | State::Stopping(until), Some(worker)) => until.min(worker.due(PING)),
+        };
+        let limit = due.saturating_duration_since(now);
+        let limit = self.watchdog.map_or(limit, |period| limit.min(period));
+        let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let mut polled: Vec<_> =
+            self.signals.descriptors().map(|signal| PollFd::from_borrowed_fd(signal, PollFlags::IN)).into();
+        if let Some(worker) = &self.worker {
+            polled.extend(worker.descriptors().map(|one| PollFd::from_borrowed_fd(one, PollFlags::IN)));
+        }
+        match poll(&mut polled, Some(&limit)) {
+            Err(rustix::io::Errno::INTR) | Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if self.watchdog.is_some() {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) {
+        let begin = Order::Begin {
+            is_first: !self.has_served && self.held.is_fresh(),
+            has_crashed: self.has_crashed,
+            has_lost: !self.has_served && self.held.mounted.has_replaced(),
+        };
+        match Worker::start(&self.program, &self.held, &begin) {
+            Ok(worker) => {
+                tracing::debug!(pid = worker.pid(), "worker started");
+                self.worker = Some(worker);
+            }
+            Err(error) => {
+                tracing::error!(%error, "start a worker");
+                self.start_at = Instant::now() + self.backoff.after(End::Failed);
+            }
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        match (asked, self.state) {
+            (Asked::Stop, State::Stopping(_)) => {}
+            (Asked::Stop, _) => {
+                tracing::info!("stopping");
+                let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                self.state = State::Stopping(Instant::now() + STOP_LIMIT);
+                self.order(&Order::Stop { is_kept: signals::has_store() });
+            }
+            (Asked::Upgrade, State::Serving) => self.upgrade(),
+            (Asked::Upgrade, _) => {}
+        }
+    }
+
+    fn upgrade(&mut self) {
+        match self.program.renew() {
+            Ok(version) => tracing::info!(version, "another program is going to serve"),
+            Err(error) => return tracing::error!(error = format!("{error:#}"), "the program stays as it is"),
+        }
+        self.state = State::Draining(Instant::now() + DRAIN_LIMIT);
+        self.order(&Order::Drain);
+    }
+
+    /// To a worker that serves; one that does not yet is told once it does.
+    fn order(&mut self, order: &Order) {
+        match &self.worker {
+            Some(worker) if worker.is_ready() => worker.order(order),
+            Some(worker) if matches!(self.state, State::Draining(_)) => worker.kill(),
+            _ => {}
+        }
+    }
+
+    fn told(&mut self, news: News) -> Option<Left> {
+        match news {
+            News::Ready => {
+                self.has_served = true;
+                self.program.works();
+                let _ = sd_notify::notify(&[NotifyState::Ready]);
+                if let State::Stopping(_) = self.state {
+                    self.order(&Order::Stop { is_kept: signals::has_store() });
+                }
+            }
+            News::Failed(why) => self.failure = Some(why),
+            News::Drained => self.replace(),
+            News::Needed(by) if matches!(self.state, State::Stopping(_)) => return Some(self.leave(&by)),
+            News::Upgrade => self.asked(Asked::Upgrade),
+            News::Status(text) => {
+                let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
+            }
+            News::Pong | News::Ended | News::Needed(_) | News::Unknown => {}
+        }
+        None
+    }
+
+    /// The next worker is of another program.
+    fn replace(&mut self) {
+        if let State::Draining(_) = self.state
+            && let Some(worker) = &self.worker
+        {
+            worker.kill();
+        }
+    }
+
+    /// Containers need the mount, and nobody is to serve it here any more.
+    fn leave(&mut self, by: &[String]) -> Left {
+        let Some(worker) = &mut self.worker else { return Left::Kept };
+        if signals::has_store() {
+            worker.kill();
+            worker.reap();
+            return Left::Kept;
+        }
+        tracing::warn!(
+            pid = worker.pid(),
+            needed_by = by.join(" "),
+            "containers need the mount: this process serves it until a daemon takes over or they are gone; \
+             SIGTERM ends it"
+        );
+        Left::Served
+    }
+
+    fn died(
+        &mut self,
+        (status, was_ready, has_ended): (ExitStatus, bool, bool),
+    ) -> anyhow::Result<Option<Left>> {
+        let pid = self.worker.take().map(|worker| worker.pid());
+        let failure = self.failure.take();
+        if has_ended && matches!(self.state, State::Stopping(_)) {
+            return Ok(Some(Left::Nothing));
+        }
+        if let State::Draining(_) = self.state {
+            Quarantine::lift(&self.held.root);
+            self.state = State::Serving;
+            self.start_at = Instant::now();
+            return Ok(None);
+        }
+        // Nobody depends on us yet, and somebody is watching: what is wrong is said at once.
+        if !self.has_served && self.held.is_fresh() && status.code().is_some() {
+            bail!(failure.unwrap_or_else(|| format!("the worker ended: {status}")));
+        }
+        let end = End::of(status, was_ready);
+        self.has_crashed = end == End::Crashed;
+        let delay = self.backoff.after(end);
+        self.start_at = Instant::now() + delay;
+        tracing::error!(pid, %status, failure, ?delay, "the worker is gone; another one is started");
+        if !was_ready && self.backoff.failures() >= FAILURES_OF_A_PROGRAM && self.program.fall_back() {
+            tracing::error!("the new program does not serve; back to the one before");
+        }
+        Ok(None)
+    }
+
+    fn overdue(&mut self) -> Option<Left> {
+        let now = Instant::now();
+        match self.state {
+            State::Draining(until) if now >= until => {
+                tracing::warn!("calls of containerd are still under way; it has to repeat them");
+                self.replace();
+            }
+            State::Stopping(until) if now >= until => {
+                tracing::error!("the worker does not come to an end");
+                return Some(self.leave(&[]));
+            }
+            _ => {}
+        }
+        let worker = self.worker.as_mut()?;
+        if worker.is_steady(STEADY) {
+            self.backoff.reset();
+        }
+        if worker.is_silent(if worker.is_ready() { SILENCE_LIMIT } else { START_LIMIT }) {
+            tracing::error!(pid = worker.pid(), "the worker does not answer; it is replaced");
+            worker.kill();
+        } else {
+            worker.ping(PING);
+        }
+        None
+    }
+}

@@ -1,0 +1,96 @@
+//! How long to wait before the next worker. Pure.
+
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+const FIRST: Duration = Duration::from_millis(100);
+/// Who waits for a read is not to wait longer than that for nothing.
+const LONGEST: Duration = Duration::from_secs(10);
+/// SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: what a program does to itself.
+const OWN_FAULT: [i32; 7] = [4, 5, 6, 7, 8, 11, 31];
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// By somebody's hand, or the kernel's for lack of memory, while it served.
+    Killed,
+    /// Before it served.
+    Failed,
+    /// By its own fault.
+    Crashed,
+}
+
+impl End {
+    pub(super) fn of(status: ExitStatus, was_ready: bool) -> Self {
+        match status.signal() {
+            Some(signal) if OWN_FAULT.contains(&signal) => Self::Crashed,
+            _ if !was_ready => Self::Failed,
+            Some(_) => Self::Killed,
+            None => Self::Crashed,
+        }
+    }
+}
+
+/// What has happened to workers lately.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// How long to wait now that one has ended so. The first time in a row not at all.
+    pub(super) fn after(&mut self, end: End) -> Duration {
+        if end == End::Killed {
+            self.failures = 0;
+            return Duration::ZERO;
+        }
+        self.failures = self.failures.saturating_add(1);
+        match self.failures - 1 {
+            0 => Duration::ZERO,
+            again => FIRST.saturating_mul(1 << (again - 1).min(16)).min(LONGEST),
+        }
+    }
+
+    /// In a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// One has served for a while.
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit_and_begin_anew() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..10).map(|_| backoff.after(End::Failed).as_millis()).collect();
+        assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(backoff.after(End::Killed), Duration::ZERO);
+        assert_eq!(backoff.after(End::Crashed), Duration::ZERO);
+        assert_eq!(backoff.after(End::Crashed), FIRST);
+        backoff.reset();
+        assert_eq!((backoff.failures(), backoff.after(End::Failed)), (0, Duration::ZERO));
+        (0..100).for_each(|_| assert!(backoff.after(End::Failed) <= LONGEST));
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        // As wait(2) has them: a signal, or an exit code in the second byte.
+        for (status, was_ready, expected) in [
+            (9, true, End::Killed),
+            (15, true, End::Killed),
+            (9, false, End::Failed),
+            (11, true, End::Crashed),
+            (6, false, End::Crashed),
+            (1 << 8, false, End::Failed),
+            (101 << 8, true, End::Crashed),
+        ] {
+            assert_eq!(End::of(ExitStatus::from_raw(status), was_ready), expected, "{status} {was_ready}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Signals as something that can be waited for, and what the service manager can do for us.
+
+use std::{
+    env,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use anyhow::Context;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    low_level::pipe,
+};
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Stop,
+    Upgrade,
+}
+
+/// SIGTERM and SIGINT, and SIGHUP, from now on.
+#[derive(Debug)]
+pub(super) struct Signals {
+    stop: UnixStream,
+    upgrade: UnixStream,
+}
+
+impl Signals {
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let listen = |signals: &[i32]| -> io::Result<UnixStream> {
+            let (ours, theirs) = UnixStream::pair()?;
+            for signal in signals {
+                pipe::register(*signal, theirs.try_clone()?)?;
+            }
+            ours.set_nonblocking(true)?;
+            Ok(ours)
+        };
+        let listened = listen(&[SIGTERM, SIGINT]).and_then(|stop| Ok((stop, listen(&[SIGHUP])?)));
+        let (stop, upgrade) = listened.context("wait for signals")?;
+        Ok(Self { stop, upgrade })
+    }
+
+    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.stop.as_fd(), self.upgrade.as_fd()]
+    }
+
+    /// What was asked for since the last time.
+    pub(super) fn take(&self) -> Vec<Asked> {
+        let came = |mut stream: &UnixStream| stream.read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0);
+        let each = [(&self.stop, Asked::Stop), (&self.upgrade, Asked::Upgrade)];
+        each.into_iter().filter(|(stream, _)| came(stream)).map(|(_, asked)| asked).collect()
+    }
+}
+
+/// Whether the service manager keeps descriptors for us while nobody runs. It says so itself since version 254; before,
+/// the unit does.
+pub(super) fn has_store() -> bool {
+    let is_set = |name| env::var(name).is_ok_and(|value: String| !value.is_empty());
+    is_set("NOTIFY_SOCKET") && is_set("FDSTORE") && env::var("FDSTORE").as_deref() != Ok("0")
+}

@@ -1,0 +1,366 @@
+//! The worker: serves the kernel and containerd with what its supervisor holds, and outlives it.
+//!
+//! It never unwinds: a request of the kernel that it drops is answered with an error, one that dies with it comes
+//! again to the next worker. So its end is an exit, or SIGKILL, once nobody waits or somebody takes over.
+
+use std::{
+    fs::File,
+    os::{fd::AsFd, unix::net::UnixListener},
+    path::{Path, PathBuf},
+    process, thread,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use layerfs::Mounted;
+use rustix::process::{Resource, Rlimit, Signal, getpid, getppid, getrlimit, kill_process, setrlimit};
+use tokio::{
+    io::AsyncReadExt,
+    net::UnixStream,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    channel::{CHANNEL, Channel, News, Order},
+    config::Config,
+    daemon::{Calls, Daemon},
+    descriptors::{self, Named},
+    handover,
+    held::{self, FUSE, LISTENER, LOCK, NOTES},
+    mounts, supervisor,
+};
+
+/// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
+const BLOCKING_THREADS: usize = 64;
+/// For another program to serve calls are finished, however long they take: the supervisor has the last word.
+const DRAIN_LIMIT: Duration = Duration::from_secs(55);
+/// Before the end, and before somebody takes over, who waits.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// A supervisor that wanted calls to be finished and has not gone on after so long will not.
+const RESUME: Duration = Duration::from_secs(30);
+/// How often it is looked whether containers still need the mount, when nobody else would say so.
+const LOOK: Duration = Duration::from_secs(2);
+/// Of names in one message.
+const MOST_NAMES: usize = 50;
+
+/// Whether this process was started by a supervisor.
+pub fn is_worker() -> bool {
+    descriptors::is_handed()
+}
+
+/// Serves on the socket `address` with all state under `root`, until a signal: as a supervisor, or as its worker where
+/// this process was started by one.
+///
+/// # Errors
+/// When something that everything needs is missing: the root, `/dev/fuse`, the socket, the database.
+pub fn run(address: &str, root: &Path, config: &Config) -> anyhow::Result<()> {
+    let Some(handed) = descriptors::of_supervisor() else { return supervisor::run(address, root) };
+    let handed = Handed::sort(handed.context("take what the supervisor handed over")?)?;
+    let Some(Order::Begin { is_first, has_crashed, has_lost }) = handed.channel.receive()? else {
+        bail!("the supervisor says nothing");
+    };
+    raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("start the runtime")?;
+    let root = std::fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
+    let socket = held::path_of(address).unwrap_or_default();
+    let begun = runtime.block_on(Worker::begin(&root, socket, config, &handed, has_crashed, is_first));
+    let ended = begun.and_then(|worker| {
+        worker.say_who_lost(has_lost);
+        runtime.block_on(worker.work(&handed))
+    });
+    let Err(error) = ended else { process::exit(0) };
+    let why = format!("{error:#}");
+    if handed.channel.send(&News::Failed(why.clone())).is_err() {
+        tracing::error!(error = why, "the worker ends");
+    }
+    process::exit(1)
+}
+
+/// What a supervisor handed over.
+struct Handed {
+    fuse: std::os::fd::OwnedFd,
+    lock: std::os::fd::OwnedFd,
+    listener: UnixListener,
+    notes: File,
+    channel: Channel,
+}
+
+impl Handed {
+    fn sort(mut handed: Vec<Named>) -> anyhow::Result<Self> {
+        let mut take = |wanted: &str| {
+            let place = handed.iter().position(|(name, _)| name == wanted);
+            place
+                .map(|place| handed.swap_remove(place).1)
+                .with_context(|| format!("the supervisor gave no {wanted}"))
+        };
+        Ok(Self {
+            fuse: take(FUSE)?,
+            lock: take(LOCK)?,
+            listener: take(LISTENER)?.into(),
+            notes: take(NOTES)?.into(),
+            channel: take(CHANNEL)?.into(),
+        })
+    }
+}
+
+/// Who is responsible for this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Above {
+    Supervisor,
+    /// It died; somebody may take over.
+    Nobody,
+    /// It was stopped; containers still need the mount, and nothing else is served.
+    Stopped,
+}
+
+struct Worker {
+    daemon: Daemon,
+    calls: Option<Calls>,
+    above: Above,
+    root: PathBuf,
+    socket: PathBuf,
+    said: String,
+}
+
+impl Worker {
+    async fn begin(
+        root: &Path,
+        socket: PathBuf,
+        config: &Config,
+        handed: &Handed,
+        has_crashed: bool,
+        is_first: bool,
+    ) -> anyhow::Result<Self> {
+        let fuse = handed.fuse.try_clone()?;
+        let mounted = Mounted::handed(&held::mount_path(root), &held::note_path(root), fuse)?;
+        let daemon = Daemon::build(root, config, mounted, &handed.notes, has_crashed).await?;
+        match daemon.serve_metrics(config).await {
+            // What is local is served whatever becomes of the metrics; only a new daemon says that they are wrong.
+            Err(error) if !is_first => tracing::error!(error = format!("{error:#}"), "no metrics are served"),
+            served => served?,
+        }
+        let calls = Some(Calls::take(&daemon, &handed.listener)?);
+        let root = root.to_owned();
+        Ok(Self { daemon, calls, above: Above::Supervisor, root, socket, said: String::new() })
+    }
+
+    fn say_who_lost(&self, has_lost: bool) {
+        if !has_lost {
+            return;
+        }
+        match self.daemon.snapshotter.needing_mount() {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(lost) => tracing::error!(
+                containers = names(lost).join(" "),
+                "the mount of an earlier process was lost with it: these containers get errors from lazily loaded \
+                 files if they still run; start them anew"
+            ),
+            Err(error) => tracing::error!(%error, "look for containers that lost the mount"),
+        }
+    }
+
+    async fn work(mut self, handed: &Handed) -> anyhow::Result<()> {
+        let mut orders = listen(handed)?;
+        let takers = handover::listen(&self.root).context("listen for who takes over")?;
+        takers.set_nonblocking(true)?;
+        let takers = tokio::net::UnixListener::from_std(takers)?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut look = tokio::time::interval(LOOK);
+        let mut resume = Box::pin(tokio::time::sleep(Duration::MAX));
+        handed.channel.send(&News::Ready)?;
+        tracing::info!(
+            address = %self.socket.display(), root = %self.root.display(),
+            "soci-snapshotter-grpc successfully started"
+        );
+        loop {
+            tokio::select! {
+                order = orders.recv(), if self.above == Above::Supervisor => match order {
+                    Some(Order::Ping) => self.pong(&handed.channel),
+                    Some(Order::Drain) => {
+                        self.drain(DRAIN_LIMIT).await;
+                        let _ = handed.channel.send(&News::Drained);
+                        resume.set(tokio::time::sleep(RESUME));
+                    }
+                    Some(Order::Stop { is_kept }) => {
+                        if self.stop(&handed.channel, is_kept).await? {
+                            return Ok(());
+                        }
+                    }
+                    Some(Order::Begin { .. } | Order::Unknown) => {}
+                    None => self.lose_supervisor(),
+                },
+                () = &mut resume => {
+                    resume.set(tokio::time::sleep(Duration::MAX));
+                    self.resume(handed)?;
+                }
+                taker = takers.accept() => self.hand_over(taker?.0, handed).await?,
+                _ = terminate.recv() => if self.told_to_end() { return self.end().await },
+                _ = interrupt.recv() => if self.told_to_end() { return self.end().await },
+                _ = hangup.recv() => {}
+                _ = look.tick(), if self.above == Above::Stopped => {
+                    if !self.is_mount_used().await {
+                        tracing::info!("no container needs the mount any more");
+                        return self.end().await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn pong(&mut self, channel: &Channel) {
+        let _ = channel.send(&News::Pong);
+        let text = self.daemon.layers.summary();
+        if text != self.said && channel.send(&News::Status(text.clone())).is_ok() {
+            self.said = text;
+        }
+    }
+
+    async fn drain(&mut self, limit: Duration) {
+        if let Some(calls) = self.calls.take() {
+            calls.drain(limit).await;
+        }
+    }
+
+    fn resume(&mut self, handed: &Handed) -> anyhow::Result<()> {
+        if self.calls.is_none() && self.above != Above::Stopped {
+            self.calls = Some(Calls::take(&self.daemon, &handed.listener)?);
+        }
+        Ok(())
+    }
+
+    /// `true`: nothing is left to be served.
+    async fn stop(&mut self, channel: &Channel, is_kept: bool) -> anyhow::Result<bool> {
+        self.drain(STOP_LIMIT).await;
+        let needing = self.daemon.snapshotter.needing_mount()?;
+        if needing.is_empty() {
+            self.close().await?;
+            let _ = std::fs::remove_file(self.root.join(handover::SOCKET));
+            channel.send(&News::Ended)?;
+            return Ok(true);
+        }
+        if is_kept {
+            // Somebody else has the descriptors: we are about to be killed.
+            let layers = self.daemon.layers.clone();
+            tokio::task::spawn_blocking(move || layers.rest()).await?;
+        }
+        self.above = Above::Stopped;
+        channel.send(&News::Needed(names(needing)))?;
+        if is_kept {
+            end_with(channel);
+        }
+        Ok(false)
+    }
+
+    fn lose_supervisor(&mut self) {
+        self.above = Above::Nobody;
+        tracing::error!(
+            pid = process::id(),
+            "the supervisor is gone; this process serves on until a new daemon takes over or it gets a SIGTERM"
+        );
+    }
+
+    async fn hand_over(&mut self, mut taker: UnixStream, handed: &Handed) -> anyhow::Result<()> {
+        if !handover::is_allowed(&taker) {
+            return Ok(());
+        }
+        if self.above == Above::Supervisor {
+            let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+            let why = format!("another soci-snapshotter-grpc (process {supervisor}) uses the root folder");
+            let _ = handover::refuse(&taker, &why);
+            return Ok(());
+        }
+        tracing::info!("a new daemon takes over");
+        self.drain(STOP_LIMIT).await;
+        let socket = (self.above == Above::Nobody).then(|| (self.socket.as_path(), handed.listener.as_fd()));
+        if let Err(error) = handover::give(&taker, handed.fuse.as_fd(), handed.lock.as_fd(), socket) {
+            tracing::warn!(%error, "hand over");
+        }
+        // It kills us; or goes itself.
+        let _ = taker.read(&mut [0]).await;
+        tracing::warn!("the new daemon is gone; this process serves on");
+        self.resume(handed)
+    }
+
+    fn told_to_end(&self) -> bool {
+        if self.above == Above::Supervisor {
+            tracing::warn!(supervisor = ?getppid(), "a signal that is for the supervisor is ignored");
+        }
+        self.above != Above::Supervisor
+    }
+
+    async fn is_mount_used(&self) -> bool {
+        let mount = held::mount_path(&self.root);
+        tokio::task::spawn_blocking(move || mounts::are_over(&mount)).await.unwrap_or(true)
+    }
+
+    /// Nobody is to serve this mount any more.
+    async fn end(mut self) -> anyhow::Result<()> {
+        self.drain(STOP_LIMIT).await;
+        self.close().await?;
+        if self.above == Above::Nobody {
+            let _ = std::fs::remove_file(&self.socket);
+        }
+        let _ = std::fs::remove_file(self.root.join(handover::SOCKET));
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    async fn close(&self) -> anyhow::Result<()> {
+        let snapshotter = self.daemon.snapshotter.clone();
+        Ok(tokio::task::spawn_blocking(move || snapshotter.close()).await?)
+    }
+}
+
+/// Orders, read by a thread of its own.
+fn listen(handed: &Handed) -> anyhow::Result<mpsc::UnboundedReceiver<Order>> {
+    let channel = Channel::from(handed.channel.as_fd().try_clone_to_owned()?);
+    let (sender, orders) = mpsc::unbounded_channel();
+    let listen = move || {
+        loop {
+            let order = match channel.receive() {
+                Ok(Some(order)) => order,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "listen to the supervisor");
+                    Order::Unknown
+                }
+            };
+            if sender.send(order).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("supervisor".into()).spawn(listen)?;
+    Ok(orders)
+}
+
+/// Waits to be killed; when nobody is left to do it, it does it itself.
+fn end_with(channel: &Channel) -> ! {
+    while let Ok(Some(_)) = channel.receive::<Order>() {}
+    let _ = kill_process(getpid(), Signal::KILL);
+    process::abort()
+}
+
+fn names(mut names: Vec<String>) -> Vec<String> {
+    let more = names.len().saturating_sub(MOST_NAMES);
+    names.truncate(MOST_NAMES);
+    if more > 0 {
+        names.push(format!("and {more} more"));
+    }
+    names
+}
+
+/// Each open layer has two descriptors; what a shell or systemd allows at first is enough for some hundred layers.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
+}
