@@ -17,6 +17,8 @@ use crate::machine::{Binaries, binaries, ensure_debian};
 use crate::process::{Process, run};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// As a service manager has it.
+const STOP_LIMIT: Duration = Duration::from_secs(90);
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 /// For what follows at once from something that was done.
 pub const LOG_LIMIT: Duration = Duration::from_secs(30);
@@ -92,7 +94,10 @@ impl Daemon {
 
     /// SIGTERM to the first process and its end awaited: what a service manager does.
     pub fn stop(&self) {
-        self.process().stop();
+        self.process().signal(Signal::TERM);
+        // It leaves everything on the disk, which may have much else to write.
+        let _ = self.process().wait_exit(STOP_LIMIT);
+        self.process().kill();
     }
 
     /// SIGKILL to the first process and all its workers at once.
@@ -100,23 +105,48 @@ impl Daemon {
         let workers = self.workers();
         self.process().signal(Signal::KILL);
         for worker in workers {
-            kill_pid(worker);
+            signal_pid(worker, Signal::KILL);
         }
         self.process().kill();
     }
 
-    /// SIGKILL to the workers only; how many there were.
-    pub fn kill_workers(&self) -> usize {
+    /// SIGKILL to the first process only.
+    pub fn kill_supervisor(&self) {
+        self.process().kill();
+    }
+
+    /// A signal to the first process.
+    pub fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
+    /// A signal to the workers only; how many there were.
+    pub fn signal_workers(&self, signal: Signal) -> usize {
         let workers = self.workers();
         for &worker in &workers {
-            kill_pid(worker);
+            signal_pid(worker, signal);
         }
         workers.len()
+    }
+
+    /// How often a process of it has begun to serve.
+    pub fn starts(&self) -> usize {
+        self.logs().iter().filter(|line| is_started(line)).count()
+    }
+
+    /// Waits until a process has begun to serve after there were so many starts.
+    pub fn wait_for_start(&self, after: usize) -> Result<()> {
+        self.process().wait_until("a start", START_LIMIT, || Ok((self.starts() > after).then_some(())))
     }
 
     /// Starts it again on the same root, after stopping it where it still runs.
     pub fn restart(&self) -> Result<()> {
         self.stop();
+        self.start_again()
+    }
+
+    /// Starts it again on the same root, where its first process has ended.
+    pub fn start_again(&self) -> Result<()> {
         let process = serve(&self.lab, &self.binaries)?;
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
         Ok(())
@@ -187,8 +217,9 @@ fn lines(log: &str) -> Vec<Value> {
     log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn kill_pid(pid: u32) {
+/// Nothing to do where it is gone.
+pub fn signal_pid(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = kill_process(pid, signal);
     }
 }

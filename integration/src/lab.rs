@@ -11,7 +11,7 @@ mod traces;
 use std::fmt::{self, Debug};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -151,9 +151,20 @@ impl Lab {
 
     /// Starts a program that runs until it is stopped or the lab is closed; its log is `NAME.log` in the lab.
     pub fn start(&self, name: &str, command: Command) -> Result<Arc<Process>> {
+        self.start_with(name, command, Stdio::null(), None)
+    }
+
+    /// The same, with something on its standard input, and on its standard output where that is given.
+    pub fn start_with(
+        &self,
+        name: &str,
+        command: Command,
+        stdin: Stdio,
+        stdout: Option<Stdio>,
+    ) -> Result<Arc<Process>> {
         let mut state = self.inner.open()?;
         let log = self.path().join(format!("{name}.log"));
-        let process = Arc::new(Process::start(name, command, &log)?);
+        let process = Arc::new(Process::start_with(stdin, stdout, name, command, &log)?);
         let stopped = process.clone();
         state.started.push(Box::new(move || stopped.stop()));
         Ok(process)

@@ -44,9 +44,20 @@ impl Process {
     }
 
     /// The same, with something other than nothing on its standard input.
-    pub fn start_on(stdin: Stdio, name: &str, mut command: Command, log: &Path) -> Result<Process> {
+    pub fn start_on(stdin: Stdio, name: &str, command: Command, log: &Path) -> Result<Process> {
+        Process::start_with(stdin, None, name, command, log)
+    }
+
+    /// The same, with something other than the log on its standard output, if `stdout` is given.
+    pub fn start_with(
+        stdin: Stdio,
+        stdout: Option<Stdio>,
+        name: &str,
+        mut command: Command,
+        log: &Path,
+    ) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log).context("open log")?;
-        command.stdin(stdin).stderr(file.try_clone()?).stdout(file);
+        command.stdin(stdin).stderr(file.try_clone()?).stdout(stdout.unwrap_or_else(|| file.into()));
         let child = spawn(command).with_context(|| format!("start {name}"))?;
         let pid = Pid::from_raw(i32::try_from(child.id())?).context("read pid")?;
         Ok(Process { name: name.to_owned(), pid, log: log.to_owned(), child: Mutex::new(child) })

@@ -86,10 +86,9 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Takes calls on `listener`, which stays its owner's.
-    pub(crate) fn take(daemon: &Daemon, listener: &UnixListener) -> anyhow::Result<Self> {
+    /// Takes calls on `listener`, a copy.
+    pub(crate) fn take(daemon: &Daemon, listener: UnixListener) -> anyhow::Result<Self> {
         let doing = "serve snapshots";
-        let listener = listener.try_clone().context(doing)?;
         listener.set_nonblocking(true).context(doing)?;
         let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener).context(doing)?);
         let (stop, stopped) = oneshot::channel();

@@ -14,15 +14,23 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use layerfs::Mounted;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FlockOperation, MemfdFlags, flock, memfd_create};
 use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
 
-use crate::{descriptors, handover};
+use crate::{
+    descriptors,
+    handover::{self, Given},
+};
 
+/// A worker that ends closes its files within moments; one that is started listens within a second.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// The address of a socket that the service manager passes.
 const BY_DESCRIPTOR: &str = "fd://";
 /// Where the socket lies unless said otherwise.
@@ -70,15 +78,14 @@ impl Held {
             let place = passed.iter().position(|(name, _)| name == wanted)?;
             Some(passed.swap_remove(place).1)
         };
-        let (mut fuse, mut lock, mut given_socket) = (kept(FUSE), kept(LOCK), None);
-        // Also where the service manager kept them: who serves them has to go.
-        if let Some(given) = handover::ask(&root)? {
-            tracing::info!("taken over from a daemon whose supervisor was gone");
-            (fuse, lock, given_socket) = (Some(given.fuse), Some(given.lock), given.socket);
-        }
-        let lock = match lock {
-            Some(lock) => lock,
-            None => lock_root(&root)?,
+        let (mut fuse, lock, mut given_socket) = (kept(FUSE), kept(LOCK), None);
+        let lock = match take_root(&root, lock)? {
+            Taken::Free(lock) => lock,
+            Taken::Given(given) => {
+                tracing::info!("taken over from a daemon whose supervisor was gone");
+                (fuse, given_socket) = (Some(given.fuse), given.socket);
+                given.lock
+            }
         };
         let mounted = match fuse.map(|fuse| Mounted::handed(&mount_path(&root), &note_path(&root), fuse)) {
             Some(Ok(mounted)) => mounted,
@@ -133,14 +140,33 @@ fn mount(root: &Path) -> anyhow::Result<Mounted> {
     Ok(mounted)
 }
 
-/// Two daemons on one root would each detach the other's mount.
-fn lock_root(root: &Path) -> anyhow::Result<OwnedFd> {
+/// How a root came to be ours.
+enum Taken {
+    Free(OwnedFd),
+    Given(Given),
+}
+
+/// Two daemons on one root would each detach the other's mount. Who is about to end has the lock for a moment more.
+fn take_root(root: &Path, mut kept: Option<OwnedFd>) -> anyhow::Result<Taken> {
     let path = root.join("lock");
-    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("another soci-snapshotter-grpc uses the root folder {}", root.display());
+    let start = Instant::now();
+    loop {
+        // Also where the service manager kept everything: who serves it has to go.
+        if let Some(given) = handover::ask(root)? {
+            return Ok(Taken::Given(given));
+        }
+        if let Some(lock) = kept.take() {
+            return Ok(Taken::Free(lock));
+        }
+        let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(Taken::Free(file.into()));
+        }
+        if start.elapsed() > LOCK_LIMIT {
+            bail!("another soci-snapshotter-grpc uses the root folder {}", root.display());
+        }
+        thread::sleep(LOCK_PAUSE);
     }
-    Ok(file.into())
 }
 
 /// The socket of that address: a path, `unix://PATH`, or `fd://` for the one that the service manager passed.

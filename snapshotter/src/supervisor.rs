@@ -119,7 +119,7 @@ pub(crate) fn run(address: &str, root: &Path) -> anyhow::Result<()> {
             tracing::info!("stopped");
         }
         Ok(Left::Kept) => {
-            tracing::info!("stopped; the service manager keeps the mount, reads wait for the next start")
+            tracing::info!("stopped; the service manager keeps the mount, reads wait for the next start");
         }
         Ok(Left::Served) => {}
         Err(error) => {

@@ -5,9 +5,12 @@
 
 use std::{
     fs::File,
+    io,
     os::{fd::AsFd, unix::net::UnixListener},
     path::{Path, PathBuf},
-    process, thread,
+    process,
+    sync::Mutex,
+    thread,
     time::Duration,
 };
 
@@ -19,6 +22,7 @@ use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    time::Instant,
 };
 
 use crate::{
@@ -29,6 +33,7 @@ use crate::{
     handover,
     held::{self, FUSE, LISTENER, LOCK, NOTES},
     mounts, supervisor,
+    sync::lock,
 };
 
 /// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
@@ -85,7 +90,8 @@ pub fn run(address: &str, root: &Path, config: &Config) -> anyhow::Result<()> {
 struct Handed {
     fuse: std::os::fd::OwnedFd,
     lock: std::os::fd::OwnedFd,
-    listener: UnixListener,
+    /// None once nobody is to call any more.
+    listener: Mutex<Option<UnixListener>>,
     notes: File,
     channel: Channel,
 }
@@ -101,10 +107,16 @@ impl Handed {
         Ok(Self {
             fuse: take(FUSE)?,
             lock: take(LOCK)?,
-            listener: take(LISTENER)?.into(),
+            listener: Mutex::new(Some(take(LISTENER)?.into())),
             notes: take(NOTES)?.into(),
             channel: take(CHANNEL)?.into(),
         })
+    }
+}
+
+impl Handed {
+    fn listener(&self) -> io::Result<Option<UnixListener>> {
+        lock(&self.listener).as_ref().map(UnixListener::try_clone).transpose()
     }
 }
 
@@ -144,7 +156,7 @@ impl Worker {
             Err(error) if !is_first => tracing::error!(error = format!("{error:#}"), "no metrics are served"),
             served => served?,
         }
-        let calls = Some(Calls::take(&daemon, &handed.listener)?);
+        let calls = handed.listener()?.map(|listener| Calls::take(&daemon, listener)).transpose()?;
         let root = root.to_owned();
         Ok(Self { daemon, calls, above: Above::Supervisor, root, socket, said: String::new() })
     }
@@ -172,7 +184,7 @@ impl Worker {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
         let mut resume = Box::pin(tokio::time::sleep(Duration::MAX));
         handed.channel.send(&News::Ready)?;
         tracing::info!(
@@ -192,6 +204,8 @@ impl Worker {
                         if self.stop(&handed.channel, is_kept).await? {
                             return Ok(());
                         }
+                        // Who calls from now on is to be told that nobody is there.
+                        drop(lock(&handed.listener).take());
                     }
                     Some(Order::Begin { .. } | Order::Unknown) => {}
                     None => self.lose_supervisor(),
@@ -229,8 +243,9 @@ impl Worker {
     }
 
     fn resume(&mut self, handed: &Handed) -> anyhow::Result<()> {
-        if self.calls.is_none() && self.above != Above::Stopped {
-            self.calls = Some(Calls::take(&self.daemon, &handed.listener)?);
+        if self.calls.is_none() {
+            let listener = handed.listener()?;
+            self.calls = listener.map(|listener| Calls::take(&self.daemon, listener)).transpose()?;
         }
         Ok(())
     }
@@ -278,7 +293,8 @@ impl Worker {
         }
         tracing::info!("a new daemon takes over");
         self.drain(STOP_LIMIT).await;
-        let socket = (self.above == Above::Nobody).then(|| (self.socket.as_path(), handed.listener.as_fd()));
+        let listener = handed.listener()?;
+        let socket = listener.as_ref().map(|listener| (self.socket.as_path(), listener.as_fd()));
         if let Err(error) = handover::give(&taker, handed.fuse.as_fd(), handed.lock.as_fd(), socket) {
             tracing::warn!(%error, "hand over");
         }

@@ -3,7 +3,7 @@
 //! program that reads may notice more than a pause.
 
 pub(crate) mod layers;
-mod readers;
+pub(crate) mod readers;
 mod supervisor;
 mod worker;
 

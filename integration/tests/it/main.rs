@@ -10,6 +10,8 @@ mod image;
 mod adoption;
 
 mod idmap;
+/// Whatever becomes of the daemon, containers go on.
+mod survival;
 
 mod read_path;
 

@@ -24,6 +24,8 @@ use crate::{
 const SUPERVISORS: [&str; 6] =
     ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
+const REAP_LIMIT: Duration = Duration::from_secs(2);
+
 #[derive(Debug)]
 pub(super) struct Worker {
     child: Child,
@@ -128,8 +130,10 @@ impl Worker {
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
+    /// Waits for its end for a moment; one that waits for a disk comes to it later.
     pub(super) fn reap(&mut self) {
-        let _ = self.child.wait();
+        let _ = is_readable(self.process.as_fd(), REAP_LIMIT);
+        let _ = self.child.try_wait();
     }
 
     pub(super) fn is_silent(&self, limit: Duration) -> bool {

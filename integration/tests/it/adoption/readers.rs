@@ -60,7 +60,7 @@ const WAYS: [(&str, Way); 6] = [
 ];
 
 /// What they read.
-pub(super) fn layer() -> Tar {
+pub(crate) fn layer() -> Tar {
     small(1).with(Entry::file("big", big()))
 }
 
@@ -69,22 +69,24 @@ fn big() -> Vec<u8> {
 }
 
 /// The process, as the test has it.
-pub(super) struct Readers {
+pub(crate) struct Readers {
     process: Process,
     stop: PathBuf,
 }
 
 impl Readers {
-    pub(super) fn start(lab: &Lab, slot: &Path) -> Result<Readers> {
-        let stop = lab.path().join("stop");
+    /// They read in the folder `slot`, which has what [`layer`] has.
+    pub(crate) fn start(lab: &Lab, slot: &Path) -> Result<Readers> {
+        let name = lab.free_name("readers");
+        let stop = lab.folder(&name)?.join("stop");
         let mut command = lab.command(env::current_exe()?);
         command.args([NAME, "--exact", "--nocapture"]).env(SLOT, slot).env(STOP, &stop);
-        let log = lab.path().join("readers.log");
-        Ok(Readers { process: Process::start_on(Stdio::null(), "readers", command, &log)?, stop })
+        let log = lab.path().join(format!("{name}.log"));
+        Ok(Readers { process: Process::start_on(Stdio::null(), &name, command, &log)?, stop })
     }
 
     /// Fails when one of them has failed.
-    pub(super) fn still_read(&self) -> Result<()> {
+    pub(crate) fn still_read(&self) -> Result<()> {
         let log = self.process.log();
         let is_well = self.process.exited().is_none() && !log.contains(FAILED);
         ensure!(is_well, "readers have failed:\n{}", process::tail(&log));
@@ -92,7 +94,7 @@ impl Readers {
     }
 
     /// Waits until each has been through once at least, and has finished; what they say.
-    pub(super) fn finish(&self, limit: Duration) -> Result<String> {
+    pub(crate) fn finish(&self, limit: Duration) -> Result<String> {
         self.process.wait_until("a pass of each", limit, || {
             self.still_read()?;
             let log = self.process.log();

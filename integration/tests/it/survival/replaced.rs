@@ -1,0 +1,111 @@
+//! The program is replaced while containers read, by one that works, by one that does not.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::{Result, ensure};
+use integration::{
+    daemon::Daemon,
+    images::{Layer, Tar, tar::Entry},
+    machine::{Binaries, binaries},
+    process::wait_until,
+};
+use rustix::process::Signal;
+
+use super::scene::{LIMIT, Scene, read_loose};
+use crate::adoption::readers::Readers;
+
+const SMALL_STORE: &str = "[span_store]\nmax_bytes = 33554432\nmin_free = 0\n";
+
+#[test]
+fn containerd_another_program_serves_and_no_container_notices() -> Result<()> {
+    let scene = Scene::new("upgrade", SMALL_STORE)?;
+    let root = scene.container("one")?;
+    let readers = Readers::start(&scene.lab, &root)?;
+    let mount = scene.mount()?;
+    for round in 0..3 {
+        let (before, workers) = (scene.daemon.starts(), scene.daemon.workers());
+        scene.daemon.signal(Signal::HUP);
+        // Calls meanwhile are answered, by the one or the other.
+        wait_until("another worker", LIMIT, || {
+            scene.containerd.ctr(&["snapshots", "--snapshotter", "soci", "ls"])?;
+            Ok((scene.daemon.starts() > before && scene.daemon.workers() != workers).then_some(()))
+        })?;
+        read_loose(&root, round)?;
+        readers.still_read()?;
+    }
+    ensure!(scene.mount()? == mount);
+    read_loose(&scene.container("two")?, 10)?;
+    readers.finish(LIMIT).map(drop)
+}
+
+/// Puts a program in another's place, as a package manager does.
+fn install(program: &Path, place: &Path) -> Result<()> {
+    let new = place.with_extension("new");
+    fs::copy(program, &new)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+    Ok(fs::rename(&new, place)?)
+}
+
+#[test]
+fn fuse_a_program_that_does_not_work_does_not_stay() -> Result<()> {
+    let lab = integration::lab::Lab::new("broken")?;
+    let ours = binaries()?;
+    let place = lab.path().join("soci-snapshotter-grpc");
+    install(&ours.daemon, &place)?;
+    let installed = Binaries { daemon: place.clone(), ..ours.clone() };
+    let daemon = Daemon::start_from(&lab, &Daemon::configuration(&lab), installed)?;
+    let said = |text: &str| {
+        daemon.wait_for_log(text, |line| line["msg"].as_str().is_some_and(|said| said.contains(text)))
+    };
+    // Not even a program: nothing changes.
+    let workers = daemon.workers();
+    fs::write(lab.path().join("text"), "not a program")?;
+    install(&lab.path().join("text"), &place)?;
+    daemon.signal(Signal::HUP);
+    said("the program stays as it is")?;
+    ensure!(daemon.workers() == workers);
+    // One that says its version, and ends: after a few the one before serves again.
+    let before = daemon.starts();
+    install(Path::new("/bin/true"), &place)?;
+    daemon.signal(Signal::HUP);
+    said("back to the one before")?;
+    daemon.wait_for_start(before)?;
+    ensure!(daemon.workers() != workers);
+    // And the right one at last.
+    let before = daemon.starts();
+    install(&ours.daemon, &place)?;
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_start(before)?;
+    daemon.stop();
+    Ok(())
+}
+
+/// Bytes are asked for while the worker is not there: neither a wrong nor a missing one.
+#[test]
+fn containerd_pulls_go_on_while_the_program_is_replaced() -> Result<()> {
+    let scene = Scene::new("pulling", "")?;
+    let registry = scene.stage.registry.host();
+    let layers = (0..12).map(|number| {
+        let bytes = crate::image::noise(1000 + number, 200_000);
+        Layer::gzip(&Tar::new([Entry::file(format!("file{number}"), bytes)]).bytes())
+    });
+    let image = integration::images::Image::new(layers.collect());
+    integration::images::push_image(registry, "other:plain", &image)?;
+    let (from, to) = (format!("docker://{registry}/other:plain"), format!("docker://{registry}/other:soci"));
+    integration::daemon::soci(&scene.lab, &binaries()?, &["convert", "--min-layer-size", "0", &from, &to])?;
+    let image = format!("{}/other:soci", scene.stage.link.host());
+    for _ in 0..3 {
+        let before = scene.daemon.starts();
+        std::thread::scope(|scope| -> Result<()> {
+            let pulling = scope
+                .spawn(|| integration::daemon::pull(&scene.lab, &binaries()?, &scene.containerd, &image));
+            scene.daemon.signal(Signal::HUP);
+            let pulled = pulling.join().expect("it does not panic")?;
+            ensure!(!pulled.is_empty());
+            Ok(())
+        })?;
+        scene.daemon.wait_for_start(before)?;
+        scene.containerd.ctr(&["images", "rm", "--sync", &image])?;
+    }
+    Ok(())
+}
