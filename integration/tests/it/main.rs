@@ -13,6 +13,8 @@ mod idmap;
 /// Whatever becomes of the daemon, containers go on.
 mod survival;
 
+mod units;
+
 mod read_path;
 
 mod start;

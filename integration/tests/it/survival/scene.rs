@@ -1,6 +1,7 @@
 //! A daemon, a containerd, and an image that programs read from in containers.
 
 use std::{
+    ffi::CString,
     fs::File,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -16,6 +17,8 @@ use integration::{
     machine::{binaries, ensure_debian},
     process::wait_until,
 };
+
+use rustix::mount::{MountFlags, mount};
 
 use crate::{
     adoption::readers,
@@ -55,7 +58,18 @@ fn layers() -> Result<Vec<Layer>> {
 impl Scene {
     /// The image is there, lazily; nothing is brought that nobody asks for.
     pub(super) fn new(name: &str, configuration: &str) -> Result<Scene> {
+        Scene::on(Lab::new(name)?, configuration)
+    }
+
+    /// The same on a disk of this many bytes.
+    pub(super) fn on_small_disk(name: &str, configuration: &str, bytes: u64) -> Result<Scene> {
         let lab = Lab::new(name)?;
+        let (root, size) = (lab.folder("soci/root")?, CString::new(format!("size={bytes}"))?);
+        mount("small", &root, "tmpfs", MountFlags::empty(), size.as_c_str()).context("mount a small disk")?;
+        Scene::on(lab, configuration)
+    }
+
+    fn on(lab: Lab, configuration: &str) -> Result<Scene> {
         let flags = ["--span-size", "1048576", "--min-layer-size", "0"];
         let stage = stage(&lab, layers()?, &flags)?;
         let configuration = format!("{configuration}\n[fill]\nenable = false\n");

@@ -45,6 +45,25 @@ fn containerd_readers_wait_for_a_frozen_worker() -> Result<()> {
 }
 
 #[test]
+fn containerd_readers_get_their_bytes_from_a_daemon_whose_disk_is_full() -> Result<()> {
+    let scene = Scene::on_small_disk("full", "[span_store]\nmin_free = 0\n", 24 << 20)?;
+    let root = scene.container("one")?;
+    // Twice what there is room for, and most of it a second time after a process that knew of it is gone.
+    for numbers in [0..48, 0..24] {
+        let before = scene.daemon.starts();
+        for number in numbers {
+            read_loose(&root, number)?;
+        }
+        let disk = rustix::fs::statvfs(scene.daemon.root())?;
+        let free = disk.f_bavail * disk.f_frsize;
+        ensure!(free < 2 << 20, "{free} bytes are free");
+        scene.daemon.signal_workers(Signal::KILL);
+        scene.daemon.wait_for_start(before)?;
+    }
+    read_loose(&root, 47)
+}
+
+#[test]
 fn containerd_a_daemon_that_nobody_needs_leaves_nothing() -> Result<()> {
     let scene = Scene::new("unneeded", "")?;
     scene.container("one")?;
