@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::net::UnixListener, path::Path, sync::Arc, time::Du
 
 use anyhow::Context;
 use layerfs::{Connection, Engine, Mounted, Slots, Work};
-use oci::{Client, ClientOptions, DockerConfig};
+use oci::{Client, DockerConfig};
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -47,7 +47,7 @@ impl Daemon {
         let slots = Slots::open(root.join("slots.json"))?;
         let connection = Connection::adopt(mounted, slots, &store, &engine)?;
         let layers = Arc::new(Layers::new(store, engine, connection, config.fill, quarantine));
-        let client = Client::new(ClientOptions::default()).context("start the HTTP client")?;
+        let client = Client::new(config.http.clone()).context("start the HTTP client")?;
         let modes = Modes { v1: config.v1, v2: config.v2 };
         let containerd = Containerd::new(config.containerd_address.clone());
         let images =

@@ -39,11 +39,11 @@ mod reason;
 mod sync;
 mod error;
 
-pub use args::{Args, DEFAULT_CONFIG};
-pub use config::{Address, Config, Unindexed};
+pub use args::{Args, Command, ConfigCommand, DEFAULT_CONFIG};
+pub use config::{Address, Config, Remark, Unindexed, commented as config_commented, plain as config_plain};
 pub use error::{Error, ErrorKind};
 pub use reason::Reason;
-pub use telemetry::{fatal_line, start as start_logging};
+pub use telemetry::{Format, fatal_line, start as start_logging};
 pub use worker::{is_worker, run};
 
 /// The commit this was built from, where the build said so (`SOCI_REVISION`).

@@ -23,6 +23,8 @@ mod faults;
 
 mod metrics;
 
+mod operating;
+
 mod clients;
 
 mod interop;
