@@ -2,7 +2,8 @@
 
 use std::{env, error::Error, path::Path, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
+    "grpc/health/v1/health.proto",
     "services/content/v1/content.proto",
     "services/diff/v1/diff.proto",
     "services/images/v1/images.proto",
@@ -11,6 +12,7 @@ const FILES: [&str; 8] = [
     "services/namespaces/v1/namespace.proto",
     "services/snapshots/v1/snapshots.proto",
     "services/version/v1/version.proto",
+    "soci/control/v1/control.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -9,6 +9,7 @@ mod index;
 mod prefetch;
 mod push;
 mod rebuild_db;
+mod status;
 mod verify;
 mod ztoc;
 
@@ -101,6 +102,7 @@ async fn dispatch(
         Command::Push(args) => push::run(args, tools).await,
         Command::RebuildDb => rebuild_db::run(tools).await,
         Command::Verify(args) => verify::run(args, tools).await,
+        Command::Status(args) => status::run(args, tools).await,
         Command::Image(ImageCommand::Pull(args)) => image::pull(args, tools).await,
         Command::Index(IndexCommand::List(args)) => index::list(args, tools).await,
         Command::Index(IndexCommand::Info { place }) => index::info(place, tools).await,

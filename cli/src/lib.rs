@@ -16,6 +16,8 @@ mod artifacts;
 
 mod store;
 
+mod control;
+
 mod files;
 
 pub mod output;

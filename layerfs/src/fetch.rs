@@ -39,7 +39,7 @@ use crate::{
     budget::{Budget, Limits, Permit, Streaming},
     cache::Store,
     error::{Error, ErrorKind},
-    metrics::{Counters, Family, Now},
+    metrics::{Counters, Family, Now, Tally},
     pace::Line,
     sync::Mutex,
 };
@@ -83,6 +83,11 @@ pub(crate) trait Landing: Send + Sync + Debug {
 
     /// Nothing will come.
     fn fail(&self, span: SpanId, error: Error);
+
+    /// What is counted for its layer alone, if anybody wants to know.
+    fn tally(&self) -> Option<&Tally> {
+        None
+    }
 }
 
 /// A place where a layer can be had.
@@ -93,11 +98,13 @@ pub(crate) struct Source {
     /// What limits are for.
     pub(crate) host: Arc<str>,
     pub(crate) blob: Arc<dyn Blob>,
+    /// Why the last request failed, if it did.
+    pub(crate) failing: Arc<Mutex<Option<String>>>,
 }
 
 impl Source {
     pub(crate) fn new(origin: &str, blob: Arc<dyn Blob>) -> Self {
-        Self { origin: origin.into(), host: host_of(origin), blob }
+        Self { origin: origin.into(), host: host_of(origin), blob, failing: Arc::default() }
     }
 }
 
@@ -323,6 +330,11 @@ impl Engine {
                 Some(Error::new(ErrorKind::Unreachable, why))
             }
         };
+        if let Some(tally) = flow.wish.landing.tally().filter(|_| flow.wish.priority != Priority::Demand) {
+            let missing = flow.missing().count() as u64;
+            tally.background_failed.add(missing);
+            tally.background_spans.add(flow.landed.len() as u64 - missing);
+        }
         let Some(error) = error else { return true };
         // What has landed may be gone from the disk again, and on its way for somebody else: none of our business.
         for span in flow.missing() {

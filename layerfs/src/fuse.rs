@@ -360,13 +360,17 @@ fn answer_read(
     node: INodeNo,
     outcome: Result<Vec<u8>, Error>,
 ) {
+    let tally = slot.layer.tally();
+    tally.reads.add(1);
     match outcome {
         Ok(bytes) => {
             counters.read_bytes.add(bytes.len() as u64);
+            tally.read_bytes.add(bytes.len() as u64);
             reply.data(&bytes);
         }
         Err(error) => {
             counters.reads_failed.add(1);
+            tally.reads_failed.add(1);
             tracing::error!(layer = %slot.layer.digest(), node = node.0, %error, "read of a file failed");
             reply.error(errno(&error));
         }

@@ -22,7 +22,8 @@ use crate::{
     error::{Error, ErrorKind},
     fetch::Engine,
     map::Map,
-    spans::Spans,
+    metrics::Tally,
+    spans::{LayerStatus, Spans},
     stream,
     tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
     work::Mark,
@@ -216,6 +217,15 @@ impl Layer {
     /// Spans in all, and spans that are not on disk yet.
     pub fn spans(&self) -> (u32, u32) {
         (self.content.spans.ztoc().spans().len(), self.content.spans.missing())
+    }
+
+    /// How it stands now.
+    pub fn status(&self) -> LayerStatus {
+        self.content.spans.status()
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        self.content.spans.tally()
     }
 
     /// Where the layer's bytes can be had from. `origin` names the place; the one added last is asked first, the

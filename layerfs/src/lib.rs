@@ -38,5 +38,6 @@ pub use fetch::Engine;
 pub use layer::{Below, Layer};
 pub use metrics::{Family, Kind, Name, Value};
 pub use slots::Slots;
+pub use spans::{LayerCounts, LayerStatus, SourceStatus, SpanCounts};
 pub use tree::Inherited;
 pub use work::{Mark, Work};

@@ -4,6 +4,7 @@
 //! the business of who asks.
 
 use std::{
+    borrow::Cow,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -28,14 +29,14 @@ pub struct Name {
     pub name: &'static str,
     /// How to read it.
     pub kind: Kind,
-    /// The label that tells its numbers apart; empty where there is one only.
-    pub label: &'static str,
+    /// The labels that tell its numbers apart; empty where there are fewer.
+    pub labels: [&'static str; 2],
     /// What it says.
     pub help: &'static str,
 }
 
 const fn name(name: &'static str, kind: Kind, label: &'static str, help: &'static str) -> Name {
-    Name { name, kind, label, help }
+    Name { name, kind, labels: [label, ""], help }
 }
 
 pub(crate) const FUSE_REQUESTS: Name =
@@ -121,8 +122,8 @@ const PANICS: Name = name(
 pub struct Family {
     /// Which it is.
     pub name: Name,
-    /// By the value of its label, empty where it has none.
-    pub values: Vec<(&'static str, Value)>,
+    /// By the values of its labels, empty where it has none.
+    pub values: Vec<([Cow<'static, str>; 2], Value)>,
 }
 
 /// A number, or many.
@@ -145,7 +146,7 @@ impl Family {
     pub(crate) fn of(name: Name, values: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         Self {
             name,
-            values: values.into_iter().map(|(label, value)| (label, Value::Number(value))).collect(),
+            values: values.into_iter().map(|(label, value)| (labels(label), Value::Number(value))).collect(),
         }
     }
 
@@ -153,6 +154,11 @@ impl Family {
     pub fn one(name: Name, value: u64) -> Self {
         Self::of(name, [("", value)])
     }
+}
+
+/// The value of the only label.
+fn labels(value: &'static str) -> [Cow<'static, str>; 2] {
+    [value.into(), "".into()]
 }
 
 /// Grows.
@@ -229,6 +235,28 @@ pub(crate) struct Fetches {
     pub(crate) bytes: Counter,
 }
 
+/// What is counted for one layer alone.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) reads: Counter,
+    pub(crate) reads_failed: Counter,
+    pub(crate) read_bytes: Counter,
+    pub(crate) waits_begun: Counter,
+    pub(crate) waits_ended: Counter,
+    pub(crate) demand_requests: Counter,
+    pub(crate) background_spans: Counter,
+    pub(crate) background_failed: Counter,
+}
+
+impl Tally {
+    /// Reads that wait.
+    pub(crate) fn waiting(&self) -> u64 {
+        // In this order: who ends had begun.
+        let ended = self.waits_ended.now();
+        self.waits_begun.now().saturating_sub(ended)
+    }
+}
+
 /// What others hold, as it is now.
 pub(crate) struct Now {
     /// Spans by state: empty, filling, ready, unproven.
@@ -265,7 +293,7 @@ impl Counters {
         vec![
             Family::of(READS, reads),
             Family::one(READ_BYTES, self.read_bytes.now()),
-            Family { name: READ_WAIT, values: vec![("", waited)] },
+            Family { name: READ_WAIT, values: vec![(labels(""), waited)] },
             Family::one(READERS_WAITING, self.waits_begun.now().saturating_sub(over)),
             Family::of(
                 SPANS,

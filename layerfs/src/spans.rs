@@ -14,6 +14,7 @@
 mod landing;
 mod near;
 mod state;
+mod status;
 mod table;
 mod whole;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::{
     cache::{Evict, LayerFiles, LayerId, Record},
     error::{Error, ErrorKind},
     fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Which, Wish},
+    metrics::Tally,
     spans::{
         near::Near,
         state::{State, Word},
@@ -43,6 +45,8 @@ use crate::{
     },
     sync::{self, Mutex, RwLock},
 };
+
+pub use status::{LayerCounts, LayerStatus, SourceStatus, SpanCounts};
 
 /// A reader that goes through a layer in tar order finds up to this many spans ahead of it.
 const MOST_AHEAD: u32 = 8;
@@ -78,6 +82,7 @@ pub(crate) struct Spans {
     /// How often each span could not be read after it had been stored.
     damaged: Mutex<HashMap<u32, u32>>,
     whole: Mutex<Whole>,
+    tally: Tally,
     me: Weak<Self>,
 }
 
@@ -87,6 +92,7 @@ type Outcome = Result<Option<Bytes>, Error>;
 /// A reader that waits; counted until it is dropped.
 pub(crate) struct Waiting<'a> {
     engine: &'a Engine,
+    tally: &'a Tally,
     layer: &'a LayerId,
     spans: Range<u32>,
     since: Instant,
@@ -96,6 +102,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let waited = self.since.elapsed();
         self.engine.counters().waits.note(waited);
+        self.tally.waits_ended.add(1);
         let waited = waited.as_millis();
         tracing::debug!(layer = %self.layer, spans = ?self.spans, waited, "a reader had to wait");
     }
@@ -131,6 +138,7 @@ impl Spans {
             wanted: Mutex::default(),
             damaged: Mutex::default(),
             whole: Mutex::new(Whole::new(files.whole())),
+            tally: Tally::default(),
             me: me.clone(),
             ztoc,
             files,
@@ -167,6 +175,11 @@ impl Spans {
                 let _ = flight.reach(u64::MAX).await;
             }
         }
+    }
+
+    /// What is counted for this layer alone.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Spans that are not on disk.
@@ -246,8 +259,10 @@ impl Spans {
     /// A reader waits for `range` as long as this lives.
     pub(crate) fn waiting(&self, range: &Range<UncompressedOffset>) -> Waiting<'_> {
         self.engine.counters().waits_begun.add(1);
+        self.tally.waits_begun.add(1);
         let spans = self.ztoc.spans().covering(range.clone());
-        Waiting { engine: &self.engine, layer: self.files.id(), spans, since: Instant::now() }
+        let tally = &self.tally;
+        Waiting { engine: &self.engine, tally, layer: self.files.id(), spans, since: Instant::now() }
     }
 
     /// The bytes of `range`, fetched where they are missing; the rest of `file` is likely to be wanted soon.

@@ -29,6 +29,8 @@ pub(crate) enum Order {
     },
     /// Say that you live.
     Ping,
+    /// No other program will serve, and why.
+    Refused(String),
     /// Finish the calls that were begun and take no more. The kernel is served on.
     Drain,
     /// The same; and then end the mount, if no container needs it. Where it is kept by somebody else, this process is

@@ -1,28 +1,42 @@
-//! What the daemon itself counts: what became of each Prepare, and of each layer that is complete.
+//! What the daemon itself counts: what became of each Prepare, and of each layer that is complete. Of the last layers
+//! that were not lazy it remembers which they were.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
 
 use layerfs::{Family, Kind, Name, Value};
+use oci::Digest;
 
-use crate::reason::Reason;
+use crate::{reason::Reason, sync::lock};
+
+/// Layers that were not lazy, remembered: those of a few pulls.
+const MOST_REMEMBERED: usize = 256;
+/// Characters of a sentence that is remembered; a registry may have put its part in.
+const MOST_SAID: usize = 500;
 
 const PREPARED: Name = Name {
     name: "soci_snapshots_prepared_total",
     kind: Kind::Counter,
-    label: "outcome",
+    labels: ["outcome", ""],
     help: "snapshots prepared: a layer shown as `lazy`, or fetched `whole`, or `left` to containerd; or `plain`, a \
            container's own or a layer of a client that does not say which",
 };
 const NOT_LAZY: Name = Name {
     name: "soci_layers_not_lazy_total",
     kind: Kind::Counter,
-    label: "reason",
+    labels: ["reason", ""],
     help: "layers fetched whole or left to containerd, by reason",
 };
 const COMPARED: Name = Name {
     name: "soci_layers_compared_total",
     kind: Kind::Counter,
-    label: "outcome",
+    labels: ["outcome", ""],
     help: "complete layers compared with the image's configuration: `right`, `wrong`, or `unknown` where its \
            end is not known or the snapshot's name does not tell",
 };
@@ -36,6 +50,21 @@ pub(crate) enum Prepared {
     Left(Reason),
 }
 
+/// A layer that was not lazy.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) time: SystemTime,
+    /// Of the snapshot that was prepared.
+    pub(crate) key: String,
+    /// Image and layer, where the client said which they are.
+    pub(crate) image: Option<String>,
+    pub(crate) layer: Option<Digest>,
+    pub(crate) reason: Reason,
+    pub(crate) why: String,
+    /// Fetched whole here; else left to containerd.
+    pub(crate) whole: bool,
+}
+
 /// What the daemon itself counts.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -47,6 +76,8 @@ pub(crate) struct Counters {
     right: AtomicU64,
     wrong: AtomicU64,
     unknown: AtomicU64,
+    /// The newest in front.
+    recent: Mutex<VecDeque<Outcome>>,
 }
 
 impl Counters {
@@ -61,6 +92,25 @@ impl Counters {
         if let Some(place) = Reason::ALL.iter().position(|known| Some(*known) == reason) {
             self.reasons[place].fetch_add(1, Relaxed);
         }
+    }
+
+    /// A layer was not lazy.
+    pub(crate) fn remember(&self, mut outcome: Outcome) {
+        outcome.why = outcome.why.chars().take(MOST_SAID).collect();
+        let mut recent = lock(&self.recent);
+        recent.truncate(MOST_REMEMBERED - 1);
+        recent.push_front(outcome);
+    }
+
+    /// The last layers that were not lazy, the newest first.
+    pub(crate) fn recent(&self) -> Vec<Outcome> {
+        lock(&self.recent).iter().cloned().collect()
+    }
+
+    /// How many layers were not lazy, by reasons that occurred.
+    pub(crate) fn reasons(&self) -> Vec<(Reason, u64)> {
+        let counts = Reason::ALL.iter().copied().zip(self.reasons.iter().map(|count| count.load(Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 
     /// A complete layer `agrees` with the image's configuration, or not, or that cannot be told.
@@ -78,7 +128,7 @@ impl Counters {
             name,
             values: values
                 .iter()
-                .map(|(label, count)| (*label, Value::Number(count.load(Relaxed))))
+                .map(|(label, count)| ([(*label).into(), "".into()], Value::Number(count.load(Relaxed))))
                 .collect(),
         };
         let reasons: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).zip(&self.reasons).collect();
@@ -108,9 +158,30 @@ mod tests {
         let families = counters.families();
         let of = |name: &str| families.iter().find(|family| family.name.name == name).unwrap();
         for (reason, value) in &of("soci_layers_not_lazy_total").values {
-            assert_eq!(*value, Value::Number(if *reason == "no_ztoc" { 2 } else { 1 }), "{reason}");
+            assert_eq!(*value, Value::Number(if reason[0] == "no_ztoc" { 2 } else { 1 }), "{reason:?}");
         }
         let left = Value::Number(Reason::ALL.len() as u64);
-        assert!(of("soci_snapshots_prepared_total").values.contains(&("left", left)));
+        assert!(of("soci_snapshots_prepared_total").values.contains(&(["left".into(), "".into()], left)));
+        assert_eq!(counters.reasons().len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn the_last_outcomes_are_remembered_and_no_more() {
+        let counters = Counters::default();
+        for number in 0..MOST_REMEMBERED + 10 {
+            counters.remember(Outcome {
+                time: SystemTime::UNIX_EPOCH,
+                key: number.to_string(),
+                image: None,
+                layer: None,
+                reason: Reason::Internal,
+                why: "ä".repeat(MOST_SAID + 1),
+                whole: false,
+            });
+        }
+        let recent = counters.recent();
+        assert_eq!(recent.len(), MOST_REMEMBERED);
+        assert_eq!(recent[0].key, (MOST_REMEMBERED + 9).to_string());
+        assert_eq!(recent[0].why.chars().count(), MOST_SAID);
     }
 }

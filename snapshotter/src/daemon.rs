@@ -5,7 +5,10 @@ use std::{fs::File, os::unix::net::UnixListener, path::Path, sync::Arc, time::Du
 use anyhow::Context;
 use layerfs::{Connection, Engine, Mounted, Slots, Work};
 use oci::{Client, DockerConfig};
-use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use proto::{
+    containerd::services::snapshots::v1::snapshots_server::SnapshotsServer,
+    grpc::health::v1::health_server::HealthServer, soci::control::v1::control_server::ControlServer,
+};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -13,6 +16,8 @@ use tonic::transport::Server;
 use crate::{
     config::{Address, Config},
     containerd::Containerd,
+    control::{Above, Control, HealthDoor},
+    health::Health,
     held,
     images::Images,
     layers::Layers,
@@ -28,18 +33,28 @@ use crate::{
 pub(crate) struct Daemon {
     pub(crate) snapshotter: Arc<Snapshotter>,
     pub(crate) layers: Arc<Layers>,
+    health: Health,
+    control: Control,
+}
+
+/// What a daemon is made of, beside its configuration.
+pub(crate) struct Given<'a> {
+    pub(crate) root: &'a Path,
+    /// Where calls come from, to be told.
+    pub(crate) socket: &'a Path,
+    /// Nobody serves it.
+    pub(crate) mounted: Mounted,
+    /// Memory that outlives processes.
+    pub(crate) notes: &'a File,
+    /// The process before this one did.
+    pub(crate) has_crashed: bool,
+    pub(crate) above: Above,
 }
 
 impl Daemon {
-    /// Wires the parts on a mount that nobody serves, and shows what was shown there. `notes` outlives processes;
-    /// `has_crashed`: the one before this one did.
-    pub(crate) async fn build(
-        root: &Path,
-        config: &Config,
-        mounted: Mounted,
-        notes: &File,
-        has_crashed: bool,
-    ) -> anyhow::Result<Self> {
+    /// Wires the parts, and shows what was shown on the mount.
+    pub(crate) async fn build(given: Given<'_>, config: &Config) -> anyhow::Result<Self> {
+        let Given { root, socket, mounted, notes, has_crashed, above } = given;
         let (work, at_end) = Work::noted_in(notes)?;
         let quarantine = Quarantine::open(root, has_crashed.then_some(&at_end));
         let store = layerfs::Store::open_noting(root, config.room, work)?;
@@ -57,7 +72,8 @@ impl Daemon {
         let restored = snapshotter.clone();
         tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;
         layers.serve()?;
-        Ok(Self { snapshotter, layers })
+        let control = Control::new(snapshotter.clone(), socket, root, config, above);
+        Ok(Self { snapshotter, layers, health: Health::new(), control })
     }
 
     /// Serves metrics where the configuration says so.
@@ -67,12 +83,13 @@ impl Daemon {
             Some(Address::Unix(path)) => {
                 let listener = held::listen(path)?;
                 listener.set_nonblocking(true)?;
-                metrics::serve(tokio::net::UnixListener::from_std(listener)?, self.snapshotter.clone());
+                let listener = tokio::net::UnixListener::from_std(listener)?;
+                metrics::serve(listener, self.snapshotter.clone(), self.health.clone());
             }
             Some(Address::Tcp(address)) => {
                 let listener = TcpListener::bind(address).await;
                 let listener = listener.with_context(|| format!("serve metrics at {address}"))?;
-                metrics::serve(listener, self.snapshotter.clone());
+                metrics::serve(listener, self.snapshotter.clone(), self.health.clone());
             }
         }
         Ok(())
@@ -82,6 +99,7 @@ impl Daemon {
 /// The calls of containerd, while they are taken.
 pub(crate) struct Calls {
     stop: oneshot::Sender<()>,
+    health: Health,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
@@ -92,17 +110,24 @@ impl Calls {
         listener.set_nonblocking(true).context(doing)?;
         let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener).context(doing)?);
         let (stop, stopped) = oneshot::channel();
-        let server = Server::builder().add_service(SnapshotsServer::new(Door(daemon.snapshotter.clone())));
+        let health = daemon.health.clone();
+        let server = Server::builder()
+            .add_service(SnapshotsServer::new(Door(daemon.snapshotter.clone())))
+            .add_service(ControlServer::new(daemon.control.clone()))
+            .add_service(HealthServer::new(HealthDoor(health.clone())));
         let stopped = async {
             let _ = stopped.await;
         };
         let task = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped));
-        Ok(Self { stop, task })
+        health.ready();
+        Ok(Self { stop, health, task })
     }
 
     /// Takes no more, and waits for those that were begun, at most so long. Who calls meanwhile waits for whoever takes
     /// calls next.
     pub(crate) async fn drain(self, limit: Duration) {
+        // Who listens to our health hears it, and goes: it is a call, too.
+        self.health.stopping();
         let _ = self.stop.send(());
         let aborted = self.task.abort_handle();
         match tokio::time::timeout(limit, self.task).await {

@@ -13,6 +13,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::SystemTime,
 };
 
 use layerfs::{Below, Family, Inherited, Layer};
@@ -22,7 +23,7 @@ use tracing::field::display;
 
 use crate::{
     chain,
-    counters::{Counters, Prepared},
+    counters::{Counters, Outcome, Prepared},
     error::{Error, ErrorKind},
     filter,
     images::Images,
@@ -112,6 +113,14 @@ impl Snapshotter {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// What is counted here and below.
@@ -416,6 +425,7 @@ impl Snapshotter {
             }
             Some(reason) => {
                 self.counters.prepared(Prepared::Whole(reason));
+                self.counters.remember(outcome(key, Some(request), reason, None));
                 tracing::info!(
                     key, slot, image = %request.image, layer = %request.layer, %reason,
                     "remote-snapshot-prepared" = "false", "local-snapshot-prepared" = "true", "layer fetched whole"
@@ -452,6 +462,7 @@ impl Snapshotter {
     /// Once for each layer that containerd has to do; which it is, where the client has said so.
     fn left(&self, key: &str, request: Option<&LayerRequest>, reason: Reason, why: &str) {
         self.counters.prepared(Prepared::Left(reason));
+        self.counters.remember(outcome(key, request, reason, Some(why)));
         let image = request.map(|request| display(&request.image));
         let layer = request.map(|request| display(&request.layer));
         tracing::warn!(
@@ -466,6 +477,19 @@ impl Snapshotter {
             self.layers.release(slot);
         }
         Ok(())
+    }
+}
+
+/// A layer that was fetched whole, or left to containerd because of `left`.
+fn outcome(key: &str, request: Option<&LayerRequest>, reason: Reason, left: Option<&str>) -> Outcome {
+    Outcome {
+        time: SystemTime::now(),
+        key: key.to_owned(),
+        image: request.map(|request| request.image.to_string()),
+        layer: request.map(|request| request.layer),
+        reason,
+        why: left.unwrap_or_default().to_owned(),
+        whole: left.is_none(),
     }
 }
 

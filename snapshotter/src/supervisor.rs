@@ -220,7 +220,11 @@ impl Supervisor {
     fn upgrade(&mut self) {
         match self.program.renew() {
             Ok(version) => tracing::info!(version, "another program is going to serve"),
-            Err(error) => return tracing::error!(error = format!("{error:#}"), "the program stays as it is"),
+            Err(error) => {
+                let why = format!("{error:#}");
+                tracing::error!(error = why, "the program stays as it is");
+                return self.order(&Order::Refused(why));
+            }
         }
         self.state = State::Draining(Instant::now() + DRAIN_LIMIT);
         self.order(&Order::Drain);

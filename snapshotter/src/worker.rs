@@ -9,7 +9,10 @@ use std::{
     os::{fd::AsFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     process,
-    sync::Mutex,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -21,14 +24,15 @@ use tokio::{
     io::AsyncReadExt,
     net::UnixStream,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::Instant,
 };
 
 use crate::{
     channel::{CHANNEL, Channel, News, Order},
     config::Config,
-    daemon::{Calls, Daemon},
+    control,
+    daemon::{Calls, Daemon, Given},
     descriptors::{self, Named},
     handover,
     held::{self, FUSE, LISTENER, LOCK, NOTES},
@@ -134,10 +138,18 @@ struct Worker {
     daemon: Daemon,
     calls: Option<Calls>,
     above: Above,
+    /// Its number; 0 when it is gone.
+    supervisor: Arc<AtomicU32>,
     root: PathBuf,
     socket: PathBuf,
+    /// For another program.
+    wishes: mpsc::UnboundedReceiver<Wish>,
+    /// The supervisor was told.
+    wishing: Vec<Wish>,
     said: String,
 }
+
+type Wish = oneshot::Sender<Result<(), String>>;
 
 impl Worker {
     async fn begin(
@@ -150,7 +162,12 @@ impl Worker {
     ) -> anyhow::Result<Self> {
         let fuse = handed.fuse.try_clone()?;
         let mounted = Mounted::handed(&held::mount_path(root), &held::note_path(root), fuse)?;
-        let daemon = Daemon::build(root, config, mounted, &handed.notes, has_crashed).await?;
+        let (upgrades, wishes) = mpsc::unbounded_channel();
+        let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+        let above = control::Above { pid: Arc::new(AtomicU32::new(supervisor)), upgrades };
+        let supervisor = above.pid.clone();
+        let given = Given { root, socket: &socket, mounted, notes: &handed.notes, has_crashed, above };
+        let daemon = Daemon::build(given, config).await?;
         match daemon.serve_metrics(config).await {
             // What is local is served whatever becomes of the metrics; only a new daemon says that they are wrong.
             Err(error) if !is_first => tracing::error!(error = format!("{error:#}"), "no metrics are served"),
@@ -158,7 +175,17 @@ impl Worker {
         }
         let calls = handed.listener()?.map(|listener| Calls::take(&daemon, listener)).transpose()?;
         let root = root.to_owned();
-        Ok(Self { daemon, calls, above: Above::Supervisor, root, socket, said: String::new() })
+        Ok(Self {
+            daemon,
+            calls,
+            above: Above::Supervisor,
+            supervisor,
+            root,
+            socket,
+            wishes,
+            wishing: Vec::new(),
+            said: String::new(),
+        })
     }
 
     fn say_who_lost(&self, has_lost: bool) {
@@ -195,7 +222,9 @@ impl Worker {
             tokio::select! {
                 order = orders.recv(), if self.above == Above::Supervisor => match order {
                     Some(Order::Ping) => self.pong(&handed.channel),
+                    Some(Order::Refused(why)) => self.answer(&Err(why)),
                     Some(Order::Drain) => {
+                        self.answer(&Ok(()));
                         self.drain(DRAIN_LIMIT).await;
                         let _ = handed.channel.send(&News::Drained);
                         resume.set(tokio::time::sleep(RESUME));
@@ -210,6 +239,12 @@ impl Worker {
                     Some(Order::Begin { .. } | Order::Unknown) => {}
                     None => self.lose_supervisor(),
                 },
+                Some(wish) = self.wishes.recv() => {
+                    // Who is not told is answered when it is dropped.
+                    if self.above == Above::Supervisor && handed.channel.send(&News::Upgrade).is_ok() {
+                        self.wishing.push(wish);
+                    }
+                }
                 () = &mut resume => {
                     resume.set(tokio::time::sleep(Duration::MAX));
                     self.resume(handed)?;
@@ -233,6 +268,13 @@ impl Worker {
         let text = self.daemon.layers.summary();
         if text != self.said && channel.send(&News::Status(text.clone())).is_ok() {
             self.said = text;
+        }
+    }
+
+    /// Who wishes for another program.
+    fn answer(&mut self, answer: &Result<(), String>) {
+        for wish in self.wishing.drain(..) {
+            let _ = wish.send(answer.clone());
         }
     }
 
@@ -275,6 +317,7 @@ impl Worker {
 
     fn lose_supervisor(&mut self) {
         self.above = Above::Nobody;
+        self.supervisor.store(0, Ordering::Relaxed);
         tracing::error!(
             pid = process::id(),
             "the supervisor is gone; this process serves on until a new daemon takes over or it gets a SIGTERM"
@@ -286,7 +329,7 @@ impl Worker {
             return Ok(());
         }
         if self.above == Above::Supervisor {
-            let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+            let supervisor = self.supervisor.load(Ordering::Relaxed);
             let why = format!("another soci-snapshotter-grpc (process {supervisor}) uses the root folder");
             let _ = handover::refuse(&taker, &why);
             return Ok(());
@@ -306,7 +349,10 @@ impl Worker {
 
     fn told_to_end(&self) -> bool {
         if self.above == Above::Supervisor {
-            tracing::warn!(supervisor = ?getppid(), "a signal that is for the supervisor is ignored");
+            tracing::warn!(
+                supervisor = self.supervisor.load(Ordering::Relaxed),
+                "a signal that is for the supervisor is ignored"
+            );
         }
         self.above != Above::Supervisor
     }

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+/// Where the daemon listens unless somebody says otherwise.
+pub const DEFAULT_DAEMON_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Look into SOCI indexes
@@ -28,6 +31,18 @@ pub enum Command {
     /// Images in containerd
     #[command(subcommand)]
     Image(ImageCommand),
+    /// What the daemon shows, how much of it is there, and what was not lazy, and why
+    Status(Status),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Status {
+    /// The daemon's socket: a path, or unix://PATH
+    #[arg(long, env = "SOCI_SNAPSHOTTER_ADDRESS", value_name = "PATH", default_value = DEFAULT_DAEMON_ADDRESS)]
+    pub daemon_address: String,
+    /// Print JSON
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Subcommand)]

@@ -28,16 +28,22 @@ use crate::{
 
 const SIZE: usize = 300_000;
 
-/// The text that a daemon's socket answers with.
-fn scrape(socket: &Path) -> Result<String> {
+/// Status and body that a daemon's socket answers with.
+pub(crate) fn get(socket: &Path, path: &str) -> Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket).context("connect to the metrics")?;
     stream.set_read_timeout(Some(LOG_LIMIT))?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer over HTTP")?;
-    ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
-    Ok(body.to_owned())
+    let status = head.split(' ').nth(1).with_context(|| head.to_owned())?;
+    Ok((status.parse().with_context(|| head.to_owned())?, body.to_owned()))
+}
+
+fn scrape(socket: &Path) -> Result<String> {
+    let (status, body) = get(socket, "/metrics")?;
+    ensure!(status == 200, "{status}");
+    Ok(body)
 }
 
 /// The number of a series, as it is written.

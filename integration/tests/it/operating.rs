@@ -1,9 +1,30 @@
 //! What whoever operates a daemon sees of it: its configuration, its log, its health, its status.
 
-use std::{fs, path::Path, process::Output};
+use std::{collections::BTreeSet, fs, path::Path, process::Output, thread};
 
 use anyhow::{Context, Result, ensure};
-use integration::{lab::Lab, machine::binaries};
+use integration::{
+    daemon::{Daemon, LOG_LIMIT, soci, with_containerd},
+    images::{Image, Layer, Tar, push_image, tar::Entry},
+    lab::Lab,
+    link::Link,
+    machine::{self, binaries},
+    process::wait_until,
+    reference::mount,
+    registry::Registry,
+};
+use proto::grpc::health::v1::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use serde_json::Value;
+
+use crate::{
+    image::noise,
+    metrics::get,
+    read_path::{NO_FILL, pull},
+};
+
+const SIZE: usize = 300_000;
 
 /// Runs the daemon's binary with `words`, to its end.
 fn run(lab: &Lab, words: &[&str]) -> Result<(Output, String)> {
@@ -55,7 +76,7 @@ fn a_daemon_that_cannot_start_says_so_in_the_format_asked_for() -> Result<()> {
     let missing = lab.path().join("none.toml");
     let (output, json) = run(&lab, &["--config", path(&missing)])?;
     ensure!(output.status.code() == Some(1), "{output:?}");
-    let line: serde_json::Value = serde_json::from_str(&json).context(json.clone())?;
+    let line: Value = serde_json::from_str(&json).context(json.clone())?;
     ensure!(line["level"] == "fatal" && line["msg"].as_str().is_some_and(|text| text.contains("none.toml")));
     let (output, text) = run(&lab, &["--config", path(&missing), "--log-format", "text"])?;
     ensure!(output.status.code() == Some(1) && text.lines().count() == 1, "{output:?}");
@@ -69,4 +90,172 @@ fn a_daemon_that_cannot_start_says_so_in_the_format_asked_for() -> Result<()> {
     let version = format!("soci-snapshotter-grpc version {} ", env!("CARGO_PKG_VERSION"));
     ensure!(output.status.success() && said.starts_with(&version), "{said}");
     Ok(())
+}
+
+/// What `soci status` says of the lab's daemon.
+fn status(lab: &Lab) -> Result<Value> {
+    let address = Daemon::address_in(lab);
+    let said = soci(lab, &binaries()?, &["status", "--json", "--daemon-address", path(&address)])?;
+    serde_json::from_str(&said).context(said)
+}
+
+/// The layer of that reason, or the lazy one.
+fn layer<'a>(status: &'a Value, reason: Option<&str>) -> Result<&'a Value> {
+    let mut layers = status["layers"].as_array().into_iter().flatten();
+    layers.find(|layer| layer["reason"].as_str() == reason).with_context(|| status.to_string())
+}
+
+/// Every member of a status, as docs/commands.md names them: `layers[].spans.total`.
+fn members(status: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![(String::new(), status)];
+    while let Some((name, value)) = open.pop() {
+        match value {
+            // Its members are reasons.
+            Value::Object(_) if name == "notLazy" => drop(found.insert(name)),
+            Value::Object(inner) => open.extend(inner.iter().map(|(member, value)| {
+                let point = if name.is_empty() { "" } else { "." };
+                (format!("{name}{point}{member}"), value)
+            })),
+            Value::Array(inner) if inner.iter().all(Value::is_object) => {
+                open.extend(inner.iter().map(|value| (format!("{name}[]"), value)));
+            }
+            _ => drop(found.insert(name)),
+        }
+    }
+    found
+}
+
+fn documented_members() -> Result<BTreeSet<String>> {
+    let page = fs::read_to_string(machine::root().join("docs/commands.md"))?;
+    let rows = page.lines().skip_while(|line| *line != "| member | meaning |").skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    Ok(rows.filter_map(|row| row.split('`').nth(1).map(str::to_owned)).collect())
+}
+
+#[test]
+fn containerd_status_tells_how_layers_stand() -> Result<()> {
+    let lab = Lab::new("status")?;
+    let registry = Registry::start(&lab)?;
+    let files = (0..4).map(|seed| Entry::file(format!("file{seed}"), noise(seed, SIZE)));
+    let large = Layer::gzip(&Tar::new(files).bytes());
+    let small = Layer::gzip(&Tar::new([Entry::file("small", b"small")]).bytes());
+    push_image(registry.host(), "app:plain", &Image::new(vec![large, small]))?;
+    let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
+    let words = ["--span-size", "65536", "--min-layer-size", "100000"];
+    soci(&lab, &binaries()?, &[&["convert"], &words[..], &[&place("plain"), &place("soci")]].concat())?;
+    let link = Link::new(&lab, registry.host())?;
+    let (daemon, containerd) = with_containerd(&lab, &format!("debug = true\n{NO_FILL}"))?;
+    let before = status(&lab)?;
+    ensure!(before["layers"] == serde_json::json!([]), "{before}");
+    ensure!(before["daemon"]["pid"] == daemon.pid() || !daemon.workers().is_empty(), "{before}");
+    ensure!(before["daemon"]["configRemarks"][0]["line"] == 1, "{before}");
+    ensure!(before["daemon"]["address"].as_str() == daemon.address().to_str(), "{before}");
+
+    let image = format!("{}/app:soci", link.host());
+    pull(&lab, &containerd, &image)?;
+    let mounted = mount(&lab, &containerd, "soci")?;
+    let fresh = status(&lab)?;
+    let lazy = layer(&fresh, None)?;
+    ensure!(lazy["fetchedSize"] == 0 && lazy["fetchedPercent"] == 0.0 && lazy["complete"] == false, "{lazy}");
+    ensure!(lazy["spans"]["total"] == lazy["spans"]["empty"] && lazy["compared"] == "not_yet", "{lazy}");
+    ensure!(lazy["ztoc"].is_string() && lazy["error"] == "" && lazy["readersWaiting"] == 0, "{lazy}");
+    ensure!(lazy["images"] == serde_json::json!([image]) && lazy["snapshots"][0].is_string(), "{lazy}");
+    ensure!(lazy["sources"][0]["name"] == format!("{}/app", link.host()), "{lazy}");
+    ensure!(!lazy["users"].as_array().context("users")?.is_empty(), "nobody stands on it: {lazy}");
+    ensure!(fresh["notLazy"] == serde_json::json!({ "no_ztoc": 1 }), "{fresh}");
+    let whole = layer(&fresh, Some("no_ztoc"))?;
+    ensure!(
+        whole["ztoc"].is_null() && whole["complete"] == true && whole["fetchedPercent"] == 100.0,
+        "{whole}"
+    );
+    ensure!(whole["size"] == whole["fetchedSize"] && whole["compared"] == "right", "{whole}");
+    let recent = &fresh["recent"][0];
+    ensure!(
+        recent["outcome"] == "whole" && recent["reason"] == "no_ztoc" && recent["image"] == image,
+        "{recent}"
+    );
+    ensure!(recent["layer"] == whole["digest"] && recent["key"].is_string(), "{recent}");
+
+    let (given, documented) = (members(&fresh), documented_members()?);
+    ensure!(given == documented, "as it is: {given:#?}, as it is documented: {documented:#?}");
+
+    ensure!(fs::read(mounted.path().join("file0"))? == noise(0, SIZE), "file0 has other bytes");
+    let read = status(&lab)?;
+    let lazy = layer(&read, None)?;
+    let number = |name: &str| lazy[name].as_u64().with_context(|| lazy.to_string());
+    ensure!(number("fetchedSize")? > 0 && number("storedSize")? >= SIZE as u64, "{lazy}");
+    ensure!(number("fetchedSize")? < number("size")?, "{lazy}");
+    let people = soci(&lab, &binaries()?, &["status", "--daemon-address", path(&daemon.address())])?;
+    for expected in ["whole (no_ztoc), complete", "lazy", &image, "Not lazy since the start: no_ztoc 1"] {
+        ensure!(people.contains(expected), "{expected} is not in {people}");
+    }
+
+    link.cut();
+    let file = mounted.path().join("file2");
+    let reader = thread::spawn(move || fs::read(file));
+    wait_until("a reader that waits, and a source that fails", LOG_LIMIT, || {
+        let status = status(&lab)?;
+        let lazy = layer(&status, None)?;
+        let fails = lazy["error"].as_str().is_some_and(|error| !error.is_empty());
+        Ok((fails && lazy["readersWaiting"].as_u64() > Some(0)).then_some(()))
+    })?;
+    link.restore();
+    ensure!(reader.join().expect("no panic")? == noise(2, SIZE), "file2 has other bytes");
+    let after = status(&lab)?;
+    let lazy = layer(&after, None)?;
+    ensure!(lazy["error"] == "" && lazy["readersWaiting"] == 0, "{lazy}");
+    Ok(())
+}
+
+#[test]
+fn status_of_nobody_says_what_to_do() -> Result<()> {
+    let lab = Lab::new("status-none")?;
+    let address = Daemon::address_in(&lab);
+    let mut command = lab.command(&binaries()?.soci);
+    let output = command.args(["status", "--daemon-address", path(&address)]).output()?;
+    let said = String::from_utf8(output.stderr)?;
+    let expected = format!(
+        "soci: ask soci-snapshotter-grpc at {} (is it running? see --daemon-address): ",
+        address.display()
+    );
+    ensure!(output.status.code() == Some(1) && said.starts_with(&expected), "{said}");
+    Ok(())
+}
+
+#[test]
+fn fuse_health_follows_the_daemon() -> Result<()> {
+    let lab = Lab::new("health")?;
+    let socket = lab.path().join("m.sock");
+    let configuration = format!("metrics_address = \"{}\"\nmetrics_network = \"unix\"\n", socket.display());
+    let daemon = Daemon::start(&lab, &(configuration + &Daemon::configuration(&lab)))?;
+    for page in ["/healthz", "/readyz"] {
+        let (status, body) = get(&socket, page)?;
+        ensure!(status == 200, "{page}: {status} {body}");
+    }
+    ensure!(get(&socket, "/nothing")?.0 == 404, "there is something at /nothing");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut client = HealthClient::new(proto::connect(daemon.address()).await?);
+        let of = |service: &str| HealthCheckRequest { service: service.to_owned() };
+        for service in ["", "containerd.services.snapshots.v1.Snapshots"] {
+            let answer = client.check(of(service)).await?.into_inner();
+            ensure!(answer.status() == ServingStatus::Serving, "{service}: {answer:?}");
+        }
+        let stranger = client.check(of("stranger")).await;
+        ensure!(stranger.is_err_and(|refused| refused.code() == tonic::Code::NotFound), "a stranger serves");
+        let mut watched = client.watch(of("stranger")).await?.into_inner();
+        let told = watched.message().await?.map(|answer| answer.status());
+        ensure!(told == Some(ServingStatus::ServiceUnknown), "{told:?}");
+        let mut watched = client.watch(of("")).await?.into_inner();
+        let told = watched.message().await?.map(|answer| answer.status());
+        ensure!(told == Some(ServingStatus::Serving), "{told:?}");
+        // Who watches is told the end, and does not hold it up.
+        let stopping = thread::spawn(move || daemon.stop());
+        let told = watched.message().await?.map(|answer| answer.status());
+        ensure!(told == Some(ServingStatus::NotServing), "{told:?}");
+        ensure!(watched.message().await?.is_none(), "there is more after the end");
+        stopping.join().expect("no panic");
+        Ok(())
+    })
 }

@@ -31,7 +31,8 @@ fn units_are_understood_by_systemd_and_by_the_daemon() -> Result<()> {
     let verified = output(verify, LIMIT)?;
     let said = String::from_utf8_lossy(&verified.stderr).into_owned();
     // One key is of a newer systemd, which the older ones leave out, as the unit says.
-    let about_ours = |line: &&str| line.contains("soci-snapshotter") && !line.contains("FileDescriptorStorePreserve");
+    let about_ours =
+        |line: &&str| line.contains("soci-snapshotter") && !line.contains("FileDescriptorStorePreserve");
     let complaints: Vec<_> = said.lines().filter(about_ours).collect();
     ensure!(complaints.is_empty(), "{complaints:?}");
 

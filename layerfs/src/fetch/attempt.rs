@@ -41,6 +41,9 @@ impl Engine {
             Priority::Fill => &self.counters.fill,
         };
         fetches.requests.add(1);
+        if let Some(tally) = wish.landing.tally().filter(|_| wish.priority == Priority::Demand) {
+            tally.demand_requests.add(1);
+        }
         let asked = Instant::now();
         let mut work = FuturesUnordered::new();
         let mut outcome = async {
@@ -75,6 +78,7 @@ impl Engine {
         if let Err(error) = &outcome {
             self.counters.failed(error.kind());
         }
+        *source.failing.lock() = outcome.as_ref().err().map(ToString::to_string);
         let (took, priority) = (asked.elapsed().as_millis(), wish.priority);
         tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, received_in, took, "asked");
         outcome

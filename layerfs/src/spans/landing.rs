@@ -15,6 +15,7 @@ use super::{Flight, Outcome, Spans};
 use crate::{
     error::{Error, ErrorKind},
     fetch::Landing,
+    metrics::Tally,
 };
 
 /// Inflated and stored at a time.
@@ -47,6 +48,10 @@ impl Landing for Spans {
         }
         ending.outcome = Some(outcome);
         Ok(())
+    }
+
+    fn tally(&self) -> Option<&Tally> {
+        Some(&self.tally)
     }
 
     fn fail(&self, span: SpanId, error: Error) {

@@ -1,0 +1,113 @@
+//! How a layer stands: how much of it is there, where the rest can be had, who waits. Looked at when somebody asks.
+
+use oci::Digest;
+use ztoc::SpanId;
+
+use super::{Spans, State};
+use crate::{fetch::Source, metrics::Tally};
+
+/// How a layer stands at one moment. Sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerStatus {
+    /// As stored in a registry.
+    pub compressed: u64,
+    pub uncompressed: u64,
+    /// Of the compressed bytes, those whose spans are on disk.
+    pub fetched: u64,
+    /// Of the uncompressed bytes, those that are on disk.
+    pub stored: u64,
+    pub spans: SpanCounts,
+    /// The one that is asked first in front.
+    pub sources: Vec<SourceStatus>,
+    /// Reads that wait for bytes now.
+    pub readers_waiting: u64,
+    /// Of all uncompressed bytes, where that is known.
+    pub whole: Option<Digest>,
+    pub counts: LayerCounts,
+}
+
+/// Spans by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpanCounts {
+    /// Not on disk.
+    pub empty: u32,
+    /// On their way.
+    pub filling: u32,
+    /// On disk.
+    pub ready: u32,
+    /// On disk since before an unclean stop.
+    pub unproven: u32,
+}
+
+/// A place where a layer can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// `HOST/REPOSITORY`.
+    pub origin: String,
+    /// Why the last request to it failed, if it did.
+    pub failing: Option<String>,
+}
+
+/// What was counted for one layer since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerCounts {
+    /// Reads of its files.
+    pub reads: u64,
+    pub reads_failed: u64,
+    pub read_bytes: u64,
+    /// Requests to registries that a reader waited for.
+    pub demand_requests: u64,
+    /// Spans that came with nobody waiting, or did not come.
+    pub background_spans: u64,
+    pub background_failed: u64,
+}
+
+impl LayerCounts {
+    fn of(tally: &Tally) -> Self {
+        Self {
+            reads: tally.reads.now(),
+            reads_failed: tally.reads_failed.now(),
+            read_bytes: tally.read_bytes.now(),
+            demand_requests: tally.demand_requests.now(),
+            background_spans: tally.background_spans.now(),
+            background_failed: tally.background_failed.now(),
+        }
+    }
+}
+
+impl Spans {
+    pub(crate) fn status(&self) -> LayerStatus {
+        let (mut spans, mut fetched, mut stored) = (SpanCounts::default(), 0, 0);
+        for span in (0..self.ztoc.spans().len()).map(SpanId) {
+            let count = match self.table.state(span.0) {
+                State::Empty => &mut spans.empty,
+                State::Filling => &mut spans.filling,
+                state @ (State::Ready | State::Unproven) => {
+                    fetched += self.compressed(span.0..span.0 + 1);
+                    stored += self.length(span);
+                    if state == State::Ready { &mut spans.ready } else { &mut spans.unproven }
+                }
+            };
+            *count += 1;
+        }
+        let compressed = self.ztoc.compressed_size();
+        // Neighbours may share a byte, and headers belong to none.
+        let all = spans.empty + spans.filling == 0;
+        let fetched = if all { compressed } else { u64::min(fetched, compressed) };
+        let source = |source: &Source| SourceStatus {
+            origin: source.origin.to_string(),
+            failing: source.failing.lock().clone(),
+        };
+        LayerStatus {
+            compressed,
+            uncompressed: self.ztoc.uncompressed_size(),
+            fetched,
+            stored,
+            spans,
+            sources: self.sources.read().iter().map(source).collect(),
+            readers_waiting: self.tally.waiting(),
+            whole: self.whole(),
+            counts: LayerCounts::of(&self.tally),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! How everything stands: what is shown and who stands on it, put together from the database and the layers in memory
+//! when somebody asks. Nothing is opened, and nobody waits for it.
+
+use std::collections::{BTreeSet, HashMap};
+
+use layerfs::LayerStatus;
+use oci::Digest;
+
+use crate::{
+    chain,
+    counters::Outcome,
+    error::Error,
+    labels,
+    reason::Reason,
+    snapshotter::Snapshotter,
+    store::{Kind, Lazy, Record},
+};
+
+/// A layer that is shown.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) slot: u32,
+    pub(crate) mountpoint: String,
+    pub(crate) digest: Digest,
+    /// None for a layer that was fetched whole.
+    pub(crate) ztoc: Option<Digest>,
+    /// None for one that could not be shown again, and is being brought back.
+    pub(crate) layer: Option<LayerStatus>,
+    /// As the image's manifest has it.
+    pub(crate) size: u64,
+    pub(crate) snapshots: BTreeSet<String>,
+    /// Keys of the active and view snapshots that stand on it.
+    pub(crate) users: BTreeSet<String>,
+    pub(crate) images: BTreeSet<String>,
+    /// Why it was fetched whole, where that is known.
+    pub(crate) reason: Option<Reason>,
+    pub(crate) compared: Compared,
+}
+
+/// A complete layer against the image's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compared {
+    NotYet,
+    Right,
+    Wrong,
+    /// Everything is there, and the snapshot's name does not tell.
+    Unknown,
+}
+
+/// How everything stands.
+#[derive(Debug)]
+pub(crate) struct Status {
+    /// By slot.
+    pub(crate) shown: Vec<Shown>,
+    pub(crate) not_lazy: Vec<(Reason, u64)>,
+    /// The newest first.
+    pub(crate) recent: Vec<Outcome>,
+}
+
+impl Snapshotter {
+    /// How everything stands now. Reads the database: blocks.
+    pub(crate) fn status(&self) -> Result<Status, Error> {
+        let records = self.list(&[])?;
+        let recent = self.counters().recent();
+        let mut shown: HashMap<u32, Shown> = HashMap::new();
+        for record in &records {
+            let Some(lazy) = &record.lazy else { continue };
+            let entry = shown.entry(lazy.slot).or_insert_with(|| self.look(lazy, record, &recent));
+            entry.snapshots.insert(record.name.clone());
+            entry.images.extend(labels::source(&record.labels).map(|image| image.to_string()));
+            entry.compared = entry.compared.and(compared(entry.layer.as_ref(), record));
+        }
+        for (slot, key) in standing(&records) {
+            shown.get_mut(&slot).map(|entry| entry.users.insert(key.to_owned()));
+        }
+        let mut shown: Vec<_> = shown.into_values().collect();
+        shown.sort_by_key(|entry| entry.slot);
+        Ok(Status { shown, not_lazy: self.counters().reasons(), recent })
+    }
+
+    fn look(&self, lazy: &Lazy, record: &Record, recent: &[Outcome]) -> Shown {
+        let digest = lazy.layer.digest;
+        let whole = recent.iter().find(|outcome| outcome.whole && outcome.layer == Some(digest));
+        let bare = !record.labels.contains_key(labels::HAS_INDEX);
+        let reason = match (&lazy.ztoc, whole) {
+            (Some(_), _) => None,
+            (None, _) if bare => Some(Reason::NoIndex),
+            (None, whole) => whole.map(|outcome| outcome.reason),
+        };
+        Shown {
+            slot: lazy.slot,
+            mountpoint: self.layers().path(lazy.slot).to_string_lossy().into_owned(),
+            digest,
+            ztoc: lazy.ztoc.as_ref().map(|ztoc| ztoc.digest),
+            layer: self.layers().shown(lazy.slot).map(|layer| layer.status()),
+            size: lazy.layer.size,
+            snapshots: BTreeSet::new(),
+            users: BTreeSet::new(),
+            images: BTreeSet::new(),
+            reason,
+            compared: Compared::NotYet,
+        }
+    }
+}
+
+impl Compared {
+    /// Of two snapshots that show the same layer: the worse.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Wrong, _) | (_, Self::Wrong) => Self::Wrong,
+            (Self::Right, _) | (_, Self::Right) => Self::Right,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::NotYet, Self::NotYet) => Self::NotYet,
+        }
+    }
+}
+
+fn compared(layer: Option<&LayerStatus>, record: &Record) -> Compared {
+    let Some(diff) = layer.and_then(|layer| layer.whole) else { return Compared::NotYet };
+    match chain::agrees(&record.parent, &record.name, &diff) {
+        Some(true) => Compared::Right,
+        Some(false) => Compared::Wrong,
+        None => Compared::Unknown,
+    }
+}
+
+/// Each active or view snapshot with each slot that it stands on.
+fn standing(records: &[Record]) -> Vec<(u32, &str)> {
+    let by_name: HashMap<_, _> = records.iter().map(|record| (record.name.as_str(), record)).collect();
+    let mut found = Vec::new();
+    for user in records.iter().filter(|record| record.kind != Kind::Committed) {
+        let mut next = by_name.get(user.parent.as_str());
+        // A parent is committed before its child is made, so this ends; that a database is whole is not taken for granted.
+        for _ in 0..records.len() {
+            let Some(record) = next else { break };
+            found.extend(record.lazy.as_ref().map(|lazy| (lazy.slot, user.name.as_str())));
+            next = by_name.get(record.parent.as_str());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str, parent: &str, kind: Kind, slot: Option<u32>) -> Record {
+        let layer =
+            serde_json::json!({ "mediaType": "x", "size": 1, "digest": Digest::sha256(b"x").to_string() });
+        let lazy = slot.map(|slot| Lazy {
+            slot,
+            layer: serde_json::from_value(layer).unwrap(),
+            ztoc: None,
+            inherited: Vec::new(),
+        });
+        Record {
+            id: 1,
+            name: name.into(),
+            parent: parent.into(),
+            kind,
+            created: 0,
+            updated: 0,
+            labels: HashMap::new(),
+            usage: (0, 0),
+            lazy,
+        }
+    }
+
+    #[test]
+    fn who_stands_on_what() {
+        let records = [
+            record("low", "", Kind::Committed, Some(1)),
+            record("middle", "low", Kind::Committed, None),
+            record("high", "middle", Kind::Committed, Some(2)),
+            record("container", "high", Kind::Active, None),
+            record("look", "low", Kind::View, None),
+            record("alone", "", Kind::Active, None),
+            // What no database should have.
+            record("circle", "circle", Kind::Committed, None),
+            record("lost", "circle", Kind::Active, None),
+        ];
+        let mut found = standing(&records);
+        found.sort_unstable();
+        assert_eq!(found, [(1, "container"), (1, "look"), (2, "container")]);
+    }
+
+    #[test]
+    fn of_two_comparisons_the_worse_counts() {
+        use Compared::{NotYet, Right, Unknown, Wrong};
+        for (one, other, expected) in [
+            (NotYet, NotYet, NotYet),
+            (NotYet, Right, Right),
+            (Unknown, Right, Right),
+            (Right, Wrong, Wrong),
+            (NotYet, Unknown, Unknown),
+        ] {
+            assert_eq!((one.and(other), other.and(one)), (expected, expected), "{one:?} {other:?}");
+        }
+    }
+}
