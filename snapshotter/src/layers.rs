@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, Weak},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use index::prefetch::Prefetch;
@@ -18,7 +18,14 @@ use layerfs::{Connection, Engine, Family, Inherited, Kind, Layer, LayerId, Name,
 use oci::{Descriptor, Patience, Registry, Store as _};
 use tokio::sync::Semaphore;
 
-use crate::{error::told, quarantine::Quarantine, reason::Reason, store::Lazy, sync::lock};
+use crate::{
+    error::told,
+    per_layer::{self, Durations, Operation},
+    quarantine::Quarantine,
+    reason::Reason,
+    store::Lazy,
+    sync::lock,
+};
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
 const MAX_ZTOC_BYTES: u64 = 384 << 20;
@@ -67,6 +74,7 @@ pub(crate) struct Layers {
     streams: Semaphore,
     /// Bytes of ztocs on their way, in units.
     ztocs: Semaphore,
+    durations: Durations,
     fill: bool,
     quarantine: Quarantine,
 }
@@ -87,6 +95,7 @@ impl Layers {
             shown: Mutex::default(),
             streams: Semaphore::new(STREAMS),
             ztocs: Semaphore::new((MAX_ZTOC_BYTES / UNIT) as usize),
+            durations: Durations::default(),
             fill,
             quarantine,
         }
@@ -182,8 +191,10 @@ impl Layers {
         let _room = self.ztocs.acquire_many(room).await.map_err(|e| (Reason::Internal, e.to_string()))?;
         let doing = format!("fetch ztoc {}", ztoc.digest);
         let fetch = ztoc_patience(ztoc.size).bound(&doing, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
+        let began = Instant::now();
         let bytes =
             fetch.await.flatten().map_err(|e| (Reason::of_registry(&e, Reason::ZtocInvalid), told(&e)))?;
+        self.durations.note(Operation::ZtocFetch, &layer.digest, began.elapsed());
         let (store, engine) = (self.store.clone(), self.engine.clone());
         let (layer, ztoc) = (layer.digest, ztoc.digest);
         let created =
@@ -267,8 +278,17 @@ impl Layers {
     }
 
     pub(crate) fn metrics(&self) -> Vec<Family> {
+        let shown: Vec<_> = lock(&self.shown).iter().map(|(slot, layer)| (*slot, layer.clone())).collect();
+        let mut shown: Vec<_> = shown.into_iter().map(|(slot, layer)| (self.path(slot), layer)).collect();
+        shown.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let connection = lock(&self.connection).metrics();
         let quarantined = Family::one(QUARANTINED, self.quarantine.len() as u64);
-        [self.engine.metrics(&self.store), lock(&self.connection).metrics(), vec![quarantined]].concat()
+        let per_layer = per_layer::families(&shown, &self.durations);
+        [self.engine.metrics(&self.store), connection, vec![quarantined], per_layer].concat()
+    }
+
+    pub(crate) fn durations(&self) -> &Durations {
+        &self.durations
     }
 
     /// The folder a slot is seen at. Nobody of ours opens it.

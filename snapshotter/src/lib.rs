@@ -37,6 +37,7 @@ mod mounts;
 mod config;
 mod telemetry;
 mod counters;
+mod per_layer;
 mod health;
 mod reason;
 mod sync;

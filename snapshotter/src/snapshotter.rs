@@ -13,7 +13,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use layerfs::{Below, Family, Inherited, Layer};
@@ -31,6 +31,7 @@ use crate::{
     layers::{Layers, Refusal},
     opening::{Opened, Opening},
     overlay::{self, Mount, Use},
+    per_layer::Operation,
     plan::{self, First, Modes},
     reason::Reason,
     store::{Commit, Kind, Lazy, Record, Store},
@@ -162,8 +163,16 @@ impl Snapshotter {
         if let Some(answer) = self.target_exists(record, request)? {
             return Ok(answer);
         }
+        let began = Instant::now();
         match self.open(&record.name, request).await {
-            Ok(opened) => block_in_place(|| self.place(record, request, opened)),
+            Ok(opened) => {
+                let lazy = opened.reason.is_none();
+                let placed = block_in_place(|| self.place(record, request, opened));
+                if lazy && matches!(placed, Ok(Ok(()))) {
+                    self.layers.durations().note(Operation::Mount, &request.layer, began.elapsed());
+                }
+                placed
+            }
             Err(refusal) => Ok(Err(refusal)),
         }
     }

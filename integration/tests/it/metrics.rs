@@ -55,7 +55,8 @@ fn number(text: &str, series: &str) -> Result<u64> {
 /// Rows of the table in docs/operating.md, as the daemon's answer would have them.
 fn documented() -> Result<BTreeSet<String>> {
     let page = fs::read_to_string(machine::root().join("docs/operating.md"))?;
-    Ok(page.lines().filter(|line| line.starts_with("| `soci_")).map(str::to_owned).collect())
+    let rows = page.lines().skip_while(|line| *line != "| metric | kind | label | meaning |").skip(2);
+    Ok(rows.take_while(|line| line.starts_with('|')).map(str::to_owned).collect())
 }
 
 fn given(text: &str) -> BTreeSet<String> {
@@ -63,13 +64,19 @@ fn given(text: &str) -> BTreeSet<String> {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} ")));
         line.unwrap_or_default().to_owned()
     };
-    let label_of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}{{")));
-        line.and_then(|rest| rest.split_once('=')).map_or(String::new(), |(label, _)| format!("`{label}`"))
+    let labels_of = |name: &str| {
+        let begins = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            rest.strip_prefix('{').or_else(|| rest.strip_prefix("_count{")).map(str::to_owned)
+        };
+        let Some(line) = text.lines().find_map(begins) else { return String::new() };
+        let labels = line.split("=\"").filter_map(|part| part.rsplit(['{', ',', '"']).next());
+        let labels: Vec<_> = labels.filter(|label| !label.contains('}')).collect();
+        labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ")
     };
     let names = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
     names
-        .map(|(name, help)| format!("| `{name}` | {} | {} | {help} |", kind_of(name), label_of(name)))
+        .map(|(name, help)| format!("| `{name}` | {} | {} | {help} |", kind_of(name), labels_of(name)))
         .collect()
 }
 
@@ -80,7 +87,7 @@ fn containerd_metrics_tell_what_happened_and_are_documented() -> Result<()> {
     let files = (0..4).map(|seed| Entry::file(format!("file{seed}"), noise(seed, SIZE)));
     let large = Layer::gzip(&Tar::new(files).bytes());
     let small = Layer::gzip(&Tar::new([Entry::file("small", b"small")]).bytes());
-    push_image(registry.host(), "app:plain", &Image::new(vec![large, small]))?;
+    let pushed = push_image(registry.host(), "app:plain", &Image::new(vec![large, small]))?;
     let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
     let words = ["--span-size", "65536", "--min-layer-size", "100000"];
     soci(&lab, &binaries()?, &[&["convert"], &words[..], &[&place("plain"), &place("soci")]].concat())?;
@@ -89,14 +96,16 @@ fn containerd_metrics_tell_what_happened_and_are_documented() -> Result<()> {
     let configuration =
         format!("metrics_address = \"{}\"\nmetrics_network = \"unix\"\n{NO_FILL}", socket.display());
     let (_daemon, containerd) = with_containerd(&lab, &configuration)?;
-    let text = scrape(&socket)?;
-    let (given, documented) = (given(&text), documented()?);
-    ensure!(given == documented, "documented, as it is: {given:#?}, as it is documented: {documented:#?}");
+    let nothing = scrape(&socket)?;
+    ensure!(!nothing.contains("layer="), "there are numbers of layers that are not there: {nothing}");
 
-    pull(&lab, &containerd, &format!("{}/app:soci", link.host()))?;
+    let image = format!("{}/app:soci", link.host());
+    pull(&lab, &containerd, &image)?;
     let mounted = mount(&lab, &containerd, "soci")?;
     ensure!(fs::read(mounted.path().join("file0"))? == noise(0, SIZE), "file0 has other bytes");
     let text = scrape(&socket)?;
+    let (given, documented) = (given(&text), documented()?);
+    ensure!(given == documented, "documented, as it is: {given:#?}, as it is documented: {documented:#?}");
     for (series, expected) in [
         ("soci_snapshots_prepared_total{outcome=\"lazy\"}", 1),
         ("soci_snapshots_prepared_total{outcome=\"whole\"}", 1),
@@ -129,6 +138,30 @@ fn containerd_metrics_tell_what_happened_and_are_documented() -> Result<()> {
         ensure!(number(&text, series)? >= SIZE as u64, "{series} is too little:\n{text}");
     }
 
+    let large = pushed.layers[0].digest.to_string();
+    let of = |operation: &str| format!("{{operation_type=\"{operation}\",layer=\"{large}\"}}");
+    for (series, expected) in [
+        (format!("soci_fs_operation_count{}", of("fuse_file_read_failure_count")), 0),
+        (format!("soci_fs_operation_count{}", of("background_span_fetch_count")), 0),
+        (format!("soci_fs_operation_count{}", of("background_span_fetch_failure_count")), 0),
+        (format!("soci_fs_bytes_served{}", of("synchronous_bytes_served")), SIZE as u64),
+        (format!("soci_fs_operation_duration_milliseconds_count{}", of("mount")), 1),
+        (format!("soci_fs_operation_duration_milliseconds_count{}", of("ztoc_fetch")), 1),
+    ] {
+        ensure!(number(&text, &series)? == expected, "{series} is not {expected}:\n{text}");
+    }
+    for operation in ["synchronous_read_count", "synchronous_read_remote_registry_fetch_count"] {
+        let series = format!("soci_fs_operation_count{}", of(operation));
+        ensure!(number(&text, &series)? > 0, "{series} is 0:\n{text}");
+    }
+    let sizes = |name: &str| -> Result<u64> {
+        let start = format!("{name}{{digest=\"{large}\",mountpoint=\"");
+        let line = text.lines().find_map(|line| line.strip_prefix(&start)).with_context(|| text.clone())?;
+        line.rsplit(' ').next().unwrap_or_default().parse().context(name.to_owned())
+    };
+    let (fetched, size) = (sizes("soci_fs_layer_fetched_size_bytes")?, sizes("soci_fs_layer_size_bytes")?);
+    ensure!(size == pushed.layers[0].size && 0 < fetched && fetched < size, "{fetched} of {size}");
+
     // A reader that waits for a registry that is away.
     link.cut();
     let path = mounted.path().join("file2");
@@ -153,5 +186,14 @@ fn containerd_metrics_tell_what_happened_and_are_documented() -> Result<()> {
     ] {
         ensure!(number(&text, series)? > 0, "{series} is 0:\n{text}");
     }
+    let failed = format!("soci_fs_operation_count{}", of("fuse_file_read_failure_count"));
+    ensure!(number(&text, &failed)? > 0, "{failed} is 0:\n{text}");
+
+    // With the layer its numbers go.
+    drop(mounted);
+    containerd.ctr(&["image", "rm", "--sync", &image])?;
+    wait_until("no numbers of layers that are gone", LOG_LIMIT, || {
+        Ok((!scrape(&socket)?.contains(&large)).then_some(()))
+    })?;
     Ok(())
 }
