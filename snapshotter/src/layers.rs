@@ -48,7 +48,7 @@ const STREAMS: usize = 4;
 const QUARANTINED: Name = Name {
     name: "soci_layers_quarantined",
     kind: Kind::Gauge,
-    labels: &[],
+    labels: ["", ""],
     help: "layers that processes crashed on: they are not served until the daemon is started anew",
 };
 
