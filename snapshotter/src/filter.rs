@@ -1,16 +1,27 @@
-//! containerd's filter language, as far as snapshots need it: `name==x`, `parent!=x`, `kind==Committed`,
-//! `labels."a.b"==c`, a field alone for *is there*; a comma means and, several filters mean or. Pure.
+//! containerd's filter language, as its own snapshotters understand it. Pure.
+//!
+//! A filter is a list of conditions that all hold, with commas between them; of several filters one has to match. A
+//! condition is a field, and perhaps an operator and a value: `name==x`, `parent!=""`, `labels."a.b"~=/^v[0-9]/`; a
+//! field alone asks whether it is there. The words are containerd's: a field's parts are letters, digits and `_`, or
+//! quoted; a value begins with none of `.,=!~`, ends before a space or a comma, or is quoted; a regular expression may
+//! also be quoted with `/` or `|`.
+
+use regex::Regex;
 
 use crate::{
     error::{Error, ErrorKind},
     store::{Kind, Record},
 };
 
-/// One filter: all of its conditions hold.
-#[derive(Debug, PartialEq, Eq)]
+mod words;
+
+use words::Words;
+
+/// One filter: all of its conditions hold. One without any matches everything.
+#[derive(Debug)]
 pub(crate) struct Filter(Vec<Condition>);
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Condition {
     field: Field,
     test: Test,
@@ -26,16 +37,23 @@ enum Field {
     Unknown,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Test {
     Present,
     Equal(String),
     Unequal(String),
+    /// `None`: what was given is no regular expression, and nothing matches it.
+    Matches(Option<Regex>),
 }
 
 /// Parses every filter; an empty list matches everything.
 pub(crate) fn parse(filters: &[String]) -> Result<Vec<Filter>, Error> {
-    filters.iter().filter(|text| !text.trim().is_empty()).map(|text| Filter::parse(text)).collect()
+    let parse = |text: &String| {
+        Filter::parse(text).map_err(|why| {
+            Error::new(ErrorKind::InvalidArgument, format!("list snapshots: filter {text:?}: {why}"))
+        })
+    };
+    filters.iter().map(parse).collect()
 }
 
 /// Whether one of `filters` matches, or there is none.
@@ -44,94 +62,68 @@ pub(crate) fn matches(filters: &[Filter], record: &Record) -> bool {
 }
 
 impl Filter {
-    fn parse(text: &str) -> Result<Self, Error> {
-        let invalid = |why: &str| {
-            Error::new(ErrorKind::InvalidArgument, format!("list snapshots: filter {text:?}: {why}"))
-        };
-        let mut rest = text;
+    fn parse(text: &str) -> Result<Self, String> {
         let mut conditions = Vec::new();
+        if text.is_empty() {
+            return Ok(Self(conditions));
+        }
+        let mut words = Words::new(text);
         loop {
-            let mut path = Vec::new();
-            loop {
-                let (part, after) = word(rest, &['.', '=', '!', '~', ',']).map_err(invalid)?;
-                path.push(part);
-                rest = after;
-                let Some(after) = rest.strip_prefix('.') else { break };
-                rest = after;
+            let mut path = vec![words.field()?];
+            while words.takes('.') {
+                path.push(words.field()?);
             }
-            let test = if let Some(after) = rest.strip_prefix("==") {
-                let (value, after) = word(after, &[',']).map_err(invalid)?;
-                rest = after;
-                Test::Equal(value)
-            } else if let Some(after) = rest.strip_prefix("!=") {
-                let (value, after) = word(after, &[',']).map_err(invalid)?;
-                rest = after;
-                Test::Unequal(value)
-            } else if rest.starts_with("~=") {
-                return Err(invalid("regular expressions are not supported for snapshots"));
-            } else {
-                Test::Present
+            let test = match words.peek() {
+                None | Some(',') => Test::Present,
+                Some(_) => match words.operator()? {
+                    "==" => Test::Equal(words.value()?),
+                    "!=" => Test::Unequal(words.value()?),
+                    "~=" => Test::Matches(Regex::new(&words.expression()?).ok()),
+                    other => return Err(format!("{other:?} is no operator")),
+                },
             };
             conditions.push(Condition { field: field(&path), test });
-            match rest.strip_prefix(',') {
-                Some(after) => rest = after,
-                None if rest.is_empty() => return Ok(Self(conditions)),
-                None => return Err(invalid("an operator or a comma is missing")),
+            match words.peek() {
+                None => return Ok(Self(conditions)),
+                Some(_) if words.takes(',') => {}
+                Some(other) => return Err(format!("{other:?} was not expected")),
             }
         }
     }
 }
 
 fn field(path: &[String]) -> Field {
-    match path {
-        [one] if one == "name" => Field::Name,
-        [one] if one == "parent" => Field::Parent,
-        [one] if one == "kind" => Field::Kind,
-        [first, label @ ..] if first == "labels" && !label.is_empty() => Field::Label(label.join(".")),
+    let (first, rest) = path.split_first().map_or(("", path), |(first, rest)| (first.as_str(), rest));
+    // What follows the others is not looked at, as containerd does not.
+    match first {
+        "name" => Field::Name,
+        "parent" => Field::Parent,
+        "kind" => Field::Kind,
+        "labels" => Field::Label(rest.join(".")),
         _ => Field::Unknown,
     }
-}
-
-/// A quoted word with backslash escapes, or everything up to one of `ends`.
-fn word<'a>(text: &'a str, ends: &[char]) -> Result<(String, &'a str), &'static str> {
-    let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find(ends).unwrap_or(text.len());
-        return Ok((text[..end].to_owned(), &text[end..]));
-    };
-    let mut value = String::new();
-    let mut letters = quoted.char_indices();
-    while let Some((at, letter)) = letters.next() {
-        match letter {
-            '"' => return Ok((value, &quoted[at + 1..])),
-            '\\' => match letters.next() {
-                Some((_, 'n')) => value.push('\n'),
-                Some((_, 't')) => value.push('\t'),
-                Some((_, other)) => value.push(other),
-                None => break,
-            },
-            other => value.push(other),
-        }
-    }
-    Err("a quotation is not closed")
 }
 
 impl Condition {
     fn holds(&self, record: &Record) -> bool {
         let value = match &self.field {
             Field::Name => Some(record.name.as_str()),
-            Field::Parent => Some(record.parent.as_str()).filter(|parent| !parent.is_empty()),
+            Field::Parent => Some(record.parent.as_str()),
             Field::Kind => Some(match record.kind {
-                Kind::View => "View",
-                Kind::Active => "Active",
-                Kind::Committed => "Committed",
+                Kind::View => "view",
+                Kind::Active => "active",
+                Kind::Committed => "committed",
             }),
             Field::Label(name) => record.labels.get(name).map(String::as_str),
             Field::Unknown => None,
         };
         match &self.test {
             Test::Present => value.is_some(),
-            Test::Equal(wanted) => value.unwrap_or_default() == wanted,
+            Test::Equal(wanted) => value == Some(wanted),
             Test::Unequal(wanted) => value.unwrap_or_default() != wanted,
+            Test::Matches(wanted) => {
+                wanted.as_ref().is_some_and(|wanted| wanted.is_match(value.unwrap_or_default()))
+            }
         }
     }
 }
@@ -142,42 +134,97 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn rows_of_filters() {
-        let record = Record {
+    fn record() -> Record {
+        let labels = [("containerd.io/snapshot.ref", "sha256:a,b"), ("l", "v10"), ("empty", "")];
+        Record {
             id: 1,
             name: "default/1/a".into(),
             parent: String::new(),
             kind: Kind::Committed,
             created: 0,
             updated: 0,
-            labels: HashMap::from([("containerd.io/snapshot.ref".into(), "sha256:a,b".into())]),
+            labels: HashMap::from(labels.map(|(name, value)| (name.to_owned(), value.to_owned()))),
             usage: (0, 0),
             lazy: None,
-        };
+        }
+    }
+
+    #[test]
+    fn rows_of_filters() {
+        let record = record();
         let rows = [
             ("", true),
             ("name==default/1/a", true),
+            ("name == default/1/a", true),
             ("name!=default/1/a", false),
-            ("kind==Committed", true),
-            ("kind==Active", false),
-            ("parent", false),
+            ("kind==committed", true),
+            ("kind==Committed", false),
+            ("kind==active", false),
+            ("parent", true), // as every snapshot has one, perhaps of no name
             ("parent==\"\"", true),
+            ("parent!=\"\"", false),
+            ("labels", false),
+            ("labels.l", true),
+            ("labels.l==v10", true),
+            ("labels.l~=v[0-9]+", true),
+            ("labels.l~=/^v[0-9]$/", false),
+            ("labels.l~=|^v\\u0031|", true),
+            ("labels.l~=\"^v1\"", true),
+            ("labels.l~=/(/", false),
+            ("labels.none~=/^$/", true),
+            ("labels.none!=x", true),
+            ("labels.none==\"\"", false),
+            ("labels.empty", true),
             ("labels.\"containerd.io/snapshot.ref\"", true),
             ("labels.\"containerd.io/snapshot.ref\"==\"sha256:a,b\"", true),
-            ("labels.containerd.io/snapshot.ref==\"sha256:a,b\"", true),
-            ("labels.\"containerd.io/snapshot.ref\"==\"sha256:a,b\",kind==Active", false),
+            ("labels.\"containerd.io/snapshot.ref\"==\"sha256:a,b\",kind==active", false),
+            ("labels.\"containerd.io/snapshot.ref\"~=/^sha256:/,kind==committed,labels.l", true),
             ("labels.\"other\"", false),
             ("bogus==x", false),
+            ("bogus!=x", true),
+            ("bogus", false),
         ];
         for (text, expected) in rows {
             let filters = parse(&[text.to_owned()]).unwrap();
             assert_eq!(matches(&filters, &record), expected, "{text}");
         }
-        let either = parse(&["kind==Active".to_owned(), "kind==Committed".to_owned()]).unwrap();
-        assert!(matches(&either, &record));
-        for bad in ["name==\"x", "name=x", "name~=x", "labels.\"a\"x"] {
-            assert_eq!(parse(&[bad.to_owned()]).unwrap_err().kind(), ErrorKind::InvalidArgument, "{bad}");
+        let rows = [
+            (&["kind==active", "kind==committed"], true),
+            (&["kind==active", ""], true),
+            (&["kind==active", "kind==view"], false),
+        ];
+        for (texts, expected) in rows {
+            let filters = parse(&texts.map(str::to_owned)).unwrap();
+            assert_eq!(matches(&filters, &record), expected, "{texts:?}");
+        }
+        assert!(matches(&[], &record));
+    }
+
+    #[test]
+    fn what_is_no_filter() {
+        let rows = [
+            " ",
+            ",",
+            "name==\"x",
+            "name=x",
+            "name===x",
+            "name==",
+            "name==x ",
+            "name==x y",
+            "name==/x/", // only regular expressions
+            "name==.x",
+            "labels.",
+            "labels.\"a\"x",
+            "labels.a/b==c",
+            "labels.a-b",
+            "name==\"\\q\"",
+            "name==\"\\u12\"",
+            "name==x,",
+            "=x",
+        ];
+        for bad in rows {
+            let error = parse(&[bad.to_owned()]).expect_err(bad);
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");
         }
     }
 }
