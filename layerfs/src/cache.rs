@@ -30,7 +30,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     ops::Range,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     sync::{Arc, Weak},
@@ -583,6 +583,18 @@ impl LayerFiles {
             return Err(io::Error::other("the layer was opened anew"));
         }
         Ok(())
+    }
+
+    /// Bytes on disk and inodes of the layer's folder.
+    pub(crate) fn disk_usage(&self) -> io::Result<(u64, u64)> {
+        let (mut bytes, mut inodes) = (fs::metadata(&self.folder)?.blocks() * 512, 1);
+        for entry in fs::read_dir(&self.folder)? {
+            // One that is being replaced may be gone.
+            let Ok(found) = entry?.metadata() else { continue };
+            bytes += found.blocks() * 512;
+            inodes += 1;
+        }
+        Ok((bytes, inodes))
     }
 
     /// Whether somebody else has opened the layer: nothing is wrong with what cannot be read any more.

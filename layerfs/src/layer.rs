@@ -8,6 +8,7 @@
 use std::{
     fmt,
     future::Future,
+    io,
     ops::RangeInclusive,
     pin::Pin,
     sync::Arc,
@@ -226,6 +227,14 @@ impl Layer {
 
     pub(crate) fn tally(&self) -> &Tally {
         self.content.spans.tally()
+    }
+
+    /// Bytes on this disk and inodes of what is stored of the layer now: spans, and what is known of them.
+    ///
+    /// # Errors
+    /// When its folder cannot be read.
+    pub fn disk_usage(&self) -> io::Result<(u64, u64)> {
+        self.content.spans.disk_usage()
     }
 
     /// Where the layer's bytes can be had from. `origin` names the place; the one added last is asked first, the

@@ -22,6 +22,7 @@ mod schedules;
 
 use std::{
     collections::{HashMap, VecDeque},
+    io,
     ops::{Range, RangeInclusive},
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     sync::{Arc, Weak},
@@ -185,6 +186,11 @@ impl Spans {
     /// Spans that are not on disk.
     pub(crate) fn missing(&self) -> u32 {
         self.table.missing()
+    }
+
+    /// Bytes on disk and inodes of all that is stored.
+    pub(crate) fn disk_usage(&self) -> io::Result<(u64, u64)> {
+        self.files.disk_usage()
     }
 
     /// Whether anything on disk is still to be compared with its checksum.

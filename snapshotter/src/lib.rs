@@ -26,6 +26,7 @@ mod plan;
 mod chain;
 mod overlay;
 mod filter;
+mod folders;
 mod store;
 mod labels;
 mod containerd;

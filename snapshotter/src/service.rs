@@ -87,10 +87,6 @@ impl Snapshots for Door {
         let request = request.into_inner();
         let wanted = request.info.ok_or_else(|| Status::invalid_argument("update snapshot: no info"))?;
         let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
-        if let Some(other) = paths.iter().find(|path| *path != "labels" && !path.starts_with("labels.")) {
-            let why = format!("update snapshot: {other:?} cannot be changed, only labels can");
-            return Err(Status::invalid_argument(why));
-        }
         let record = self
             .blocking(move |it| it.update(&wanted.name, |labels| relabel(labels, &wanted.labels, &paths)))
             .await?;
@@ -172,17 +168,27 @@ fn info(record: Record) -> Info {
     }
 }
 
-/// A field mask of `labels` replaces all, `labels.<name>` one (an absent or empty value removes it); none
-/// replaces all.
-fn relabel(labels: &mut HashMap<String, String>, wanted: &HashMap<String, String>, paths: &[String]) {
-    if paths.is_empty() || paths.iter().any(|path| path == "labels") {
+/// A field mask of `labels` replaces all, `labels.<name>` one (an absent value removes it, as an empty one does); none
+/// replaces all. Nothing else of a snapshot can be changed.
+fn relabel(
+    labels: &mut HashMap<String, String>,
+    wanted: &HashMap<String, String>,
+    paths: &[String],
+) -> Result<(), Error> {
+    if paths.is_empty() {
         labels.clone_from(wanted);
-        return;
     }
-    for name in paths.iter().filter_map(|path| path.strip_prefix("labels.")) {
-        match wanted.get(name).filter(|value| !value.is_empty()) {
-            Some(value) => labels.insert(name.to_owned(), value.clone()),
-            None => labels.remove(name),
-        };
+    for path in paths {
+        match path.strip_prefix("labels.") {
+            Some(name) => {
+                labels.insert(name.to_owned(), wanted.get(name).cloned().unwrap_or_default());
+            }
+            None if path == "labels" => labels.clone_from(wanted),
+            None => {
+                let doing = format!("update snapshot: {path:?} cannot be changed, only labels can");
+                return Err(Error::new(ErrorKind::InvalidArgument, doing));
+            }
+        }
     }
+    Ok(())
 }

@@ -6,11 +6,9 @@
 mod needs;
 
 use std::{
-    collections::{HashMap, HashSet},
-    ffi::OsStr,
-    fs, io,
-    os::unix::ffi::OsStrExt,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
+    collections::HashMap,
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Instant, SystemTime},
@@ -26,6 +24,7 @@ use crate::{
     counters::{Counters, Outcome, Prepared},
     error::{Error, ErrorKind},
     filter,
+    folders::{self, Folders},
     images::Images,
     labels::{self, LayerRequest},
     layers::{Layers, Refusal},
@@ -40,8 +39,7 @@ use crate::{
 
 /// The snapshotter behind the gRPC door.
 pub(crate) struct Snapshotter {
-    /// `<root>/snapshotter/snapshots`
-    folders: PathBuf,
+    folders: Folders,
     store: Store,
     images: Images,
     opening: Arc<Opening>,
@@ -50,8 +48,6 @@ pub(crate) struct Snapshotter {
     /// Held from showing a layer to recording who stands on its slot, and from forgetting that to hiding it: in
     /// between, a slot that is about to be used looks unused.
     placing: Mutex<()>,
-    /// Numbers of snapshots whose folders are there and whose records are not yet.
-    making: Mutex<HashSet<u64>>,
     counters: Arc<Counters>,
     /// Options that containerd's own overlay snapshotter gives on this kernel.
     overlay_options: Vec<String>,
@@ -66,14 +62,10 @@ impl Snapshotter {
         modes: Modes,
     ) -> Result<Self, Error> {
         let home = root.join("snapshotter");
-        let folders = home.join("snapshots");
-        let doing = || format!("make folder {}", folders.display());
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&folders).map_err(|e| Error::internal(doing(), e))?;
+        let (folders, present) = Folders::open(&home.join("snapshots"))?;
         let store = Store::open(&home.join("snapshots.redb"))?;
-        for entry in fs::read_dir(&folders).map_err(|e| Error::internal(doing(), e))?.flatten() {
-            store.skip_ids(entry.file_name().to_str().and_then(|name| name.parse().ok()).unwrap_or(0));
-        }
+        present.into_iter().for_each(|id| store.skip_ids(id));
+        folders.discard_unused(|| store.ids())?;
         let mut overlay_options = Vec::new();
         if Path::new("/sys/module/overlay/parameters/index").exists() {
             overlay_options.push("index=off".to_owned());
@@ -86,7 +78,6 @@ impl Snapshotter {
             layers,
             modes,
             placing: Mutex::default(),
-            making: Mutex::default(),
             counters: Arc::default(),
             overlay_options,
         })
@@ -224,7 +215,7 @@ impl Snapshotter {
         labels: HashMap<String, String>,
     ) -> Result<(), Error> {
         let record = self.store.get(key)?;
-        let usage = disk_usage(&self.folder(&record).join("fs"))
+        let usage = folders::disk_usage(&self.folders.files(record.id))
             .map_err(|e| Error::internal(format!("measure snapshot {key:?}"), e))?;
         self.store.commit(key, name, Commit { parent, labels, usage, lazy: None }).map(drop)
     }
@@ -238,10 +229,7 @@ impl Snapshotter {
             }
             record
         };
-        // What cannot be removed now is found by Cleanup.
-        if let Err(error) = fs::remove_dir_all(self.folder(&record)) {
-            tracing::warn!(key, %error, "remove the folder of a snapshot");
-        }
+        self.folders.discard(record.id);
         Ok(())
     }
 
@@ -252,19 +240,26 @@ impl Snapshotter {
     pub(crate) fn update(
         &self,
         name: &str,
-        change: impl FnOnce(&mut HashMap<String, String>),
+        change: impl FnOnce(&mut HashMap<String, String>) -> Result<(), Error>,
     ) -> Result<Record, Error> {
         self.store.relabel(name, change)
     }
 
-    /// Bytes and inodes.
+    /// Bytes on disk and inodes: of what is written to as it is now, of what containerd committed as it was then. A layer
+    /// that is shown counts with what is stored of it now, in every snapshot that stands on it.
     pub(crate) fn usage(&self, key: &str) -> Result<(u64, u64), Error> {
         let record = self.store.get(key)?;
-        if record.kind == Kind::Committed {
-            return Ok(record.usage);
+        let doing = || format!("measure snapshot {key:?}");
+        match (record.kind, &record.lazy) {
+            (Kind::Active, _) => {
+                folders::disk_usage(&self.folders.files(record.id)).map_err(|e| Error::internal(doing(), e))
+            }
+            (_, Some(lazy)) => match self.layers.shown(lazy.slot) {
+                Some(layer) => layer.disk_usage().map_err(|e| Error::internal(doing(), e)),
+                None => Ok((0, 0)),
+            },
+            (Kind::View | Kind::Committed, None) => Ok(record.usage),
         }
-        disk_usage(&self.folder(&record).join("fs"))
-            .map_err(|e| Error::internal(format!("measure snapshot {key:?}"), e))
     }
 
     pub(crate) fn list(&self, filters: &[String]) -> Result<Vec<Record>, Error> {
@@ -274,32 +269,12 @@ impl Snapshotter {
         Ok(records)
     }
 
-    /// Removes the folders of snapshots that are gone.
+    /// Removes the folders of snapshots that are gone; all of them are when it is back.
     pub(crate) fn cleanup(&self) -> Result<(), Error> {
-        let doing = "clean up snapshots";
-        // In this order: a snapshot that is being made is among the folders, then in the set, then among the
-        // records.
-        let folders = fs::read_dir(&self.folders).map_err(|e| Error::internal(doing, e))?;
-        let names: Vec<_> = folders.flatten().map(|entry| entry.file_name()).collect();
-        let making = lock(&self.making).clone();
-        let records = self.store.all()?;
-        for name in names {
-            let Some(id) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else { continue };
-            if making.contains(&id) || records.iter().any(|record| record.id == id) {
-                continue;
-            }
-            if let Err(error) = fs::remove_dir_all(self.folders.join(&name)) {
-                tracing::warn!(id, %error, "remove the folder of a snapshot that is gone");
-            }
-        }
-        Ok(())
+        self.folders.sweep(|| self.store.ids())
     }
 
-    fn folder(&self, record: &Record) -> PathBuf {
-        self.folders.join(record.id.to_string())
-    }
-
-    /// Folders first, then the record: a record always has its folders.
+    /// The folder first, then the record: a record always has its folder.
     fn create(
         &self,
         kind: Kind,
@@ -309,15 +284,13 @@ impl Snapshotter {
     ) -> Result<Record, Error> {
         let owner = self.chain(parent)?.first().map(|above| self.root_owner(above)).transpose()?;
         let id = self.store.new_id();
-        let folder = self.folders.join(id.to_string());
-        lock(&self.making).insert(id);
-        let made = make_folders(&folder, kind, owner);
-        let made = made.map_err(|e| Error::internal(format!("make folders of snapshot {key:?}"), e));
-        let record = made.and_then(|()| self.store.create(id, kind, key, parent, labels));
+        let doing = || format!("make folders of snapshot {key:?}");
+        let making = self.folders.make(id, kind, owner).map_err(|e| Error::internal(doing(), e))?;
+        let record = self.store.create(id, kind, key, parent, labels);
+        drop(making);
         if record.is_err() {
-            let _ = fs::remove_dir_all(&folder);
+            self.folders.discard(id);
         }
-        lock(&self.making).remove(&id);
         record
     }
 
@@ -335,7 +308,7 @@ impl Snapshotter {
             });
         }
         let doing = || format!("look at snapshot {:?}", record.name);
-        let root = fs::symlink_metadata(self.folder(record).join("fs"));
+        let root = fs::symlink_metadata(self.folders.files(record.id));
         root.map(|root| (root.uid(), root.gid())).map_err(|e| Error::internal(doing(), e))
     }
 
@@ -343,13 +316,13 @@ impl Snapshotter {
         let lowers = self.chain(&record.parent)?;
         let lowers: Vec<_> = lowers.iter().map(|lower| self.lower_path(lower)).collect();
         let what = if record.kind == Kind::View { Use::Look } else { Use::Write };
-        Ok(overlay::mounts(&self.folder(record), what, &lowers, &self.overlay_options))
+        Ok(overlay::mounts(&self.folders.of(record.id), what, &lowers, &self.overlay_options))
     }
 
     fn lower_path(&self, record: &Record) -> PathBuf {
         match &record.lazy {
             Some(lazy) => self.layers.path(lazy.slot),
-            None => self.folder(record).join("fs"),
+            None => self.folders.files(record.id),
         }
     }
 
@@ -371,7 +344,7 @@ impl Snapshotter {
                     Some(lazy) => {
                         self.layers.shown(lazy.slot).map_or(Below::Absent, |layer| layer.below(&path))
                     }
-                    None => below(&self.folder(lower).join("fs"), &path),
+                    None => folders::below(&self.folders.files(lower.id), &path),
                 };
                 match found {
                     Below::Absent => continue,
@@ -505,91 +478,4 @@ fn outcome(key: &str, request: Option<&LayerRequest>, reason: Reason, left: Opti
 /// containerd's agreed sign that there is nothing to pull.
 fn exists(target: &str) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("target snapshot {target:?}: already exists"))
-}
-
-fn make_folders(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(folder)?;
-    let own = folder.join("fs");
-    fs::DirBuilder::new().mode(0o755).create(&own)?;
-    fs::set_permissions(&own, fs::Permissions::from_mode(0o755))?;
-    if let Some((uid, gid)) = owner {
-        chown(&own, Some(uid), Some(gid))?;
-    }
-    if kind == Kind::Active {
-        fs::DirBuilder::new().mode(0o711).create(folder.join("work"))?;
-    }
-    Ok(())
-}
-
-/// What a lower layer that containerd unpacked has at `path`, on our own disk.
-fn below(root: &Path, path: &[u8]) -> Below {
-    let mut at = root.to_owned();
-    let mut found = None;
-    for part in path.split(|byte| *byte == b'/') {
-        let folder = at.clone();
-        at.push(OsStr::from_bytes(part));
-        let Ok(metadata) = fs::symlink_metadata(&at) else {
-            let mut value = [0; 2];
-            let opaque = rustix::fs::lgetxattr(&folder, "trusted.overlay.opaque", value.as_mut_slice());
-            return if opaque == Ok(1) && value[0] == b'y' { Below::Hidden } else { Below::Absent };
-        };
-        if metadata.is_symlink() {
-            return Below::Link;
-        }
-        if !metadata.is_dir() {
-            return Below::Hidden;
-        }
-        found = Some(metadata);
-    }
-    let Some(found) = found else { return Below::Absent };
-    Below::Directory(Inherited {
-        path: path.to_vec(),
-        mode: (found.mode() & 0o7777) as u16,
-        uid: found.uid(),
-        gid: found.gid(),
-        mtime: (found.mtime(), u32::try_from(found.mtime_nsec()).unwrap_or(0)),
-        xattrs: xattrs(&at),
-    })
-}
-
-fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut names = vec![0; 64 << 10]; // the kernel's limit for a list
-    let Ok(length) = rustix::fs::llistxattr(path, names.as_mut_slice()) else { return Vec::new() };
-    names.truncate(length);
-    let mut found = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = vec![0; 64 << 10]; // and for a value
-        if !name.starts_with(b"trusted.overlay.")
-            && let Ok(length) = rustix::fs::lgetxattr(path, name, value.as_mut_slice())
-        {
-            value.truncate(length);
-            found.push((name.to_vec(), value));
-        }
-    }
-    found
-}
-
-/// Bytes on disk and inodes below `path`; hard links count once.
-fn disk_usage(path: &Path) -> io::Result<(u64, u64)> {
-    let (mut bytes, mut seen) = (0, HashSet::new());
-    let mut open = vec![path.to_owned()];
-    while let Some(path) = open.pop() {
-        let found = match fs::symlink_metadata(&path) {
-            Ok(found) => found,
-            // Files of a running container come and go.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        if seen.insert((found.dev(), found.ino())) {
-            bytes += found.blocks() * 512;
-        }
-        if found.is_dir() {
-            match fs::read_dir(&path) {
-                Ok(entries) => open.extend(entries.flatten().map(|entry| entry.path())),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    Ok((bytes, seen.len() as u64))
 }

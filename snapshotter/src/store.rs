@@ -7,7 +7,7 @@
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
@@ -67,7 +67,7 @@ pub(crate) struct Record {
     pub(crate) parent: String,
     /// What it is.
     pub(crate) kind: Kind,
-    /// When it was made and last changed: nanoseconds since 1970.
+    /// When it was made, or committed, and last changed: nanoseconds since 1970.
     pub(crate) created: u64,
     /// See `created`.
     pub(crate) updated: u64,
@@ -119,7 +119,7 @@ impl Store {
         parent: &str,
         labels: HashMap<String, String>,
     ) -> Result<Record, Error> {
-        let now = now();
+        let (now, labels) = (now(), without_empty(labels));
         let record = Record {
             id,
             name: key.to_owned(),
@@ -141,21 +141,17 @@ impl Store {
                     format!("snapshot {key:?}: already exists"),
                 ));
             }
-            check_parent(snapshots, parent)?;
+            check_parent(snapshots, parent, ErrorKind::InvalidArgument)?;
             put(snapshots, children, &record)
         })?;
         Ok(record)
     }
 
-    /// Turns the active snapshot `key` into the committed snapshot `name`. `parent`, where given, takes the
-    /// place of the one it was made with.
+    /// Turns the active snapshot `key` into the committed snapshot `name`, which begins with it: it has the commit's
+    /// labels, and its times. One that was made without a parent takes the commit's.
     pub(crate) fn commit(&self, key: &str, name: &str, commit: Commit) -> Result<Record, Error> {
         self.write(&format!("commit snapshot {key:?}"), |snapshots, children| {
             let mut record = read(snapshots, key)?.ok_or_else(|| not_found(key))?;
-            if record.kind != Kind::Active {
-                let doing = format!("commit snapshot {key:?}: it is not active");
-                return Err(Error::new(ErrorKind::FailedPrecondition, doing));
-            }
             if name.is_empty() {
                 return Err(Error::new(ErrorKind::InvalidArgument, "commit snapshot: the name is empty"));
             }
@@ -165,17 +161,25 @@ impl Store {
                     format!("snapshot {name:?}: already exists"),
                 ));
             }
+            if record.kind != Kind::Active {
+                let doing = format!("commit snapshot {key:?}: it is not active");
+                return Err(Error::new(ErrorKind::FailedPrecondition, doing));
+            }
             delete(snapshots, children, &record)?;
-            if !commit.parent.is_empty() {
-                check_parent(snapshots, &commit.parent)?;
+            if record.parent.is_empty() {
                 record.parent = commit.parent;
+                check_parent(snapshots, &record.parent, ErrorKind::FailedPrecondition)?;
+            } else if !commit.parent.is_empty() && commit.parent != record.parent {
+                let doing = format!("commit snapshot {key:?}: its parent is {:?} already", record.parent);
+                return Err(Error::new(ErrorKind::InvalidArgument, doing));
             }
             record.name = name.to_owned();
             record.kind = Kind::Committed;
-            record.labels = commit.labels;
+            record.labels = without_empty(commit.labels);
             record.usage = commit.usage;
             record.lazy = commit.lazy;
             record.updated = now();
+            record.created = record.updated;
             put(snapshots, children, &record)?;
             Ok(record)
         })
@@ -200,11 +204,12 @@ impl Store {
     pub(crate) fn relabel(
         &self,
         name: &str,
-        change: impl FnOnce(&mut HashMap<String, String>),
+        change: impl FnOnce(&mut HashMap<String, String>) -> Result<(), Error>,
     ) -> Result<Record, Error> {
         self.write(&format!("update snapshot {name:?}"), |snapshots, children| {
             let mut record = read(snapshots, name)?.ok_or_else(|| not_found(name))?;
-            change(&mut record.labels);
+            change(&mut record.labels)?;
+            record.labels = without_empty(record.labels);
             record.updated = now();
             put(snapshots, children, &record)?;
             Ok(record)
@@ -254,6 +259,11 @@ impl Store {
         Ok(all)
     }
 
+    /// The numbers of all snapshots.
+    pub(crate) fn ids(&self) -> Result<HashSet<u64>, Error> {
+        Ok(self.all()?.iter().map(|record| record.id).collect())
+    }
+
     fn write<T>(
         &self,
         doing: &str,
@@ -279,7 +289,14 @@ pub(crate) struct Commit {
     pub(crate) lazy: Option<Lazy>,
 }
 
-fn check_parent(snapshots: &Table<'_, &str, &[u8]>, parent: &str) -> Result<(), Error> {
+/// As containerd's snapshotters, which drop them whenever they write labels.
+fn without_empty(mut labels: HashMap<String, String>) -> HashMap<String, String> {
+    labels.retain(|_, value| !value.is_empty());
+    labels
+}
+
+/// `wrong` is what it means that the parent is there and not committed: containerd has a word for each verb.
+fn check_parent(snapshots: &Table<'_, &str, &[u8]>, parent: &str, wrong: ErrorKind) -> Result<(), Error> {
     if parent.is_empty() {
         return Ok(());
     }
@@ -288,7 +305,7 @@ fn check_parent(snapshots: &Table<'_, &str, &[u8]>, parent: &str) -> Result<(), 
     if record.kind == Kind::Committed {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::InvalidArgument, format!("parent snapshot {parent:?} is not committed")))
+    Err(Error::new(wrong, format!("parent snapshot {parent:?} is not committed")))
 }
 
 fn read(

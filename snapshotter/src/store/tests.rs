@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tempfile::TempDir;
 
 use super::{Commit, Kind, Lazy, Store};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 
 fn store() -> (TempDir, Store) {
     let folder = TempDir::new().unwrap();
@@ -51,18 +51,64 @@ fn what_may_be_committed() {
         ("a", "x", ErrorKind::NotFound), // it has another name now
         ("one", "x", ErrorKind::FailedPrecondition),
         ("view", "x", ErrorKind::FailedPrecondition),
+        ("view", "one", ErrorKind::AlreadyExists),
         ("b", "one", ErrorKind::AlreadyExists),
         ("b", "", ErrorKind::InvalidArgument),
     ] {
         assert_eq!(commit(&store, key, name), Err(expected), "{key:?} as {name:?}");
     }
-    // A commit may name the parent that Prepare did not know.
-    active(&store, "c", "").unwrap();
-    let late = Commit { parent: "one".to_owned(), usage: (5, 6), ..Commit::default() };
-    let record = store.commit("c", "two", late).unwrap();
+}
+
+#[test]
+fn a_commit_may_name_the_parent_that_prepare_did_not_know() {
+    let (_folder, store) = store();
+    for (key, name) in [("a", "one"), ("b", "other")] {
+        active(&store, key, "").unwrap();
+        commit(&store, key, name).unwrap();
+    }
+    active(&store, "work", "one").unwrap();
+    active(&store, "late", "").unwrap();
+    let named = |parent: &str| Commit { parent: parent.to_owned(), usage: (5, 6), ..Commit::default() };
+    for (key, parent, expected) in [
+        ("late", "none", ErrorKind::NotFound),
+        ("late", "work", ErrorKind::FailedPrecondition), // it is not committed
+        ("work", "other", ErrorKind::InvalidArgument),
+    ] {
+        assert_eq!(
+            store.commit(key, "two", named(parent)).unwrap_err().kind(),
+            expected,
+            "{key} on {parent}"
+        );
+    }
+    let before = store.get("late").unwrap();
+    let record = store.commit("late", "two", named("one")).unwrap();
     assert_eq!((record.parent.as_str(), record.usage, record.kind), ("one", (5, 6), Kind::Committed));
     assert!(record.labels.is_empty(), "labels are those of the commit");
+    assert!(record.created > before.created && record.created == record.updated, "and so are the times");
+    assert_eq!(
+        store.commit("work", "three", named("one")).unwrap().parent,
+        "one",
+        "the same one is no change"
+    );
     assert_eq!(store.remove("one").unwrap_err().kind(), ErrorKind::FailedPrecondition);
+}
+
+#[test]
+fn labels_without_a_value_are_none() {
+    let (_folder, store) = store();
+    let two = || HashMap::from([("a".to_owned(), "b".to_owned()), ("empty".to_owned(), String::new())]);
+    let record = store.create(store.new_id(), Kind::Active, "key", "", two()).unwrap();
+    assert_eq!(record.labels.len(), 1);
+    let record = store.relabel("key", |labels| {
+        *labels = two();
+        Ok(())
+    });
+    assert_eq!(record.unwrap().labels.len(), 1);
+    let record = store.commit("key", "name", Commit { labels: two(), ..Commit::default() });
+    assert_eq!(record.unwrap().labels.len(), 1);
+    let refused = Error::new(ErrorKind::InvalidArgument, "no");
+    let kind = store.relabel("name", |_| Err(refused)).unwrap_err().kind();
+    assert_eq!((kind, store.get("name").unwrap().labels.len()), (ErrorKind::InvalidArgument, 1));
 }
 
 #[test]
@@ -94,6 +140,11 @@ fn another_process_finds_everything_and_gives_no_number_twice() {
     assert_eq!(chain.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["b", "one"]);
     assert_eq!(chain[1].lazy, Some(lazy));
     assert!(store.new_id() > last);
-    let record = store.relabel("b", HashMap::clear).unwrap();
+    let record = store
+        .relabel("b", |labels| {
+            labels.clear();
+            Ok(())
+        })
+        .unwrap();
     assert!(record.labels.is_empty() && record.updated >= record.created);
 }
