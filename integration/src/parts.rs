@@ -8,8 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use sha2::Digest as _;
 
-use crate::machine::{say, target_dir};
+use crate::machine::{root, say, target_dir};
 use crate::process::run;
 
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
@@ -90,6 +91,30 @@ pub fn nerdctl() -> Result<PathBuf> {
         run(build, BUILD_LIMIT).context("the module does not build").map(drop)
     })?;
     Ok(folder.join("nerdctl"))
+}
+
+/// containerd's own suite for snapshotters, a Go test program. It wants the daemon's path in `SOCI_DAEMON`.
+///
+/// # Errors
+/// As [`containerd_2`].
+pub fn snapshotter_suite() -> Result<PathBuf> {
+    let sources = root().join("integration/conformance");
+    let mut said = sha2::Sha256::new();
+    for name in ["suite_test.go", "go.mod", "go.sum"] {
+        said.update(fs::read(sources.join(name))?);
+    }
+    let name = said.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
+    let folder = cached(&format!("suite-{name}"), |folder| {
+        say("building containerd's suite for snapshotters from its Go module");
+        let mut download = Command::new("go");
+        download.args(["mod", "download"]).current_dir(&sources);
+        run(download, FETCH_LIMIT).context("Go, or the suite's modules, cannot be had")?;
+        let mut build = Command::new("go");
+        build.args(["test", "-mod=readonly", "-c", "-o"]).arg(folder.join("suite"));
+        build.arg(".").current_dir(&sources);
+        run(build, BUILD_LIMIT).context("the suite does not build").map(drop)
+    })?;
+    Ok(folder.join("suite"))
 }
 
 /// A folder of the build folder's, made by `make` once and whole.

@@ -27,6 +27,10 @@ mod operating;
 
 mod clients;
 
+mod conformance;
+
+mod snapshots;
+
 mod interop;
 
 mod commands;
