@@ -49,6 +49,8 @@ pub struct Config {
     pub containerd_address: PathBuf,
     /// Layers below this many compressed bytes are not lazy.
     pub min_layer_size: u64,
+    /// Options of every overlay that containerd is told to mount.
+    pub mount_options: Vec<String>,
     /// Look for a v2 index through the image manifest's annotation.
     pub v2: bool,
     /// Look for a v1 index among the referrers of the image manifest.
@@ -108,6 +110,7 @@ impl Default for Config {
         Self {
             containerd_address: "/run/containerd/containerd.sock".into(),
             min_layer_size: 0,
+            mount_options: Vec::new(),
             v2: true,
             v1: false,
             unindexed: Unindexed::Containerd,

@@ -26,7 +26,7 @@ use crate::{
     plan::Modes,
     quarantine::Quarantine,
     service::Door,
-    snapshotter::Snapshotter,
+    snapshotter::{Given, Snapshotter},
 };
 
 /// Everything that serves.
@@ -38,7 +38,7 @@ pub(crate) struct Daemon {
 }
 
 /// What a daemon is made of, beside its configuration.
-pub(crate) struct Given<'a> {
+pub(crate) struct Start<'a> {
     pub(crate) root: &'a Path,
     /// Where calls come from, to be told.
     pub(crate) socket: &'a Path,
@@ -53,8 +53,8 @@ pub(crate) struct Given<'a> {
 
 impl Daemon {
     /// Wires the parts, and shows what was shown on the mount.
-    pub(crate) async fn build(given: Given<'_>, config: &Config) -> anyhow::Result<Self> {
-        let Given { root, socket, mounted, notes, has_crashed, above } = given;
+    pub(crate) async fn build(start: Start<'_>, config: &Config) -> anyhow::Result<Self> {
+        let Start { root, socket, mounted, notes, has_crashed, above } = start;
         let (work, at_end) = Work::noted_in(notes)?;
         let quarantine = Quarantine::open(root, has_crashed.then_some(&at_end));
         let store = layerfs::Store::open_noting(root, config.room, work)?;
@@ -68,7 +68,8 @@ impl Daemon {
         let images =
             Images::new(client, Arc::new(DockerConfig::from_env()), containerd, modes, config.unindexed);
         let opening = Opening::new(layers.clone(), config.min_layer_size, config.prefetch);
-        let snapshotter = Arc::new(Snapshotter::new(root, images, layers.clone(), opening, modes)?);
+        let given = Given { modes, mount_options: &config.mount_options };
+        let snapshotter = Arc::new(Snapshotter::new(root, images, layers.clone(), opening, given)?);
         let restored = snapshotter.clone();
         tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;
         layers.serve()?;

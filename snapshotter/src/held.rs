@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, flock, memfd_create};
 use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
 
 use crate::{
-    descriptors,
+    descriptors, foreign,
     handover::{self, Given},
 };
 
@@ -73,6 +73,7 @@ impl Held {
         make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
         // As the kernel will name it: mounts of an earlier process are found by their path.
         let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
+        foreign::check(&root).map_err(anyhow::Error::msg)?;
         let mut passed = descriptors::of_service_manager().context("take what the service manager passes")?;
         let mut kept = |wanted: &str| {
             let place = passed.iter().position(|(name, _)| name == wanted)?;

@@ -21,6 +21,10 @@ pub(crate) const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.
 pub(crate) const REMOTE: &str = "containerd.io/snapshot/remote";
 /// Written on layers that an index led to.
 pub(crate) const HAS_INDEX: &str = "containerd.io/snapshot/remote/has.soci.index.digest";
+/// Which users of the container are which of the host: `container:host:length[,…]`.
+pub(crate) const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
+/// The same of groups.
+pub(crate) const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
 
 /// One layer of one image, as containerd asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]

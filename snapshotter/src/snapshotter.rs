@@ -28,6 +28,7 @@ use crate::{
     images::Images,
     labels::{self, LayerRequest},
     layers::{Layers, Refusal},
+    mapping,
     opening::{Opened, Opening},
     overlay::{self, Mount, Use},
     per_layer::Operation,
@@ -49,8 +50,15 @@ pub(crate) struct Snapshotter {
     /// between, a slot that is about to be used looks unused.
     placing: Mutex<()>,
     counters: Arc<Counters>,
-    /// Options that containerd's own overlay snapshotter gives on this kernel.
+    /// Options of every overlay.
     overlay_options: Vec<String>,
+}
+
+/// What the configuration says of snapshots.
+pub(crate) struct Given<'a> {
+    pub(crate) modes: Modes,
+    /// Options of every overlay.
+    pub(crate) mount_options: &'a [String],
 }
 
 impl Snapshotter {
@@ -59,24 +67,21 @@ impl Snapshotter {
         images: Images,
         layers: Arc<Layers>,
         opening: Arc<Opening>,
-        modes: Modes,
+        given: Given<'_>,
     ) -> Result<Self, Error> {
         let home = root.join("snapshotter");
         let (folders, present) = Folders::open(&home.join("snapshots"))?;
         let store = Store::open(&home.join("snapshots.redb"))?;
         present.into_iter().for_each(|id| store.skip_ids(id));
         folders.discard_unused(|| store.ids())?;
-        let mut overlay_options = Vec::new();
-        if Path::new("/sys/module/overlay/parameters/index").exists() {
-            overlay_options.push("index=off".to_owned());
-        }
+        let overlay_options = overlay::options(given.mount_options, &home);
         Ok(Self {
             folders,
             store,
             images,
             opening,
             layers,
-            modes,
+            modes: given.modes,
             placing: Mutex::default(),
             counters: Arc::default(),
             overlay_options,
@@ -282,7 +287,10 @@ impl Snapshotter {
         parent: &str,
         labels: HashMap<String, String>,
     ) -> Result<Record, Error> {
-        let owner = self.chain(parent)?.first().map(|above| self.root_owner(above)).transpose()?;
+        let owner = match mapping::root(&labels)? {
+            Some(root) => Some(root),
+            None => self.chain(parent)?.first().map(|above| self.root_owner(above)).transpose()?,
+        };
         let id = self.store.new_id();
         let doing = || format!("make folders of snapshot {key:?}");
         let making = self.folders.make(id, kind, owner).map_err(|e| Error::internal(doing(), e))?;
@@ -314,9 +322,24 @@ impl Snapshotter {
 
     fn mounts_of(&self, record: &Record) -> Result<Vec<Mount>, Error> {
         let lowers = self.chain(&record.parent)?;
+        let mapping = if self.is_shifted(record, lowers.first())? {
+            Vec::new()
+        } else {
+            mapping::options(&record.labels)
+        };
         let lowers: Vec<_> = lowers.iter().map(|lower| self.lower_path(lower)).collect();
         let what = if record.kind == Kind::View { Use::Look } else { Use::Write };
-        Ok(overlay::mounts(&self.folders.of(record.id), what, &lowers, &self.overlay_options))
+        Ok(overlay::mounts(&self.folders.of(record.id), what, &lowers, mapping, &self.overlay_options))
+    }
+
+    /// Whether the client has given the files below their new owners itself. It does so, file by file, where nobody
+    /// told it that this snapshotter has the kernel do it (`capabilities`), and sends the labels all the same.
+    fn is_shifted(&self, record: &Record, parent: Option<&Record>) -> Result<bool, Error> {
+        let Some(parent) = parent.filter(|parent| parent.lazy.is_none()) else { return Ok(false) };
+        match mapping::root(&record.labels) {
+            Ok(Some(root)) if root != (0, 0) => Ok(self.root_owner(parent)? == root),
+            _ => Ok(false),
+        }
     }
 
     fn lower_path(&self, record: &Record) -> PathBuf {

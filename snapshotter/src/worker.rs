@@ -32,7 +32,7 @@ use crate::{
     channel::{CHANNEL, Channel, News, Order},
     config::Config,
     control,
-    daemon::{Calls, Daemon, Given},
+    daemon::{Calls, Daemon, Start},
     descriptors::{self, Named},
     handover,
     held::{self, FUSE, LISTENER, LOCK, NOTES},
@@ -166,8 +166,8 @@ impl Worker {
         let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
         let above = control::Above { pid: Arc::new(AtomicU32::new(supervisor)), upgrades };
         let supervisor = above.pid.clone();
-        let given = Given { root, socket: &socket, mounted, notes: &handed.notes, has_crashed, above };
-        let daemon = Daemon::build(given, config).await?;
+        let start = Start { root, socket: &socket, mounted, notes: &handed.notes, has_crashed, above };
+        let daemon = Daemon::build(start, config).await?;
         match daemon.serve_metrics(config).await {
             // What is local is served whatever becomes of the metrics; only a new daemon says that they are wrong.
             Err(error) if !is_first => tracing::error!(error = format!("{error:#}"), "no metrics are served"),

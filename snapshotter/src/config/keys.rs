@@ -106,6 +106,12 @@ pub(super) const USED: &[Key] = &[
         show: |config| whole(config.min_layer_size),
     },
     Key {
+        name: "snapshotter.mount_options",
+        help: "options of overlayfs for every container, `\"volatile\"` for one",
+        set: |config, value| mount_options(value).map(|options| config.mount_options = options),
+        show: |config| config.mount_options.clone().into(),
+    },
+    Key {
         name: "pull_modes.soci_v2.enable",
         help: "look for an index through the image manifest's annotation",
         set: |config, value| boolean(value).map(|on| config.v2 = on),
@@ -370,6 +376,18 @@ fn min_free(value: &DeValue<'_>) -> Result<MinFree, String> {
     };
     let part = text.strip_suffix('%').and_then(|part| part.trim().parse().ok()).filter(|part| *part <= 100);
     part.map(MinFree::Percent).ok_or_else(expected)
+}
+
+/// What is ours to say cannot be said here, nor several things at once.
+fn mount_options(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    const OURS: &[&str] = &["lowerdir", "upperdir", "workdir", "uidmap", "gidmap"];
+    let option = |value: &DeValue<'_>| {
+        let option = value.as_str().filter(|option| !option.is_empty() && !option.contains([',', '\0']))?;
+        let name = option.split('=').next().unwrap_or_default();
+        (!OURS.contains(&name) && !name.starts_with("lowerdir+")).then(|| option.to_owned())
+    };
+    let all = value.as_array().and_then(|all| all.iter().map(|one| option(one.get_ref())).collect());
+    all.ok_or_else(|| "a list of options of overlayfs, one in each string".to_owned())
 }
 
 fn whole(number: impl TryInto<i64>) -> Value {

@@ -107,6 +107,12 @@ fn wrong_values_are_named_with_their_line() {
         ("[fetch.hedge]\non = true", "fetch.hedge must be true or false"),
         ("fetch = 5", "line 1: fetch must be a table ([fetch]), not 5"),
         ("[[fetch]]\nhedge = true", "fetch must be a table ([fetch])"),
+        (
+            "[snapshotter]\nmount_options = [\"a,b\"]",
+            "snapshotter.mount_options must be a list of options of overlayfs",
+        ),
+        ("[snapshotter]\nmount_options = [\"lowerdir=/\"]", "mount_options must be a list"),
+        ("[snapshotter]\nmount_options = [\"\", 1]", "mount_options must be a list"),
         ("[fill", "line 1"),
         ("[fill]\nenable = true\nenable = false", "duplicate key"),
     ] {
@@ -141,7 +147,7 @@ metrics_network = "unix"
 no_prometheus = true
 http = { DialTimeoutMsec = 1, ResponseHeaderTimeoutMsec = 2, MaxRetries = -1, MinWaitMsec = 3 }
 content_store.containerd_address = "/c"
-snapshotter.min_layer_size = 9223372036854775807
+snapshotter = { min_layer_size = 9223372036854775807, mount_options = ["volatile", "metacopy=on"] }
 pull_modes = { soci_v1.enable = true, soci_v2.enable = false }
 unindexed.mode = "store"
 background_fetch.disable = true
