@@ -9,6 +9,7 @@ mod index;
 mod prefetch;
 mod push;
 mod rebuild_db;
+mod daemon;
 mod status;
 mod verify;
 mod ztoc;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use crate::args::{Command, Global, ImageCommand, IndexCommand, PrefetchCommand, ZtocCommand};
+use crate::args::{Command, DaemonCommand, Global, ImageCommand, IndexCommand, PrefetchCommand, ZtocCommand};
 use crate::error::{Error, ErrorKind};
 use crate::output::Output;
 use crate::place::Registries;
@@ -103,6 +104,7 @@ async fn dispatch(
         Command::RebuildDb => rebuild_db::run(tools).await,
         Command::Verify(args) => verify::run(args, tools).await,
         Command::Status(args) => status::run(args, tools).await,
+        Command::Daemon(DaemonCommand::Upgrade(args)) => daemon::upgrade(args, tools).await,
         Command::Image(ImageCommand::Pull(args)) => image::pull(args, tools).await,
         Command::Index(IndexCommand::List(args)) => index::list(args, tools).await,
         Command::Index(IndexCommand::Info { place }) => index::info(place, tools).await,

@@ -6,11 +6,11 @@ use std::{collections::BTreeMap, error::Error as StdError, io, path::PathBuf, ti
 
 use prost_types::Timestamp;
 use proto::soci::control::v1::{
-    Compared, Layer as ProtoLayer, Outcome as ProtoOutcome, StatusRequest, StatusResponse,
+    Compared, Layer as ProtoLayer, Outcome as ProtoOutcome, StatusRequest, StatusResponse, UpgradeRequest,
     control_client::ControlClient,
 };
 use serde::Serialize;
-use tonic::{Code, Status as Refused};
+use tonic::{Code, Status as Refused, transport::Channel};
 
 use crate::{
     error::{Error, ErrorKind},
@@ -19,6 +19,8 @@ use crate::{
 
 /// How long the daemon may take to answer: it reads its database, and nothing else.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// It first tries the other program.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(30);
 /// Some thousand layers with all who stand on them.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
@@ -40,6 +42,8 @@ pub(crate) struct Daemon {
     pub(crate) version: String,
     pub(crate) revision: String,
     pub(crate) pid: u32,
+    /// of the process that would start another one; 0 when it is gone
+    pub(crate) supervisor_pid: u32,
     pub(crate) address: String,
     pub(crate) root: String,
     /// RFC 3339
@@ -115,8 +119,27 @@ pub(crate) struct Outcome {
 
 /// Asks the daemon at `address` (a path, with or without `unix://`) how everything stands.
 pub(crate) async fn status(address: &str) -> Result<Status, Error> {
+    let doing = format!("ask soci-snapshotter-grpc at {address}");
+    let mut client = connect(&doing, address).await?;
+    let answered = tokio::time::timeout(PATIENCE, client.status(StatusRequest {})).await;
+    let silent = |_| Error::new(ErrorKind::Unreachable, format!("{doing}: no answer within {PATIENCE:?}"));
+    let answer = answered.map_err(silent)?.map_err(|refused| refusal(&doing, &refused))?;
+    Ok(plain(answer.into_inner()))
+}
+
+/// Has another process of the daemon at `address` serve, of the program as it is on the disk now. That has not happened
+/// yet when this returns.
+pub(crate) async fn upgrade(address: &str) -> Result<(), Error> {
+    let doing = format!("upgrade soci-snapshotter-grpc at {address}");
+    let mut client = connect(&doing, address).await?;
+    let answered = tokio::time::timeout(UPGRADE_PATIENCE, client.upgrade(UpgradeRequest {})).await;
+    let silent =
+        |_| Error::new(ErrorKind::Unreachable, format!("{doing}: no answer within {UPGRADE_PATIENCE:?}"));
+    answered.map_err(silent)?.map_err(|refused| refusal(&doing, &refused)).map(drop)
+}
+
+async fn connect(doing: &str, address: &str) -> Result<ControlClient<Channel>, Error> {
     let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
-    let doing = format!("ask soci-snapshotter-grpc at {}", path.display());
     let channel = proto::connect(path).await.map_err(|cause| match is_denied(&cause) {
         true => {
             Error::new(ErrorKind::Denied, format!("{doing} (the socket is its user's own, mostly root's)"))
@@ -125,11 +148,7 @@ pub(crate) async fn status(address: &str) -> Result<Status, Error> {
         false => Error::new(ErrorKind::Unreachable, format!("{doing} (is it running? see --daemon-address)"))
             .because(cause),
     })?;
-    let mut client = ControlClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
-    let answered = tokio::time::timeout(PATIENCE, client.status(StatusRequest {})).await;
-    let silent = |_| Error::new(ErrorKind::Unreachable, format!("{doing}: no answer within {PATIENCE:?}"));
-    let answer = answered.map_err(silent)?.map_err(|refused| refusal(&doing, &refused))?;
-    Ok(plain(answer.into_inner()))
+    Ok(ControlClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
 }
 
 fn is_denied(cause: &(dyn StdError + 'static)) -> bool {
@@ -164,6 +183,7 @@ fn plain(answer: StatusResponse) -> Status {
             version: daemon.version,
             revision: daemon.revision,
             pid: daemon.pid,
+            supervisor_pid: daemon.supervisor_pid,
             address: daemon.address,
             root: daemon.root,
             started: rfc3339(daemon.started),

@@ -33,13 +33,34 @@ pub enum Command {
     Image(ImageCommand),
     /// What the daemon shows, how much of it is there, and what was not lazy, and why
     Status(Status),
+    /// The daemon itself
+    #[command(subcommand)]
+    Daemon(DaemonCommand),
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum DaemonCommand {
+    /// Put the program that is on the disk now in the place of the one that serves; no container notices
+    Upgrade(Upgrade),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Upgrade {
+    #[command(flatten)]
+    pub daemon: DaemonAddress,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DaemonAddress {
+    /// The daemon's socket: a path, or unix://PATH
+    #[arg(long, env = "SOCI_SNAPSHOTTER_ADDRESS", value_name = "PATH", default_value = DEFAULT_DAEMON_ADDRESS)]
+    pub daemon_address: String,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct Status {
-    /// The daemon's socket: a path, or unix://PATH
-    #[arg(long, env = "SOCI_SNAPSHOTTER_ADDRESS", value_name = "PATH", default_value = DEFAULT_DAEMON_ADDRESS)]
-    pub daemon_address: String,
+    #[command(flatten)]
+    pub daemon: DaemonAddress,
     /// Print JSON
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_possible_values = true)]
     pub json: bool,

@@ -11,7 +11,7 @@ use crate::{
 const MOST_RECENT: usize = 10;
 
 pub(super) async fn run(args: &Args, tools: &Tools<'_>) -> Result<(), Error> {
-    let status = control::status(&args.daemon_address).await?;
+    let status = control::status(&args.daemon.daemon_address).await?;
     if args.json {
         tools.output.json(&status);
         return Ok(());
@@ -26,6 +26,11 @@ fn print(status: &Status, tools: &Tools<'_>) {
         "soci-snapshotter-grpc {} {}, process {}, since {}, root {}",
         daemon.version, daemon.revision, daemon.pid, daemon.started, daemon.root
     )));
+    if daemon.supervisor_pid == 0 {
+        output.line(
+            "Its supervisor is gone: it serves on, and nobody would start it again. Start the daemon anew.",
+        );
+    }
     for remark in &daemon.config_remarks {
         output.line(&shown(&format!("configuration, line {}: {}", remark.line, remark.text)));
     }

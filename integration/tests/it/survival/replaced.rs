@@ -71,11 +71,22 @@ fn fuse_a_program_that_does_not_work_does_not_stay() -> Result<()> {
     said("back to the one before")?;
     daemon.wait_for_start(before)?;
     ensure!(daemon.workers() != workers);
-    // And the right one at last.
-    let before = daemon.starts();
+    // The command sees both: what becomes of a program, and why another one is not taken.
+    let upgrade = || {
+        let mut command = lab.command(&ours.soci);
+        command.args(["daemon", "upgrade", "--daemon-address"]).arg(daemon.address());
+        integration::process::output(command, LIMIT)
+    };
     install(&ours.daemon, &place)?;
-    daemon.signal(Signal::HUP);
-    daemon.wait_for_start(before)?;
+    let workers = daemon.workers();
+    let upgraded = upgrade()?;
+    let said = String::from_utf8(upgraded.stdout)?;
+    ensure!(upgraded.status.success() && said.contains(" serves, process "), "{said}");
+    ensure!(daemon.workers() != workers && said.contains(&daemon.workers()[0].to_string()));
+    install(&lab.path().join("text"), &place)?;
+    let refused = upgrade()?;
+    let said = String::from_utf8(refused.stderr)?;
+    ensure!(!refused.status.success() && said.contains(&place.display().to_string()), "{said}");
     daemon.stop();
     Ok(())
 }
