@@ -5,13 +5,11 @@ use std::{collections::BTreeSet, fs, path::Path, process::Output, thread};
 use anyhow::{Context, Result, ensure};
 use integration::{
     daemon::{Daemon, LOG_LIMIT, soci, with_containerd},
-    images::{Image, Layer, Tar, push_image, tar::Entry},
     lab::Lab,
-    link::Link,
+    link::{Fault, When},
     machine::{self, binaries},
     process::wait_until,
     reference::mount,
-    registry::Registry,
 };
 use proto::grpc::health::v1::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -20,11 +18,9 @@ use serde_json::Value;
 
 use crate::{
     image::noise,
-    metrics::get,
-    read_path::{NO_FILL, pull},
+    metrics::{SIZE, Stage, get},
+    read_path::{NO_FILL, pull, reasons},
 };
-
-const SIZE: usize = 300_000;
 
 /// Runs the daemon's binary with `words`, to its end.
 fn run(lab: &Lab, words: &[&str]) -> Result<(Output, String)> {
@@ -86,6 +82,13 @@ fn a_daemon_that_cannot_start_says_so_in_the_format_asked_for() -> Result<()> {
     );
     let (output, said) = run(&lab, &["--log-format", "xml"])?;
     ensure!(output.status.code() == Some(1) && said.contains("one of json, text"), "{output:?}");
+    // What is said before the end, too.
+    let file = lab.path().join("config.toml");
+    fs::write(&file, "debug = true\n")?;
+    let (_, text) = run(&lab, &["--config", path(&file), "--log-format", "text", "--address", "no://where"])?;
+    let lines: Vec<_> = text.lines().collect();
+    ensure!(lines.len() == 2 && lines[0].contains(" warning debug has no effect: "), "{text}");
+    ensure!(lines[0].ends_with(" line=1") && lines[1].contains(" fatal "), "{text}");
     let (output, said) = run(&lab, &["-v"])?;
     let version = format!("soci-snapshotter-grpc version {} ", env!("CARGO_PKG_VERSION"));
     ensure!(output.status.success() && said.starts_with(&version), "{said}");
@@ -133,38 +136,18 @@ fn documented_members() -> Result<BTreeSet<String>> {
     Ok(rows.filter_map(|row| row.split('`').nth(1).map(str::to_owned)).collect())
 }
 
-#[test]
-fn containerd_status_tells_how_layers_stand() -> Result<()> {
-    let lab = Lab::new("status")?;
-    let registry = Registry::start(&lab)?;
-    let files = (0..4).map(|seed| Entry::file(format!("file{seed}"), noise(seed, SIZE)));
-    let large = Layer::gzip(&Tar::new(files).bytes());
-    let small = Layer::gzip(&Tar::new([Entry::file("small", b"small")]).bytes());
-    push_image(registry.host(), "app:plain", &Image::new(vec![large, small]))?;
-    let place = |tag: &str| format!("docker://{}/app:{tag}", registry.host());
-    let words = ["--span-size", "65536", "--min-layer-size", "100000"];
-    soci(&lab, &binaries()?, &[&["convert"], &words[..], &[&place("plain"), &place("soci")]].concat())?;
-    let link = Link::new(&lab, registry.host())?;
-    let (daemon, containerd) = with_containerd(&lab, &format!("debug = true\n{NO_FILL}"))?;
-    let before = status(&lab)?;
-    ensure!(before["layers"] == serde_json::json!([]), "{before}");
-    ensure!(before["daemon"]["pid"] == daemon.pid() || !daemon.workers().is_empty(), "{before}");
-    ensure!(before["daemon"]["configRemarks"][0]["line"] == 1, "{before}");
-    ensure!(before["daemon"]["address"].as_str() == daemon.address().to_str(), "{before}");
-
-    let image = format!("{}/app:soci", link.host());
-    pull(&lab, &containerd, &image)?;
-    let mounted = mount(&lab, &containerd, "soci")?;
-    let fresh = status(&lab)?;
-    let lazy = layer(&fresh, None)?;
+/// After the pull, before anything was read.
+fn ensure_fresh(stage: &Stage, fresh: &Value) -> Result<()> {
+    let (image, host) = (stage.image(), stage.link.host());
+    let lazy = layer(fresh, None)?;
     ensure!(lazy["fetchedSize"] == 0 && lazy["fetchedPercent"] == 0.0 && lazy["complete"] == false, "{lazy}");
     ensure!(lazy["spans"]["total"] == lazy["spans"]["empty"] && lazy["compared"] == "not_yet", "{lazy}");
     ensure!(lazy["ztoc"].is_string() && lazy["error"] == "" && lazy["readersWaiting"] == 0, "{lazy}");
     ensure!(lazy["images"] == serde_json::json!([image]) && lazy["snapshots"][0].is_string(), "{lazy}");
-    ensure!(lazy["sources"][0]["name"] == format!("{}/app", link.host()), "{lazy}");
+    ensure!(lazy["sources"][0]["name"] == format!("{host}/app"), "{lazy}");
     ensure!(!lazy["users"].as_array().context("users")?.is_empty(), "nobody stands on it: {lazy}");
     ensure!(fresh["notLazy"] == serde_json::json!({ "no_ztoc": 1 }), "{fresh}");
-    let whole = layer(&fresh, Some("no_ztoc"))?;
+    let whole = layer(fresh, Some("no_ztoc"))?;
     ensure!(
         whole["ztoc"].is_null() && whole["complete"] == true && whole["fetchedPercent"] == 100.0,
         "{whole}"
@@ -177,16 +160,35 @@ fn containerd_status_tells_how_layers_stand() -> Result<()> {
     );
     ensure!(recent["layer"] == whole["digest"] && recent["key"].is_string(), "{recent}");
 
+    Ok(())
+}
+
+#[test]
+fn containerd_status_tells_how_layers_stand() -> Result<()> {
+    let stage = Stage::new("status")?;
+    let (lab, link) = (&stage.lab, &stage.link);
+    let (daemon, containerd) = with_containerd(lab, &format!("debug = true\n{NO_FILL}"))?;
+    let before = status(lab)?;
+    ensure!(before["layers"] == serde_json::json!([]), "{before}");
+    ensure!(before["daemon"]["pid"] == daemon.pid() || !daemon.workers().is_empty(), "{before}");
+    ensure!(before["daemon"]["configRemarks"][0]["line"] == 1, "{before}");
+    ensure!(before["daemon"]["address"].as_str() == daemon.address().to_str(), "{before}");
+
+    let image = stage.image();
+    pull(lab, &containerd, &image)?;
+    let mounted = mount(lab, &containerd, "soci")?;
+    let fresh = status(lab)?;
+    ensure_fresh(&stage, &fresh)?;
     let (given, documented) = (members(&fresh), documented_members()?);
     ensure!(given == documented, "as it is: {given:#?}, as it is documented: {documented:#?}");
 
     ensure!(fs::read(mounted.path().join("file0"))? == noise(0, SIZE), "file0 has other bytes");
-    let read = status(&lab)?;
+    let read = status(lab)?;
     let lazy = layer(&read, None)?;
     let number = |name: &str| lazy[name].as_u64().with_context(|| lazy.to_string());
     ensure!(number("fetchedSize")? > 0 && number("storedSize")? >= SIZE as u64, "{lazy}");
     ensure!(number("fetchedSize")? < number("size")?, "{lazy}");
-    let people = soci(&lab, &binaries()?, &["status", "--daemon-address", path(&daemon.address())])?;
+    let people = soci(lab, &binaries()?, &["status", "--daemon-address", path(&daemon.address())])?;
     for expected in ["whole (no_ztoc), complete", "lazy", &image, "Not lazy since the start: no_ztoc 1"] {
         ensure!(people.contains(expected), "{expected} is not in {people}");
     }
@@ -195,14 +197,14 @@ fn containerd_status_tells_how_layers_stand() -> Result<()> {
     let file = mounted.path().join("file2");
     let reader = thread::spawn(move || fs::read(file));
     wait_until("a reader that waits, and a source that fails", LOG_LIMIT, || {
-        let status = status(&lab)?;
+        let status = status(lab)?;
         let lazy = layer(&status, None)?;
         let fails = lazy["error"].as_str().is_some_and(|error| !error.is_empty());
         Ok((fails && lazy["readersWaiting"].as_u64() > Some(0)).then_some(()))
     })?;
     link.restore();
     ensure!(reader.join().expect("no panic")? == noise(2, SIZE), "file2 has other bytes");
-    let after = status(&lab)?;
+    let after = status(lab)?;
     let lazy = layer(&after, None)?;
     ensure!(lazy["error"] == "" && lazy["readersWaiting"] == 0, "{lazy}");
     Ok(())
@@ -258,4 +260,26 @@ fn fuse_health_follows_the_daemon() -> Result<()> {
         stopping.join().expect("no panic");
         Ok(())
     })
+}
+
+#[test]
+fn containerd_a_registry_is_asked_again_as_often_as_the_configuration_says() -> Result<()> {
+    let stage = Stage::new("retries")?;
+    let (lab, link) = (&stage.lab, &stage.link);
+    let (daemon, containerd) = with_containerd(lab, NO_FILL)?;
+    pull(lab, &containerd, &stage.image())?;
+    let shown = status(lab)?;
+    let ztoc = layer(&shown, None)?["ztoc"].as_str().context("a ztoc")?.to_owned();
+    for (retries, expected) in [(2, 3), (-1, 1)] {
+        containerd.ctr(&["image", "rm", "--sync", &stage.image()])?;
+        let more = format!("{NO_FILL}[http]\nMaxRetries = {retries}\nMinWaitMsec = 1\n");
+        daemon.restart_with(&(more + &Daemon::configuration(lab)))?;
+        containerd.restart()?; // it waits ever longer for a socket that was gone
+        let broken = link.inject(Fault::status(500), When::path(format!("/blobs/{ztoc}")));
+        pull(lab, &containerd, &stage.image())?;
+        ensure!(broken.hits() == expected, "{retries} retries: {} requests", broken.hits());
+        ensure!(reasons(&daemon).contains(&"unreachable".to_owned()), "{:?}", reasons(&daemon));
+        broken.lift();
+    }
+    Ok(())
 }
