@@ -89,6 +89,10 @@ fn a_daemon_that_cannot_start_says_so_in_the_format_asked_for() -> Result<()> {
     let lines: Vec<_> = text.lines().collect();
     ensure!(lines.len() == 2 && lines[0].contains(" warning debug has no effect: "), "{text}");
     ensure!(lines[0].ends_with(" line=1") && lines[1].contains(" fatal "), "{text}");
+    let mut command = lab.command(&binaries()?.daemon);
+    command.env("SOCI_SNAPSHOTTER_LOG_FORMAT", "text").arg("--config").arg(&missing);
+    let text = String::from_utf8(command.output()?.stderr)?;
+    ensure!(text.contains(" fatal   soci-snapshotter-grpc: read config "), "{text}");
     let (output, said) = run(&lab, &["-v"])?;
     let version = format!("soci-snapshotter-grpc version {} ", env!("CARGO_PKG_VERSION"));
     ensure!(output.status.success() && said.starts_with(&version), "{said}");

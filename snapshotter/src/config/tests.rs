@@ -133,6 +133,17 @@ fn hostile_names_stay_on_one_short_line() {
 }
 
 #[test]
+fn a_file_that_ends_anywhere_is_no_panic() {
+    let text = commented(&Config::default());
+    let wrong = text.replace("true", "9e9").replace(" 0\n", " -99999999999999999999\n");
+    for text in [text, wrong] {
+        for end in (0..text.len()).step_by(7) {
+            let _ = Config::parse(&text[..end]);
+        }
+    }
+}
+
+#[test]
 fn only_the_default_file_may_be_missing() {
     let missing = Path::new("/nonexistent/config.toml");
     assert!(Config::load(missing, false).is_ok());
