@@ -16,8 +16,12 @@ pub(crate) fn agrees(parent: &str, name: &str, diff: &Digest) -> Option<bool> {
     if parent.is_empty() {
         return Some(name == *diff);
     }
-    let parent = chain(parent)?;
-    Some(name == Digest::sha256(format!("{parent} {diff}").as_bytes()))
+    Some(name == id(Some(&chain(parent)?), diff))
+}
+
+/// The chain ID of a layer of this diff ID over the chain `below`.
+pub(crate) fn id(below: Option<&Digest>, diff: &Digest) -> Digest {
+    below.map_or(*diff, |below| Digest::sha256(format!("{below} {diff}").as_bytes()))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::{
     labels::LayerRequest,
     plan::{Contents, Modes},
     reason::Reason,
+    search::Search,
     sync::lock,
 };
 
@@ -28,6 +29,8 @@ const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
 /// A lookup is three small requests, each answered within a second or asked again within a few: a registry that is
 /// silent for longer holds up a pull that could do without it, and so does one that takes forever over kilobytes.
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
+/// For a registry that the client has not named: a lookup takes far less.
+const GUESS: Duration = Duration::from_secs(3);
 /// Images pulled at the same time on one node, generously.
 const MOST: usize = 256;
 
@@ -72,6 +75,7 @@ impl Entry {
 /// All images asked for lately.
 pub(crate) struct Images {
     lookup: Arc<Lookup>,
+    search: Search,
     /// Never held across an await.
     known: Mutex<HashMap<Key, Entry>>,
 }
@@ -79,7 +83,7 @@ pub(crate) struct Images {
 struct Lookup {
     client: Client,
     credentials: Arc<dyn Credentials>,
-    containerd: Containerd,
+    containerd: Arc<Containerd>,
     modes: Modes,
     unindexed: Unindexed,
 }
@@ -92,8 +96,28 @@ impl Images {
         modes: Modes,
         unindexed: Unindexed,
     ) -> Self {
+        let containerd = Arc::new(containerd);
+        let search = Search::new(containerd.clone());
         let lookup = Arc::new(Lookup { client, credentials, containerd, modes, unindexed });
-        Self { lookup, known: Mutex::default() }
+        Self { lookup, search, known: Mutex::default() }
+    }
+
+    /// What a client that only names the snapshot has not said.
+    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
+        self.search.layer(namespace, target).await
+    }
+
+    /// The same as [`Images::image`] for what was found out and not said. The registry's name may be none: it is not waited
+    /// for as long, and not asked for each layer.
+    pub(crate) async fn guessed(&self, namespace: &str, request: &LayerRequest) -> Answer {
+        let answer = tokio::time::timeout(GUESS, self.image(namespace, request)).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err((Reason::Unreachable, format!("{} does not answer in time", request.image)))
+        });
+        if answer.is_err() {
+            self.search.doubt(request.manifest);
+        }
+        answer
     }
 
     /// The repository that an image reference names.

@@ -42,15 +42,20 @@ pub(crate) struct LayerRequest {
 /// What the labels of a Prepare ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// A container's own layer, or a layer of a client that sends no labels.
+    /// A container's own layer, or one that a client unpacks unasked.
     Plain,
     Layer(Box<LayerRequest>),
+    /// The layer that this snapshot is to be made of; the client says no more.
+    Unnamed(String),
     /// The remote protocol, but not enough to know which layer it is.
     Unclear(Reason),
 }
 
 pub(crate) fn asked(labels: &HashMap<String, String>) -> Asked {
     let Some(target) = labels.get(TARGET).filter(|target| !target.is_empty()) else { return Asked::Plain };
+    if [IMAGE_REF, MANIFEST_DIGEST, LAYER_DIGEST].iter().all(|name| !labels.contains_key(*name)) {
+        return Asked::Unnamed(target.clone());
+    }
     let digest = |name: &str| labels.get(name).and_then(|text| Digest::from_str(text).ok());
     let image = labels.get(IMAGE_REF).and_then(|text| Reference::from_str(text).ok());
     let (Some(image), Some(manifest), Some(layer)) = (image, digest(MANIFEST_DIGEST), digest(LAYER_DIGEST))
@@ -65,6 +70,18 @@ pub(crate) fn asked(labels: &HashMap<String, String>) -> Asked {
         },
     };
     Asked::Layer(Box::new(LayerRequest { target: target.clone(), image, manifest, layer, index }))
+}
+
+/// What the client would have said of the layer, had it said anything. Where it did, nothing changes.
+pub(crate) fn name(labels: &mut HashMap<String, String>, request: &LayerRequest) {
+    let said = [
+        (IMAGE_REF, request.image.to_string()),
+        (MANIFEST_DIGEST, request.manifest.to_string()),
+        (LAYER_DIGEST, request.layer.to_string()),
+    ];
+    for (name, value) in said {
+        labels.entry(name.to_owned()).or_insert(value);
+    }
 }
 
 /// Where the layer of a stored snapshot can be had from.
@@ -100,6 +117,10 @@ mod tests {
             some.remove(missing);
             assert_eq!(asked(&labels(&some)), Asked::Unclear(Reason::NoLabels));
         }
+        assert_eq!(asked(&labels(&whole[..1])), Asked::Unnamed("sha256:chain".into()));
+        let mut unnamed = labels(&whole[..1]);
+        name(&mut unnamed, &request);
+        assert_eq!(unnamed, labels(&whole), "what was found out is kept as if it had been said");
         let mut odd = labels(&whole);
         odd.insert(LAYER_DIGEST.into(), "sha256:../../etc".into());
         assert_eq!(asked(&odd), Asked::Unclear(Reason::NoLabels));

@@ -20,6 +20,7 @@ mod status;
 mod snapshotter;
 mod opening;
 mod images;
+mod search;
 mod layers;
 mod quarantine;
 mod plan;

@@ -16,6 +16,8 @@ pub(crate) enum First {
     Writable,
     /// Ask for the image's index.
     Try(Box<LayerRequest>),
+    /// Find out which layer is to make this snapshot.
+    Search(String),
     /// containerd does it.
     Leave(Reason),
 }
@@ -65,6 +67,8 @@ pub(crate) fn first(asked: Asked, modes: Modes) -> First {
         Asked::Layer(request) if request.index.is_none() && !modes.v1 && !modes.v2 => {
             First::Leave(Reason::Disabled)
         }
+        Asked::Unnamed(_) if !modes.v1 && !modes.v2 => First::Leave(Reason::Disabled),
+        Asked::Unnamed(target) => First::Search(target),
         Asked::Layer(request) => First::Try(request),
     }
 }
@@ -143,6 +147,8 @@ mod tests {
                 First::Try(request("a").into()),
             ),
             (Asked::Layer(request("a").into()), none, First::Leave(Reason::Disabled)),
+            (Asked::Unnamed("chain".into()), both, First::Search("chain".into())),
+            (Asked::Unnamed("chain".into()), none, First::Leave(Reason::Disabled)),
             (Asked::Layer(chosen.clone().into()), none, First::Try(chosen.into())),
         ];
         for (asked, modes, expected) in rows {

@@ -54,6 +54,14 @@ pub(crate) struct Snapshotter {
     overlay_options: Vec<String>,
 }
 
+/// Who says which layer a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    ByTheClient,
+    /// Found out, see `search`.
+    ByItsChain,
+}
+
 /// What the configuration says of snapshots.
 pub(crate) struct Given<'a> {
     pub(crate) modes: Modes,
@@ -139,15 +147,35 @@ impl Snapshotter {
         let first = plan::first(labels::asked(&labels), self.modes);
         // Database and folders are on a disk: others are served meanwhile.
         let record = block_in_place(|| self.create(Kind::Active, key, parent, labels))?;
-        match first {
-            First::Writable => self.counters.prepared(Prepared::Plain),
-            First::Leave(reason) => self.left(key, None, reason, "no valid SOCI index found"),
-            First::Try(request) => match self.open_and_place(&record, &request).await? {
-                Ok(()) => return Err(exists(&request.target)),
-                Err((reason, why)) => self.left(key, Some(&request), reason, &why),
+        let (request, named) = match first {
+            First::Writable => {
+                self.counters.prepared(Prepared::Plain);
+                return self.mounts_of(&record);
+            }
+            First::Leave(reason) => {
+                self.left(key, None, reason, "no valid SOCI index found");
+                return self.mounts_of(&record);
+            }
+            First::Try(request) => (*request, Named::ByTheClient),
+            First::Search(target) => match self.images.layer(namespace(key), &target).await {
+                Some(request) => (request, Named::ByItsChain),
+                None => {
+                    self.left(key, None, Reason::NoLabels, "the client does not say which image it is of");
+                    return self.mounts_of(&record);
+                }
             },
+        };
+        match self.open_and_place(&record, &request, named).await {
+            Ok(Ok(())) => Err(exists(&request.target)),
+            Ok(Err((reason, why))) => {
+                self.left(key, Some(&request), reason, &why);
+                self.mounts_of(&record)
+            }
+            Err(error) => {
+                self.abandon(&record);
+                Err(error)
+            }
         }
-        self.mounts_of(&record)
     }
 
     /// Shows a layer and commits its snapshot; the inner result says why containerd has to do it.
@@ -155,12 +183,29 @@ impl Snapshotter {
         &self,
         record: &Record,
         request: &LayerRequest,
+        named: Named,
     ) -> Result<Result<(), Refusal>, Error> {
         if let Some(answer) = self.target_exists(record, request)? {
+            if answer.is_ok() {
+                self.abandon(record);
+            }
             return Ok(answer);
         }
         let began = Instant::now();
-        match self.open(&record.name, request).await {
+        let namespace = namespace(&record.name);
+        let image = match named {
+            Named::ByTheClient => self.images.image(namespace, request).await,
+            Named::ByItsChain => self.images.guessed(namespace, request).await,
+        };
+        let image = match image {
+            Ok(image) => image,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let lowest = image.contents.layers.first().is_none_or(|lowest| lowest.digest == request.layer);
+        if record.parent.is_empty() && !lowest {
+            return Err(parentless(request));
+        }
+        match self.opening.open(&image, &request.layer).await {
             Ok(opened) => {
                 let lazy = opened.reason.is_none();
                 let placed = block_in_place(|| self.place(record, request, opened));
@@ -170,6 +215,15 @@ impl Snapshotter {
                 placed
             }
             Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    /// Takes back an active snapshot that nobody was told of.
+    fn abandon(&self, record: &Record) {
+        match self.store.remove(&record.name) {
+            Ok(removed) => self.folders.discard(removed.id),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(key = record.name, %error, "take back a snapshot"),
         }
     }
 
@@ -349,14 +403,6 @@ impl Snapshotter {
         }
     }
 
-    /// Opens the layer of `request`; or says why containerd has to do it.
-    async fn open(&self, key: &str, request: &LayerRequest) -> Result<Opened, Refusal> {
-        // containerd's keys are `<namespace>/<counter>/<name>`; the header may be missing.
-        let namespace = key.split_once('/').map_or("default", |(namespace, _)| namespace);
-        let image = self.images.image(namespace, request).await?;
-        self.opening.open(&image, &request.layer).await
-    }
-
     /// The attributes of directories that the layer implies: those that a plain unpacking would have taken
     /// from the layers below. Where a link lies below, an unpacking would follow it, which a layer cannot show.
     fn inherited(&self, layer: &Layer, lowers: &[Record]) -> Result<Vec<Inherited>, Refusal> {
@@ -413,13 +459,20 @@ impl Snapshotter {
             labels.insert(labels::HAS_INDEX.into(), "true".into());
         }
         labels.insert(labels::REMOTE.into(), "remote snapshot".into());
+        labels::name(&mut labels, request);
         let lazy = Lazy { slot, layer: opened.descriptor, ztoc: opened.ztoc, inherited };
         let commit = Commit { labels, lazy: Some(lazy), ..Commit::default() };
         if let Err(error) = self.store.commit(&record.name, &request.target, commit) {
             self.release_unused(slot)?;
             // Somebody was quicker.
             let there = self.target_exists(record, request)?;
-            return if error.kind() == ErrorKind::AlreadyExists { there.ok_or(error) } else { Err(error) };
+            if error.kind() != ErrorKind::AlreadyExists {
+                return Err(error);
+            }
+            if let Some(Ok(())) = there {
+                self.abandon(record);
+            }
+            return there.ok_or(error);
         }
         self.compare_when_whole(&opened.layer, &record.parent, &request.target);
         let key = &record.name;
@@ -496,6 +549,23 @@ fn outcome(key: &str, request: Option<&LayerRequest>, reason: Reason, left: Opti
         why: left.unwrap_or_default().to_owned(),
         whole: left.is_none(),
     }
+}
+
+/// containerd's keys are `<namespace>/<counter>/<name>`; the header may be missing.
+fn namespace(key: &str) -> &str {
+    key.split_once('/').map_or("default", |(namespace, _)| namespace)
+}
+
+/// A layer that has others below it, and a client that will name them only when it commits: a snapshotter that is
+/// announced with `rebase` is asked so. An answer that there is nothing to pull would leave the layers below out, and what
+/// containerd unpacks without them has lost its whiteouts.
+fn parentless(request: &LayerRequest) -> Error {
+    let doing = format!(
+        "prepare layer {} of {}: it has others below it and comes without a parent; take `rebase` out of this \
+         snapshotter's capabilities in containerd's configuration",
+        request.layer, request.image
+    );
+    Error::new(ErrorKind::FailedPrecondition, doing)
 }
 
 /// containerd's agreed sign that there is nothing to pull.
