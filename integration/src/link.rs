@@ -131,7 +131,13 @@ impl Link {
     }
 
     pub fn with_speed(lab: &Lab, target: &str, speed: Speed) -> Result<Link> {
-        Link::open(lab, target, speed, None)
+        Link::open(lab, target, "127.0.0.1:0", speed, None)
+    }
+
+    /// A fast line with an address of the caller's choice on the loopback: one on port 80 stands for a registry whose name
+    /// has no port.
+    pub fn at(lab: &Lab, target: &str, address: &str) -> Result<Link> {
+        Link::open(lab, target, address, Speed::default(), None)
     }
 
     /// A fast line with somebody at its door, who may answer in the registry's place.
@@ -140,11 +146,11 @@ impl Link {
         target: &str,
         gate: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static,
     ) -> Result<Link> {
-        Link::open(lab, target, Speed::default(), Some(Gate(Box::new(gate))))
+        Link::open(lab, target, "127.0.0.1:0", Speed::default(), Some(Gate(Box::new(gate))))
     }
 
-    fn open(lab: &Lab, target: &str, speed: Speed, gate: Option<Gate>) -> Result<Link> {
-        let listener = TcpListener::bind("127.0.0.1:0").context("listen for the link")?;
+    fn open(lab: &Lab, target: &str, address: &str, speed: Speed, gate: Option<Gate>) -> Result<Link> {
+        let listener = TcpListener::bind(address).context("listen for the link")?;
         let address = listener.local_addr()?;
         let state = State {
             mode: Mode::Open,

@@ -2,8 +2,8 @@
 //! with real mounts made of the answers; and the original, as a Go program, where Go and its modules can be had.
 
 mod cases;
-mod client;
-mod content;
+pub(crate) mod client;
+pub(crate) mod content;
 
 use std::time::Duration;
 

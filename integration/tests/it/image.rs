@@ -114,3 +114,12 @@ pub(crate) fn index(host: &str, repository: &str) -> Result<(String, Vec<Value>)
     let listed = index["layers"].as_array().with_context(|| format!("layers in {index}"))?;
     Ok((digest.to_owned(), listed.clone()))
 }
+
+/// The digest of the manifest for this machine that a tag's image index lists first.
+pub(crate) fn manifest(host: &str, repository: &str, tag: &str) -> Result<String> {
+    let image = document(host, repository, tag)?;
+    let first =
+        image["manifests"].as_array().and_then(|all| all.iter().find(|one| one["platform"]["os"] == "linux"));
+    let digest = first.and_then(|entry| entry["digest"].as_str());
+    Ok(digest.with_context(|| format!("a manifest among {image}"))?.to_owned())
+}
