@@ -18,7 +18,7 @@ use std::{
 
 use oci::{Digest, Manifest, Reference};
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::OnceCell, time::timeout};
 
 use crate::{
     chain,
@@ -60,20 +60,12 @@ struct Known {
     images: Vec<Arc<Chains>>,
 }
 
-/// One image: where it is from, and its layers by the chain IDs they make.
+/// One image: its layers by the chain IDs they make, and where it is from, once somebody wants to know.
 #[derive(Debug)]
 struct Chains {
-    manifest: Digest,
-    image: Reference,
+    listed: Listed,
     layers: HashMap<Digest, Digest>,
-}
-
-impl Chains {
-    fn request(&self, target: &str) -> Option<LayerRequest> {
-        let layer = *self.layers.get(&Digest::from_str(target).ok()?)?;
-        let (image, manifest) = (self.image.clone(), self.manifest);
-        Some(LayerRequest { target: target.to_owned(), image, manifest, layer, index: None })
-    }
+    image: OnceCell<Option<Reference>>,
 }
 
 impl Search {
@@ -104,23 +96,25 @@ impl Search {
     }
 
     async fn find(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
+        let wanted = Digest::from_str(target).ok()?;
         let mut known = self.known.lock().await;
         known.retain(|_, known| known.since.elapsed() < KEEP);
         let before = known.get(namespace).map_or(&[][..], |known| &known.images);
-        if let Some(request) = before.iter().find_map(|image| image.request(target)) {
-            return Some(request);
+        if let Some(image) = before.iter().find(|image| image.layers.contains_key(&wanted)) {
+            return self.request(namespace, image, target, &wanted).await;
         }
-        let before: HashMap<_, _> = before.iter().map(|image| (image.manifest, image.clone())).collect();
+        let before: HashMap<_, _> =
+            before.iter().map(|image| (image.listed.manifest, image.clone())).collect();
         let (mut images, mut found) = (Vec::new(), None);
-        for listed in self.containerd.manifests(namespace).await?.iter().take(MOST_READ) {
+        for listed in self.containerd.manifests(namespace).await?.into_iter().take(MOST_READ) {
             let image = match before.get(&listed.manifest) {
                 Some(image) => Some(image.clone()),
                 None => self.read(namespace, listed).await.map(Arc::new),
             };
             let Some(image) = image else { continue };
-            found = image.request(target);
-            images.push(image);
-            if found.is_some() {
+            images.push(image.clone());
+            if image.layers.contains_key(&wanted) {
+                found = self.request(namespace, &image, target, &wanted).await;
                 break;
             }
         }
@@ -131,8 +125,21 @@ impl Search {
         found
     }
 
+    async fn request(
+        &self,
+        namespace: &str,
+        image: &Chains,
+        target: &str,
+        wanted: &Digest,
+    ) -> Option<LayerRequest> {
+        let layer = *image.layers.get(wanted)?;
+        let source = image.image.get_or_init(|| self.source(namespace, &image.listed)).await.clone()?;
+        let manifest = image.listed.manifest;
+        Some(LayerRequest { target: target.to_owned(), image: source, manifest, layer, index: None })
+    }
+
     /// Both documents are verified by their digests; those of other things than images are left out.
-    async fn read(&self, namespace: &str, listed: &Listed) -> Option<Chains> {
+    async fn read(&self, namespace: &str, listed: Listed) -> Option<Chains> {
         let config = self.containerd.content(namespace, &listed.config).await?;
         let manifest = self.containerd.content(namespace, &listed.manifest).await?;
         let manifest = Manifest::parse(&manifest, "read image manifest").ok()?;
@@ -142,12 +149,9 @@ impl Search {
         }
         let layers: Vec<_> = manifest.layers().iter().map(|layer| layer.digest).collect();
         let layers = chains(&config, &layers)?;
-        let image = self.source(namespace, listed).await?;
-        Some(Chains { manifest: listed.manifest, image, layers })
+        Some(Chains { listed, layers, image: OnceCell::new() })
     }
-}
 
-impl Search {
     /// Where the image can be had from.
     async fn source(&self, namespace: &str, listed: &Listed) -> Option<Reference> {
         let names = self.containerd.names(namespace).await;

@@ -1,5 +1,7 @@
 //! Clients that say which snapshot they want and not which image it is of: `ctr`, and others that do without the labels.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use integration::{
     containerd::{Containerd, Options},
@@ -9,6 +11,7 @@ use integration::{
     link::Link,
     machine::{ensure_debian, skip},
     parts,
+    process::wait_until,
 };
 use oci::Digest;
 use serde_json::Value;
@@ -21,6 +24,8 @@ use crate::{
 };
 use integration::images::{Layer, Tar, tar::Entry};
 
+/// For containerd to come back to a daemon that was away.
+const AGAIN_LIMIT: Duration = Duration::from_secs(60);
 /// Without `enable_remote_snapshot_annotations`, so that there are no labels.
 const UNPACKS: &str = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
                        platform = \"linux\"\nsnapshotter = \"soci\"\n";
@@ -73,7 +78,11 @@ fn containerd_ctr_pulls_lazily_on_containerd_2_without_labels() -> Result<()> {
     ensure!(fetched * 4 < all, "{fetched} of {all} bytes were fetched: it was not lazy");
     // What was found out is kept: after a restart the layers know where their bytes are.
     daemon.restart()?;
-    let said = containerd.run(&lazy, "soci", "c2", &["/bin/busybox", "md5sum", "/ballast"])?;
+    // containerd connects again in its own time.
+    let words = ["/bin/busybox", "md5sum", "/ballast"];
+    let said = wait_until("a container after the restart", AGAIN_LIMIT, || {
+        Ok(containerd.run(&lazy, "soci", "c2", &words).ok())
+    })?;
     ensure!(said.contains("/ballast"), "{said}");
     Ok(())
 }
