@@ -93,8 +93,8 @@ fn owned() -> Result<Vec<Layer>> {
         Entry::symlink("bin/sh", "busybox"),
     ]);
     let files = Tar::new([
-        Entry::directory("home").owner(1000, 1001),
-        Entry::file("home/file", b"text").owner(7, 8),
+        Entry::directory("srv").owner(1000, 1001),
+        Entry::file("srv/file", b"text").owner(7, 8),
         Entry::file("ballast", noise(11, 20 << 20)),
     ]);
     Ok(vec![Layer::gzip(&shell.bytes()), Layer::gzip(&files.bytes())])
@@ -122,12 +122,11 @@ fn containerd_a_container_with_users_of_its_own_is_lazy_and_sees_the_right_owner
     integration::daemon::pull(&lab, &integration::machine::binaries()?, &containerd, &stage.lazy)?;
     ensure!(reasons(&daemon).is_empty(), "{:?}", reasons(&daemon));
     stage.link.reset();
-    let script = "stat -c %u:%g / /bin/busybox /home /home/file; cat /home/file; echo; echo new > /home/new && \
-                  stat -c %u:%g /home/new; cat /proc/self/uid_map";
+    let script = "stat -c %u:%g / /bin/busybox /srv /srv/file; cat /srv/file; echo; echo new > /srv/new && \
+                  stat -c %u:%g /srv/new; cat /proc/self/uid_map";
     let words = [
         "run",
         "--rm",
-        "--net-host",
         "--snapshotter",
         "soci",
         "--uidmap",
