@@ -107,7 +107,7 @@ pub(super) const USED: &[Key] = &[
     },
     Key {
         name: "snapshotter.mount_options",
-        help: "options of overlayfs for every container, `\"volatile\"` for one",
+        help: "options for every overlay that containerd is told to mount, as `[\"volatile\"]` (with which the kernel mounts a container's upper layer only once: not for containers that are stopped and started again)",
         set: |config, value| mount_options(value).map(|options| config.mount_options = options),
         show: |config| config.mount_options.clone().into(),
     },
