@@ -63,6 +63,7 @@ enum Named {
 }
 
 /// What the configuration says of snapshots.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Given<'a> {
     pub(crate) modes: Modes,
     /// Options of every overlay.

@@ -135,5 +135,5 @@ fn common<'a>(paths: &[&'a str]) -> &'a str {
     let first = paths.first().copied().unwrap_or_default();
     let ends = first.match_indices('/').map(|(at, _)| at + 1);
     let shared = |end: &usize| paths.iter().all(|path| path.starts_with(&first[..*end]) && path.len() > *end);
-    &first[..ends.filter(shared).last().unwrap_or(0)]
+    &first[..ends.rev().find(shared).unwrap_or(0)]
 }
