@@ -103,7 +103,11 @@ impl Images {
     }
 
     /// What a client that only names the snapshot has not said.
-    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
+    pub(crate) async fn layer(
+        &self,
+        namespace: &str,
+        target: &str,
+    ) -> Result<LayerRequest, (Reason, String)> {
         self.search.layer(namespace, target).await
     }
 
@@ -114,10 +118,7 @@ impl Images {
         let answer = answer.unwrap_or_else(|_| {
             Err((Reason::Unreachable, format!("{} does not answer in time", request.image)))
         });
-        if answer.is_err() {
-            self.search.doubt(request.manifest);
-        }
-        answer
+        answer.inspect_err(|why| self.search.doubt(request.manifest, why.clone()))
     }
 
     /// The repository that an image reference names.

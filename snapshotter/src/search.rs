@@ -24,6 +24,8 @@ use crate::{
     chain,
     containerd::{Containerd, Listed},
     labels::LayerRequest,
+    layers::Refusal,
+    reason::Reason,
     sync::lock,
 };
 
@@ -49,8 +51,8 @@ pub(crate) struct Search {
     containerd: Arc<Containerd>,
     /// By namespace. Whoever searches holds it: the others find what was found.
     known: tokio::sync::Mutex<HashMap<String, Known>>,
-    /// Manifests that led nowhere, and when.
-    doubted: Mutex<HashMap<Digest, Instant>>,
+    /// Manifests that led nowhere, when, and why.
+    doubted: Mutex<HashMap<Digest, (Instant, Refusal)>>,
 }
 
 #[derive(Debug)]
@@ -74,25 +76,31 @@ impl Search {
     }
 
     /// What was found led nowhere: nobody waits for it again soon.
-    pub(crate) fn doubt(&self, manifest: Digest) {
+    pub(crate) fn doubt(&self, manifest: Digest, why: Refusal) {
         let mut doubted = lock(&self.doubted);
-        doubted.retain(|_, since| since.elapsed() < DOUBT);
+        doubted.retain(|_, (since, _)| since.elapsed() < DOUBT);
         if doubted.len() < MOST_DOUBTED {
-            doubted.insert(manifest, Instant::now());
+            doubted.insert(manifest, (Instant::now(), why));
         }
     }
 
-    fn is_doubted(&self, manifest: &Digest) -> bool {
-        lock(&self.doubted).get(manifest).is_some_and(|since| since.elapsed() < DOUBT)
+    /// The request as it is, or why it would lead nowhere.
+    fn checked(&self, request: LayerRequest) -> Result<LayerRequest, Refusal> {
+        match lock(&self.doubted).get(&request.manifest) {
+            Some((since, why)) if since.elapsed() < DOUBT => Err(why.clone()),
+            _ => Ok(request),
+        }
     }
 
     /// The layer whose snapshot is to be called `target`, in an image that containerd has in this namespace.
-    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
+    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Result<LayerRequest, Refusal> {
         let found = timeout(PATIENCE, self.find(namespace, target)).await.unwrap_or_else(|_| {
             tracing::debug!(namespace, target, "which image the layer is of could not be found in time");
             None
         });
-        found.filter(|request| !self.is_doubted(&request.manifest))
+        let why =
+            "the client does not say which image it is of, and containerd has none that is known to have it";
+        self.checked(found.ok_or((Reason::NoLabels, why.to_owned()))?)
     }
 
     async fn find(&self, namespace: &str, target: &str) -> Option<LayerRequest> {

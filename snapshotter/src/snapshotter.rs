@@ -159,9 +159,9 @@ impl Snapshotter {
             }
             First::Try(request) => (*request, Named::ByTheClient),
             First::Search(target) => match self.images.layer(namespace(key), &target).await {
-                Some(request) => (request, Named::ByItsChain),
-                None => {
-                    self.left(key, None, Reason::NoLabels, "the client does not say which image it is of");
+                Ok(request) => (request, Named::ByItsChain),
+                Err((reason, why)) => {
+                    self.left(key, None, reason, &why);
                     return self.mounts_of(&record);
                 }
             },

@@ -138,6 +138,7 @@ fn containerd_layers_are_found_from_their_chain_ids() -> Result<()> {
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     // Another image, with an index of its own; and one of the same layers that has none and came earlier.
     let other = Layer::gzip(&Tar::new([Entry::file("other", noise(13, 100_000))]).bytes());
+    let unindexed = other.diff_id;
     let pushed = push_image(stage.registry.host(), "other:plain", &Image::new(vec![other]))?;
     for image in [&pushed.reference, &stage.plain, &stage.lazy] {
         containerd.ctr(&["content", "fetch", "--plain-http", "--metadata-only", image])?;
@@ -168,6 +169,11 @@ fn containerd_layers_are_found_from_their_chain_ids() -> Result<()> {
         parent = chain.to_string();
     }
     ensure!(reasons(&client.daemon).len() == 2, "{:?}", reasons(&client.daemon));
+    // One that leads nowhere is not followed again soon, and the reason stays.
+    for number in 10..12 {
+        ensure!(code(ask(&namespace, number, &unindexed, "")) == Code::Ok);
+    }
+    ensure!(reasons(&client.daemon)[2..] == ["no_index"; 2], "{:?}", reasons(&client.daemon));
     Ok(())
 }
 
