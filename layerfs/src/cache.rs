@@ -109,6 +109,8 @@ pub struct Store {
     layers: PathBuf,
     /// One more after each unclean stop: what is of an older one is proven before it is believed.
     generation: u32,
+    /// That is on the disk, for whoever comes next to know that what is older is in doubt.
+    is_noted: bool,
     /// Nothing is written any more; held for reading while something is.
     closed: RwLock<bool>,
     /// A write has failed for lack of room.
@@ -193,15 +195,24 @@ impl Store {
         if noted.is_some() && known.is_none_or(|(_, last)| last != generation) {
             tracing::warn!("the last stop was unclean: what is stored is verified again before use");
         }
-        // On the disk before anything is written under it: a mark that came back would be believed.
-        replace(&layers.join("boot"), format!("{} {generation}", boot.trim()).as_bytes())
-            .and_then(|()| File::open(&layers)?.sync_all())
-            .map_err(|e| Error::io("write boot id of layers", e))?;
+        let note = format!("{} {generation}", boot.trim());
+        let mut is_noted = true;
+        if clean || noted.as_deref() != Some(&note) {
+            // On the disk before anything is written under it: a mark that came back would be believed.
+            let written = replace(&layers.join("boot"), note.as_bytes());
+            if let Err(error) = written.and_then(|()| File::open(&layers)?.sync_all()) {
+                tracing::error!(%error, "write boot id of layers: what is fetched is not kept until the next start");
+                is_noted = false;
+            }
+        }
         let eviction = Eviction { order: LruCache::unbounded(), used: 0, owners: Vec::new() };
+        let closed = RwLock::default();
+        *closed.write() = !is_noted;
         Ok(Arc::new(Self {
             layers,
             generation,
-            closed: RwLock::default(),
+            is_noted,
+            closed,
             full: AtomicBool::new(false),
             room,
             eviction: Mutex::new(eviction),
@@ -221,6 +232,9 @@ impl Store {
     /// When the disk cannot be synced: the next start then verifies again, no harm is done.
     pub fn close(&self) -> Result<(), Error> {
         *self.closed.write() = true;
+        if !self.is_noted {
+            return Ok(());
+        }
         let folder = File::open(&self.layers).map_err(|e| Error::io("open folder of layers", e))?;
         rustix::fs::syncfs(&folder).map_err(|e| Error::io("sync folder of layers", e.into()))?;
         fs::write(self.layers.join("clean"), b"").map_err(|e| Error::io("write clean mark", e))

@@ -70,6 +70,7 @@ impl Held {
     /// # Errors
     /// When another daemon uses the root or the socket, or the kernel refuses the mount.
     pub(crate) fn obtain(address: &str, root: &Path) -> anyhow::Result<Self> {
+        let path = path_of(address)?;
         make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
         // As the kernel will name it: mounts of an earlier process are found by their path.
         let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
@@ -88,15 +89,16 @@ impl Held {
                 given.lock
             }
         };
+        let (listener, socket) = listener(address, path, passed, given_socket)?;
         let mounted = match fuse.map(|fuse| Mounted::handed(&mount_path(&root), &note_path(&root), fuse)) {
-            Some(Ok(mounted)) => mounted,
+            Some(Ok(mounted)) => Ok(mounted),
             Some(Err(error)) => {
                 tracing::error!(%error, "what was kept of the mount cannot be used");
-                mount(&root)?
+                mount(&root)
             }
-            None => mount(&root)?,
+            None => mount(&root),
         };
-        let (listener, socket) = listener(address, passed, given_socket)?;
+        let mounted = mounted.inspect_err(|_| drop(socket.as_ref().map(fs::remove_file)))?;
         let notes = memfd_create("soci notes", MemfdFlags::CLOEXEC).context("make memory for notes")?;
         let held = Self { root, mounted, lock, listener, notes, socket };
         held.store();
@@ -173,10 +175,10 @@ fn take_root(root: &Path, mut kept: Option<OwnedFd>) -> anyhow::Result<Taken> {
 /// The socket of that address: a path, `unix://PATH`, or `fd://` for the one that the service manager passed.
 fn listener(
     address: &str,
+    path: PathBuf,
     passed: Vec<descriptors::Named>,
     given: Option<(PathBuf, OwnedFd)>,
 ) -> anyhow::Result<(UnixListener, Option<PathBuf>)> {
-    let path = path_of(address)?;
     if address == BY_DESCRIPTOR {
         let mut sockets = passed;
         match (sockets.pop(), sockets.len()) {
@@ -251,12 +253,19 @@ mod tests {
         };
         let (given, passed) = (socket("given"), socket("passed"));
         let address = format!("unix://{}", given.0.display());
-        let (_, path) = listener(&address, Vec::new(), Some((given.0.clone(), given.1))).unwrap();
+        let at = |address: &str| path_of(address).unwrap();
+        let known = Some((given.0.clone(), given.1));
+        let (_, path) = listener(&address, at(&address), Vec::new(), known).unwrap();
         assert_eq!(path, Some(given.0));
-        let (_, path) = listener("fd://", vec![("soci.socket".into(), passed.1)], None).unwrap();
+        let (_, path) = listener("fd://", at("fd://"), vec![("soci.socket".into(), passed.1)], None).unwrap();
         assert_eq!(path, None);
         let two = ["a", "b"].map(|name| (name.to_owned(), socket(name).1)).into();
-        assert!(listener("fd://", two, None).unwrap_err().to_string().contains("2 sockets were passed"));
-        assert!(listener("tcp://x", Vec::new(), None).is_err());
+        assert!(
+            listener("fd://", at("fd://"), two, None)
+                .unwrap_err()
+                .to_string()
+                .contains("2 sockets were passed")
+        );
+        assert!(path_of("tcp://x").is_err());
     }
 }

@@ -435,3 +435,29 @@ async fn what_is_wanted_comes_and_nothing_else() {
     }
     assert_eq!(layer.spans().1, all - 5);
 }
+
+#[test]
+fn a_store_that_cannot_note_what_is_in_doubt_keeps_nothing_and_vouches_for_nothing() {
+    let root = TempDir::new().unwrap();
+    let open = |boot: &str| Store::open_on(root.path(), Room::default(), boot, Arc::default()).unwrap();
+    let (boot, clean) = (root.path().join("layers/boot"), root.path().join("layers/clean"));
+    drop(open("one"));
+    let noted = fs::read(&boot).unwrap();
+    // A disk that is full, as far as this note is concerned. After a crash of the process alone nothing is to be noted.
+    let in_the_way = root.path().join(format!("layers/boot.new{}", std::process::id()));
+    fs::create_dir(&in_the_way).unwrap();
+    open("one").close().unwrap();
+    assert!(clean.exists());
+    fs::remove_file(&clean).unwrap();
+    // The machine has crashed: what is there is in doubt, and stays so for whoever comes next.
+    let store = open("two");
+    let layer = LayerId { layer: oci::Digest::sha256(b"layer"), ztoc: None };
+    let put = store.layer(&layer).unwrap().put_ztoc(b"ztoc", &oci::Digest::sha256(b"ztoc"));
+    assert!(put.is_err(), "nothing is kept");
+    store.close().unwrap();
+    assert!(!clean.exists());
+    assert_eq!(fs::read(&boot).unwrap(), noted);
+    fs::remove_dir(&in_the_way).unwrap();
+    drop(open("two"));
+    assert_ne!(fs::read(&boot).unwrap(), noted);
+}
