@@ -239,8 +239,14 @@ impl Layers {
                 };
                 let mut runs = prefetch.spans.clone();
                 runs.sort_by_key(|run| run.priority);
-                layer.want(runs.iter().filter_map(of));
-                tracing::info!(layer = %layer.digest(), digest = %artifact.digest, "Successfully loaded prefetch artifact");
+                let wanted: Vec<_> = runs.iter().filter_map(of).collect();
+                let spans: u64 =
+                    wanted.iter().map(|run| u64::from(run.end() - run.start().min(run.end())) + 1).sum();
+                layer.want(wanted);
+                tracing::info!(
+                    layer = %layer.digest(), digest = %artifact.digest, spans,
+                    "Successfully loaded prefetch artifact"
+                );
             }
             Err(error) => {
                 tracing::warn!(layer = %layer.digest(), digest = %artifact.digest, error, "no prefetch");

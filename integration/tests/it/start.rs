@@ -1,6 +1,6 @@
 //! What begins to come before anybody reads.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::{
     daemon::{LOG_LIMIT, soci, with_containerd},
     images::{Image, Layer, Tar, push_image, tar::Entry},
@@ -52,9 +52,15 @@ fn containerd_what_a_prefetch_artifact_names_comes_unasked() -> Result<()> {
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
     pull(&lab, &containerd, &format!("{}/app:soci", link.host()))?;
     let loaded = |line: &Value| line["msg"] == "Successfully loaded prefetch artifact";
-    daemon.wait_for_log("the artifact", loaded)?;
-    // Noise does not compress: the file's spans have about its size.
-    wait_until("its spans", LOG_LIMIT, || Ok((ranged(&link) >= SIZE as u64 * 9 / 10).then_some(())))?;
+    let loaded = daemon.wait_for_log("the artifact", loaded)?;
+    let wanted = loaded["spans"].as_u64().context("it says how many spans it names")?;
+    ensure!(wanted > 0, "{loaded}");
+    wait_until("its spans", LOG_LIMIT, || {
+        let address = daemon.address();
+        let words = ["status", "--json", "--daemon-address", &address.to_string_lossy()];
+        let status: Value = serde_json::from_str(&soci(&lab, &binaries()?, &words)?)?;
+        Ok((status["layers"][0]["spans"]["ready"].as_u64() >= Some(wanted)).then_some(()))
+    })?;
     link.cut();
     let mounted = mount(&lab, &containerd, "soci")?;
     ensure!(std::fs::read(mounted.path().join("file1"))? == noise(1, SIZE), "file1 has other bytes");

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::{
-    process::run,
+    process::{run, wait_until},
     tree::{Skip, compare, walk},
 };
 use proto::containerd::types::Mount;
@@ -90,7 +90,11 @@ impl Mounted {
 
     /// The end of it, seen to be one.
     pub(crate) fn end(self) -> Result<()> {
-        unmount(&self.target, UnmountFlags::empty()).context("unmount")?;
+        // Another thread's child has our files open as long as it has not become another program.
+        wait_until("unmount", LIMIT, || match unmount(&self.target, UnmountFlags::empty()) {
+            Err(rustix::io::Errno::BUSY) => Ok(None),
+            done => Ok(Some(done?)),
+        })?;
         std::mem::forget(self);
         Ok(())
     }
