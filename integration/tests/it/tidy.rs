@@ -217,14 +217,26 @@ fn the_documented_faults_are_the_faults() {
     let extra = documented.difference(&given).map(|row| format!("documented, and no such row: {row}"));
     let broken: Vec<String> = head.into_iter().chain(missing).chain(extra).collect();
     report("the table in docs/semantics.md is that of the tests", &broken);
-    // And what it says of tests is about tests.
+}
+
+#[test]
+fn tests_that_pages_name_exist() {
     let sources = rust_sources();
-    let words = page.split('`').skip(1).step_by(2).filter(|word| word.starts_with("containerd_"));
-    let unknown: Vec<String> = words
-        .filter(|word| !sources.iter().any(|file| !file.lines_with_word(word).is_empty()))
-        .map(str::to_owned)
-        .collect();
-    report("every test that docs/semantics.md names exists", &unknown);
+    let mut unknown = Vec::new();
+    for page in ["docs/semantics.md", "docs/operating.md"] {
+        let text = read(page);
+        let words = text.split('`').skip(1).step_by(2);
+        let tests = words.filter(|word| {
+            let is_name = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            // A sentence, where a metric has a word or two.
+            is_name
+                && word.matches('_').count() > 3
+                && ["containerd_", "fuse_"].iter().any(|kind| word.starts_with(kind))
+        });
+        let exists = |word: &str| sources.iter().any(|file| !file.lines_with_word(word).is_empty());
+        unknown.extend(tests.filter(|word| !exists(word)).map(|word| format!("{page}: {word}")));
+    }
+    report("every test that a page names exists", &unknown);
 }
 
 fn is_reason_head(line: &str) -> bool {
