@@ -10,9 +10,16 @@
 //! ```
 //!
 //! Who stands on a slot is somebody else's knowledge, and outlives this file: a slot can be shown again by its
-//! number when the file is lost, with another base, which is right as long as the mount is new as well.
+//! number when the file is lost, with another base. Where the mount is older than the loss, bases begin where nobody
+//! can have had one: what the kernel knows of lost ones is stale then, and never another layer's.
 
-use std::{fs, io, ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    ops::Range,
+    path::PathBuf,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +63,26 @@ struct Stored {
     slots: Vec<Record>,
 }
 
+impl Stored {
+    fn from(next_base: u64) -> Self {
+        Self { next_slot: 1, next_base, slots: Vec::new() }
+    }
+
+    /// Whether no two slots share a name or a node, nor will.
+    fn is_sound(&self) -> bool {
+        let mut runs: Vec<_> = self.slots.iter().map(|slot| (slot.base, u64::from(slot.nodes))).collect();
+        runs.sort_unstable();
+        let end = runs.iter().try_fold(FIRST_BASE, |free, (base, nodes)| {
+            (*base >= free).then(|| base.checked_add(*nodes)).flatten()
+        });
+        let mut numbers: Vec<_> = self.slots.iter().map(|slot| slot.number).collect();
+        numbers.sort_unstable();
+        let are_distinct = numbers.windows(2).all(|pair| pair[0] != pair[1]);
+        let last = numbers.last().copied().unwrap_or(0);
+        end.is_some_and(|end| end <= self.next_base) && are_distinct && last < self.next_slot
+    }
+}
+
 /// A slot that is served.
 #[derive(Debug, Clone)]
 pub(crate) struct Shown {
@@ -85,26 +112,60 @@ pub struct Slots {
 
 impl Slots {
     /// Reads what an earlier process stored under `path`, a file; nothing of it is shown yet. A file that cannot
-    /// be read is set aside.
+    /// be read is set aside. For a mount that nobody has served yet.
     ///
     /// # Errors
     /// When the file cannot be opened, or set aside.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
+        let (slots, is_known) = Self::open_or(path, FIRST_BASE)?;
+        if !is_known {
+            // From now on it is there, or was lost.
+            let written = slots.write(&slots.stored.lock());
+            written.unwrap_or_else(|error| tracing::warn!(%error, "begin a list of slots"));
+        }
+        Ok(slots)
+    }
+
+    /// The same, for a mount that was served before: the kernel may know slots that the file has lost.
+    ///
+    /// # Errors
+    /// As [`Slots::open`].
+    pub fn open_again(path: PathBuf) -> Result<Self, Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // Above four billion nodes for each second before; and in the positive half for as long as seconds have 31 bits.
+        let beyond = (now << 32).max(1 << 32);
+        let (slots, is_known) = Self::open_or(path, beyond)?;
+        if !is_known {
+            tracing::error!(
+                "the list of slots is lost: containers may get ESTALE from files that they had looked up"
+            );
+        }
+        Ok(slots)
+    }
+
+    /// And whether the file was there.
+    fn open_or(path: PathBuf, first_base: u64) -> Result<(Self, bool), Error> {
         let doing = || format!("read slots in {}", path.display());
-        let fresh = Stored { next_slot: 1, next_base: FIRST_BASE, slots: Vec::new() };
-        let stored = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(stored) => stored,
-                Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "the list of slots is damaged; set aside");
+        let known = match fs::read(&path) {
+            Ok(bytes) => {
+                let read: Result<Stored, _> = serde_json::from_slice(&bytes);
+                let why = match &read {
+                    Ok(stored) if stored.is_sound() => None,
+                    Ok(_) => Some("slots overlap".to_owned()),
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(error) = &why {
+                    tracing::error!(path = %path.display(), error, "the list of slots is damaged; set aside");
                     fs::rename(&path, path.with_extension("damaged")).map_err(|e| Error::io(doing(), e))?;
-                    fresh
                 }
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => fresh,
+                read.ok().filter(|_| why.is_none())
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(Error::io(doing(), e)),
         };
-        Ok(Self { path, stored: Mutex::new(stored), shown: RwLock::default(), refused: RwLock::default() })
+        let is_known = known.is_some();
+        let stored = Mutex::new(known.unwrap_or_else(|| Stored::from(first_base)));
+        Ok((Self { path, stored, shown: RwLock::default(), refused: RwLock::default() }, is_known))
     }
 
     /// Shows `layer` and returns the number of its slot, which is an existing one where the same layer with the
@@ -181,6 +242,10 @@ impl Slots {
     ) -> Result<(), Error> {
         let before = (stored.next_slot, stored.next_base);
         let base = stored.next_base;
+        let next = number.checked_add(1).zip(base.checked_add(u64::from(layer.node_count())));
+        let Some((next_slot, next_base)) = next else {
+            return Err(Error::new(ErrorKind::Unsupported, "give out a slot: there are no numbers left"));
+        };
         stored.slots.push(Record {
             number,
             base,
@@ -189,8 +254,8 @@ impl Slots {
             ztoc: layer.id().ztoc.map(|ztoc| ztoc.to_string()),
             inherited: inherited.to_vec(),
         });
-        stored.next_slot = stored.next_slot.max(number + 1);
-        stored.next_base += u64::from(layer.node_count());
+        stored.next_slot = stored.next_slot.max(next_slot);
+        stored.next_base = next_base;
         if let Err(error) = self.write(stored) {
             stored.slots.pop();
             (stored.next_slot, stored.next_base) = before;
@@ -259,5 +324,44 @@ impl Slots {
         let slot = shown.get(after.checked_sub(1)?)?;
         let node = NodeId(u32::try_from(number - slot.base).ok()?);
         slot.layer.contains(node).then(|| (slot.clone(), node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_under_a_mount_is_never_given_out_again() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("slots.json");
+        let next_base = |slots: &Slots| slots.stored.lock().next_base;
+        assert_eq!(next_base(&Slots::open(path.clone()).unwrap()), FIRST_BASE);
+        let again = Slots::open_again(path.clone()).unwrap();
+        assert_eq!(next_base(&again), FIRST_BASE, "nothing was shown, and nothing was lost");
+        let slot = |number: u32, base: u64, nodes: u32| {
+            format!(
+                r#"{{"number":{number},"base":{base},"nodes":{nodes},"layer":"l","ztoc":null,"inherited":[]}}"#
+            )
+        };
+        let list = |next_slot: u32, next_base: u64, slots: &[String]| {
+            format!(r#"{{"next_slot":{next_slot},"next_base":{next_base},"slots":[{}]}}"#, slots.join(","))
+        };
+        for (text, is_sound) in [
+            (list(3, 9, &[slot(1, 2, 3), slot(2, 5, 4)]), true),
+            (list(3, 9, &[slot(2, 5, 4), slot(1, 2, 3)]), true),
+            (list(3, 8, &[slot(1, 2, 3), slot(2, 5, 4)]), false),
+            (list(3, 9, &[slot(1, 2, 4), slot(2, 5, 4)]), false),
+            (list(2, 9, &[slot(1, 2, 3), slot(2, 5, 4)]), false),
+            (list(3, 9, &[slot(1, 2, 3), slot(1, 5, 4)]), false),
+            (list(3, u64::MAX, &[slot(1, u64::MAX, 3)]), false),
+            (list(3, 9, &[slot(1, 0, 3)]), false),
+            ("{".to_owned(), false),
+        ] {
+            fs::write(&path, &text).unwrap();
+            let base = next_base(&Slots::open_again(path.clone()).unwrap());
+            assert_eq!(base < 1 << 32, is_sound, "{text}");
+            assert_eq!(path.exists(), is_sound, "{text}");
+        }
     }
 }

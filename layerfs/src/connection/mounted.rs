@@ -14,6 +14,7 @@ use std::{
 
 use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, fstat, makedev},
     mount::{MountFlags, UnmountFlags, mount, unmount},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
@@ -108,6 +109,9 @@ impl Mounted {
         if !is_fuse {
             return refuse("the descriptor is not one of /dev/fuse");
         }
+        if has_ended(device.as_fd()) {
+            return refuse("the kernel has ended the connection");
+        }
         if mounted_device(path).map_err(|e| Error::io(doing(), e))? != Some(note.device) {
             return refuse("it is not mounted there any more");
         }
@@ -134,6 +138,11 @@ impl Mounted {
     /// Whether a mount of an earlier process had to be detached: who used it has lost it.
     pub fn has_replaced(&self) -> bool {
         self.replaced
+    }
+
+    /// Whether the kernel has given it up: unmounted by somebody and used by nobody, or aborted.
+    pub fn has_ended(&self) -> bool {
+        has_ended(self.device.as_fd())
     }
 
     /// Where it is.
@@ -209,6 +218,12 @@ impl AsFd for Mounted {
     }
 }
 
+fn has_ended(device: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(device, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
 /// Takes the kernel's first request and answers it.
 fn greet(device: &OwnedFd) -> Result<Parameters, Error> {
     let doing = "greet the kernel's FUSE";
@@ -247,7 +262,9 @@ fn mount_at(path: &Path, device: &File) -> io::Result<()> {
 /// `major:minor` of what is mounted at `path`, from the list of mounts.
 pub(super) fn mounted_device(path: &Path) -> io::Result<Option<String>> {
     let wanted = path.to_string_lossy();
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    // Names of others need not be text.
+    let mounts = fs::read("/proc/self/mountinfo")?;
+    let mounts = String::from_utf8_lossy(&mounts);
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let found = fields.rfind(|fields| fields.get(4).is_some_and(|at| unescape(at) == wanted));
     Ok(found.and_then(|fields| fields.get(2).map(ToString::to_string)))

@@ -153,3 +153,27 @@ async fn fuse_descriptors_are_the_device_and_are_closed_on_exec() {
         assert_eq!(device(descriptor), device(held.mounted.as_fd()));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_a_connection_that_has_ended_is_not_taken_over() {
+    let held = Held::new();
+    let note = held.root.path().join("fuse.json");
+    held.mounted.note(&note).unwrap();
+    let handed = || {
+        let device = held.mounted.as_fd().try_clone_to_owned().unwrap();
+        Mounted::handed(held.mounted.path(), &note, device)
+    };
+    assert!(!held.mounted.has_ended());
+    handed().unwrap();
+    let device = crate::connection::mounted::mounted_device(held.mounted.path()).unwrap().unwrap();
+    let minor = device.split_once(':').unwrap().1;
+    let abort = Path::new("/sys/fs/fuse/connections").join(minor).join("abort");
+    if abort.exists() {
+        // It is mounted still, and nothing will ever be answered.
+        fs::write(abort, "1").unwrap();
+    } else {
+        held.mounted.unmount().unwrap();
+    }
+    assert!(held.mounted.has_ended());
+    assert!(handed().unwrap_err().to_string().contains("ended the connection"));
+}
