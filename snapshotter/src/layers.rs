@@ -348,9 +348,6 @@ impl Layers {
             }
             self.show_again(*slot, lazy, layer);
         }
-        if lost.is_empty() {
-            self.sweep(&slots.values().map(|(lazy, _)| lazy.id()).collect());
-        }
         lost
     }
 
@@ -378,7 +375,7 @@ impl Layers {
     }
 
     /// Removes what is stored of slots and layers that nothing stands on.
-    fn sweep(&self, used: &HashSet<LayerId>) {
+    pub(crate) fn sweep(&self, used: &HashSet<LayerId>) {
         if let Err(error) = lock(&self.connection).forget_unshown() {
             tracing::warn!(%error, "forget slots that nothing stands on");
         }

@@ -82,7 +82,9 @@ impl Snapshotter {
         let (folders, present) = Folders::open(&home.join("snapshots"))?;
         let store = Store::open(&home.join("snapshots.redb"))?;
         present.into_iter().for_each(|id| store.skip_ids(id));
-        folders.discard_unused(|| store.ids())?;
+        if let Err(error) = folders.discard_unused(|| store.ids()) {
+            tracing::error!(%error, "remove folders of snapshots that are gone");
+        }
         let overlay_options = overlay::options(given.mount_options, &home);
         Ok(Self {
             folders,
@@ -101,14 +103,19 @@ impl Snapshotter {
     /// back by tasks that go on afterwards.
     pub(crate) fn restore(self: &Arc<Self>) -> Result<(), Error> {
         let mut slots: HashMap<u32, (Lazy, Vec<Registry>)> = HashMap::new();
-        let records = self.store.all()?;
+        let (records, damaged) = self.store.readable()?;
         for record in &records {
             let Some(lazy) = record.lazy.clone() else { continue };
             let (_, registries) = slots.entry(lazy.slot).or_insert_with(|| (lazy, Vec::new()));
             registries
                 .extend(labels::source(&record.labels).and_then(|image| self.images.registry(&image).ok()));
         }
-        for slot in self.layers.restore(&slots) {
+        let lost = self.layers.restore(&slots);
+        // What stands on the others is not known.
+        if lost.is_empty() && damaged.is_empty() {
+            self.layers.sweep(&slots.values().map(|(lazy, _)| lazy.id()).collect());
+        }
+        for slot in lost {
             let Some((lazy, registries)) = slots.remove(&slot) else { continue };
             let layers = self.layers.clone();
             tokio::spawn(async move { layers.recover(slot, &lazy, &registries).await });
@@ -285,7 +292,7 @@ impl Snapshotter {
             let _placing = lock(&self.placing);
             let record = self.store.remove(key)?;
             if let Some(lazy) = &record.lazy {
-                self.release_unused(lazy.slot)?;
+                self.release_unused(lazy.slot);
             }
             record
         };
@@ -324,7 +331,7 @@ impl Snapshotter {
 
     pub(crate) fn list(&self, filters: &[String]) -> Result<Vec<Record>, Error> {
         let filters = filter::parse(filters)?;
-        let mut records = self.store.all()?;
+        let (mut records, _) = self.store.readable()?;
         records.retain(|record| filter::matches(&filters, record));
         Ok(records)
     }
@@ -464,7 +471,7 @@ impl Snapshotter {
         let lazy = Lazy { slot, layer: opened.descriptor, ztoc: opened.ztoc, inherited };
         let commit = Commit { labels, lazy: Some(lazy), ..Commit::default() };
         if let Err(error) = self.store.commit(&record.name, &request.target, commit) {
-            self.release_unused(slot)?;
+            self.release_unused(slot);
             // Somebody was quicker.
             let there = self.target_exists(record, request)?;
             if error.kind() != ErrorKind::AlreadyExists {
@@ -530,12 +537,18 @@ impl Snapshotter {
         );
     }
 
-    fn release_unused(&self, slot: u32) -> Result<(), Error> {
-        let all = self.store.all()?;
+    fn release_unused(&self, slot: u32) {
+        let all = match self.store.all() {
+            Ok(all) => all,
+            // Rather a slot too many than one that somebody stands on.
+            Err(error) => {
+                tracing::error!(slot, %error, "look who stands on a slot");
+                return;
+            }
+        };
         if !all.iter().any(|other| other.lazy.as_ref().is_some_and(|lazy| lazy.slot == slot)) {
             self.layers.release(slot);
         }
-        Ok(())
     }
 }
 

@@ -95,7 +95,11 @@ impl Store {
         let doing = || format!("open snapshot database {}", path.display());
         let database = Database::create(path).map_err(|e| Error::internal(doing(), e))?;
         let store = Self { database, next: AtomicU64::new(1) };
-        let last = store.all()?.iter().map(|record| record.id).max().unwrap_or(0);
+        let (readable, damaged) = store.readable()?;
+        for (name, error) in damaged {
+            tracing::error!(name, %error, "the record of a snapshot is damaged: what stands on it fails, and nothing is cleaned up");
+        }
+        let last = readable.iter().map(|record| record.id).max().unwrap_or(0);
         store.next.store(last + 1, Ordering::Relaxed);
         Ok(store)
     }
@@ -242,21 +246,33 @@ impl Store {
         Ok(chain)
     }
 
-    /// Every snapshot, in the order of names.
+    /// Every snapshot, in the order of names: for who has to know of all of them, or else do nothing.
     pub(crate) fn all(&self) -> Result<Vec<Record>, Error> {
+        let (all, mut damaged) = self.readable()?;
+        match damaged.pop() {
+            None => Ok(all),
+            Some((name, error)) => Err(Error::internal(format!("read snapshot {name:?}"), error)),
+        }
+    }
+
+    /// Every snapshot whose record can be read, and the names of the others.
+    pub(crate) fn readable(&self) -> Result<(Vec<Record>, Vec<(String, serde_json::Error)>), Error> {
         let doing = "list snapshots";
         let reading = self.database.begin_read().map_err(|e| Error::internal(doing, e))?;
         let snapshots = match reading.open_table(SNAPSHOTS) {
             Ok(table) => table,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(TableError::TableDoesNotExist(_)) => return Ok((Vec::new(), Vec::new())),
             Err(e) => return Err(Error::internal(doing, e)),
         };
-        let mut all = Vec::new();
+        let (mut readable, mut damaged) = (Vec::new(), Vec::new());
         for row in snapshots.iter().map_err(|e| Error::internal(doing, e))? {
-            let (_, value) = row.map_err(|e| Error::internal(doing, e))?;
-            all.push(serde_json::from_slice(value.value()).map_err(|e| Error::internal(doing, e))?);
+            let (name, value) = row.map_err(|e| Error::internal(doing, e))?;
+            match serde_json::from_slice(value.value()) {
+                Ok(record) => readable.push(record),
+                Err(error) => damaged.push((name.value().to_owned(), error)),
+            }
         }
-        Ok(all)
+        Ok((readable, damaged))
     }
 
     /// The numbers of all snapshots.

@@ -148,3 +148,22 @@ fn another_process_finds_everything_and_gives_no_number_twice() {
         .unwrap();
     assert!(record.labels.is_empty() && record.updated >= record.created);
 }
+
+#[test]
+fn a_damaged_record_is_in_the_way_of_nobody_else() {
+    let (folder, store) = store();
+    active(&store, "good", "").unwrap();
+    active(&store, "bad", "").unwrap();
+    let writing = store.database.begin_write().unwrap();
+    writing.open_table(super::SNAPSHOTS).unwrap().insert("bad", b"{\"id\":".as_slice()).unwrap();
+    writing.commit().unwrap();
+    drop(store);
+    let store = Store::open(&folder.path().join("db")).unwrap();
+    let (readable, damaged) = store.readable().unwrap();
+    assert_eq!(readable.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["good"]);
+    assert_eq!(damaged[0].0, "bad");
+    store.get("good").unwrap();
+    active(&store, "new", "").unwrap();
+    assert_eq!(store.get("bad").unwrap_err().kind(), ErrorKind::Internal);
+    assert!(store.all().is_err() && store.ids().is_err(), "nobody takes its folder for rubbish");
+}
