@@ -16,18 +16,19 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use rustix::{
     cmsg_space,
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
     },
-    process::{PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal},
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,18 +55,28 @@ pub(crate) struct Given {
     pub(crate) fuse: OwnedFd,
     pub(crate) lock: OwnedFd,
     pub(crate) socket: Option<(PathBuf, OwnedFd)>,
+    pub(crate) giver: Giver,
 }
 
-/// Asks for what a worker on `root` has, and ends that worker once it is here. `None` when there is no such worker.
+/// The worker that gave: it serves on until it is told to end, and takes calls again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Giver {
+    stream: UnixStream,
+    pid: Pid,
+}
+
+/// Asks for what a worker on `root` has. `None` when there is no such worker, or it goes just now.
 ///
 /// # Errors
 /// When it has a supervisor, or does not answer.
 pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<Given>> {
     let Ok(stream) = at(root, |path| UnixStream::connect(path)) else { return Ok(None) };
-    let worker = socket_peercred(&stream).context("ask who serves the root folder")?.pid;
-    let doing = || format!("take over from process {}", worker.as_raw_nonzero());
+    let pid = socket_peercred(&stream).context("ask who serves the root folder")?.pid;
+    let doing = || format!("take over from process {}", pid.as_raw_nonzero());
     stream.set_read_timeout(Some(ANSWER_LIMIT)).with_context(doing)?;
-    let (answer, mut descriptors) = receive(stream.as_fd()).with_context(doing)?;
+    let Some((answer, mut descriptors)) = receive(stream.as_fd()).with_context(doing)? else {
+        return Ok(None);
+    };
     let socket = match answer {
         Answer::Refused(why) => bail!("{}: {why}", doing()),
         Answer::Given { socket } => {
@@ -75,13 +86,34 @@ pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<Given>> {
     let (Some(lock), Some(fuse)) = (descriptors.pop(), descriptors.pop()) else {
         bail!("{}: it gave nothing", doing());
     };
-    // It still has the other end of our stream: the number is its own.
-    let process = pidfd_open(worker, PidfdFlags::empty()).with_context(doing)?;
-    pidfd_send_signal(&process, Signal::KILL).with_context(doing)?;
-    if !is_readable(process.as_fd(), DEATH_LIMIT)? {
-        bail!("{}: it does not die", doing());
+    Ok(Some(Given { fuse, lock, socket, giver: Giver { stream, pid } }))
+}
+
+impl Giver {
+    /// Kills the worker, and waits until it is gone: two must not serve. From the kill on there is no way back, what it
+    /// gave is all there is of the mount: however long it takes, nobody gives up.
+    ///
+    /// # Errors
+    /// When it cannot be told to end; it serves on.
+    pub(crate) fn end(self) -> anyhow::Result<()> {
+        let doing = || format!("end process {}, which served the mount", self.pid.as_raw_nonzero());
+        let process = match pidfd_open(self.pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(()),
+            process => process.with_context(doing)?,
+        };
+        // As long as it has the other end of our stream the number is its own; then it may be anybody's.
+        if is_readable(self.stream.as_fd(), Duration::ZERO).with_context(doing)? {
+            return Ok(());
+        }
+        match pidfd_send_signal(&process, Signal::KILL) {
+            Err(Errno::SRCH) => return Ok(()),
+            sent => sent.with_context(doing)?,
+        }
+        while !is_readable(process.as_fd(), DEATH_LIMIT).unwrap_or(false) {
+            tracing::error!(pid = self.pid.as_raw_nonzero(), "a worker that was killed is not gone yet");
+        }
+        Ok(())
     }
-    Ok(Some(Given { fuse, lock, socket }))
 }
 
 /// Listens for who takes over; only root, or who runs us, can.
@@ -128,20 +160,27 @@ fn send(stream: BorrowedFd<'_>, answer: &Answer, descriptors: &[BorrowedFd<'_>])
     Ok(())
 }
 
-fn receive(stream: BorrowedFd<'_>) -> anyhow::Result<(Answer, Vec<OwnedFd>)> {
+/// `None` when the other end is gone.
+fn receive(stream: BorrowedFd<'_>) -> anyhow::Result<Option<(Answer, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_BYTES];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let got = loop {
+        match recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(None),
+            got => break got?,
+        }
+    };
     let rights = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,
     });
     let descriptors = rights.flatten().collect();
     if got.bytes == 0 {
-        bail!("it went away");
+        return Ok(None);
     }
-    Ok((serde_json::from_slice(&bytes[..got.bytes])?, descriptors))
+    Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, descriptors)))
 }
 
 /// A socket's path has 108 bytes at most; a root's may have more. The folder's descriptor stands for it.
@@ -150,13 +189,16 @@ fn at<T>(root: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T
     call(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET))
 }
 
-/// Whether it becomes readable within `limit`.
+/// Whether it becomes readable within `limit`, whatever signals come meanwhile.
 pub(crate) fn is_readable(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
-    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    let start = Instant::now();
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-    match poll(&mut polled, Some(&limit)) {
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        polled => Ok(polled? > 0),
+    loop {
+        let left = Timespec::try_from(limit.saturating_sub(start.elapsed())).map_err(io::Error::other)?;
+        match poll(&mut polled, Some(&left)) {
+            Err(Errno::INTR) => {}
+            polled => return Ok(polled? > 0),
+        }
     }
 }
 
@@ -177,7 +219,7 @@ mod tests {
         };
         let (fuse, lock, socket) = (file("fuse"), file("lock"), file("socket"));
         give(&one, fuse.as_fd(), lock.as_fd(), Some((Path::new("/a"), socket.as_fd()))).unwrap();
-        let (answer, given) = receive(other.as_fd()).unwrap();
+        let (answer, given) = receive(other.as_fd()).unwrap().unwrap();
         assert!(matches!(answer, Answer::Given { socket: Some(path) } if path == Path::new("/a")));
         for (given, name) in given.iter().zip(["fuse", "lock", "socket"]) {
             let path = fs::read_link(format!("/proc/self/fd/{}", given.as_raw_fd())).unwrap();
@@ -186,10 +228,10 @@ mod tests {
         assert_eq!(given.len(), 3);
         refuse(&one, "no").unwrap();
         assert!(
-            matches!(receive(other.as_fd()).unwrap(), (Answer::Refused(why), none) if why == "no" && none.is_empty())
+            matches!(receive(other.as_fd()).unwrap(), Some((Answer::Refused(why), none)) if why == "no" && none.is_empty())
         );
         drop(one);
-        assert!(receive(other.as_fd()).is_err());
+        assert!(receive(other.as_fd()).unwrap().is_none());
     }
 
     #[test]
@@ -209,5 +251,27 @@ mod tests {
         assert!(error.contains("it has a supervisor"), "{error}");
         worker.join().unwrap();
         assert!(ask(&root).unwrap().is_none(), "a socket that nobody listens on");
+    }
+    #[test]
+    fn who_goes_instead_of_answering_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = listen(folder.path()).unwrap();
+        let worker = thread::spawn(move || drop(listener.accept().unwrap()));
+        assert!(ask(folder.path()).unwrap().is_none());
+        worker.join().unwrap();
+    }
+
+    #[test]
+    fn who_gave_and_went_is_not_killed_by_its_number() {
+        // First: a child has our descriptors for a moment, even those that it does not inherit.
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        Giver { stream, pid }.end().unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "somebody else's by now");
+        let (stream, _theirs) = UnixStream::pair().unwrap();
+        Giver { stream, pid }.end().unwrap();
+        assert!(child.try_wait().unwrap().is_some());
     }
 }

@@ -9,7 +9,7 @@ use std::{
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
-            fs::{DirBuilderExt, PermissionsExt},
+            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -20,7 +20,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use layerfs::Mounted;
-use rustix::fs::{FlockOperation, MemfdFlags, flock, memfd_create};
+use rustix::{
+    fs::{FlockOperation, MemfdFlags, flock, fstat, memfd_create},
+    net::sockopt::socket_acceptconn,
+};
 use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
 
 use crate::{
@@ -80,16 +83,20 @@ impl Held {
             let place = passed.iter().position(|(name, _)| name == wanted)?;
             Some(passed.swap_remove(place).1)
         };
-        let (mut fuse, lock, mut given_socket) = (kept(FUSE), kept(LOCK), None);
+        let (mut fuse, lock, mut given_socket, mut giver) = (kept(FUSE), kept(LOCK), None, None);
         let lock = match take_root(&root, lock)? {
             Taken::Free(lock) => lock,
             Taken::Given(given) => {
-                tracing::info!("taken over from a daemon whose supervisor was gone");
-                (fuse, given_socket) = (Some(given.fuse), given.socket);
+                (fuse, given_socket, giver) = (Some(given.fuse), given.socket, Some(given.giver));
                 given.lock
             }
         };
         let (listener, socket) = listener(address, path, passed, given_socket)?;
+        // Only now: until here whoever gave goes on as before if something is wrong with us.
+        if let Some(giver) = giver {
+            giver.end()?;
+            tracing::info!("taken over from a daemon whose supervisor was gone");
+        }
         let mounted = match fuse.map(|fuse| Mounted::handed(&mount_path(&root), &note_path(&root), fuse)) {
             Some(Ok(mounted)) => Ok(mounted),
             Some(Err(error)) => {
@@ -108,6 +115,16 @@ impl Held {
     /// Whether no container can know the mount yet.
     pub(crate) fn is_fresh(&self) -> bool {
         !self.mounted.is_inherited()
+    }
+
+    /// Makes a new mount where the kernel has ended the one that was held; true if it had to.
+    pub(crate) fn replace_ended(&mut self) -> anyhow::Result<bool> {
+        if !self.mounted.has_ended() {
+            return Ok(false);
+        }
+        self.mounted = mount(&self.root)?;
+        self.store();
+        Ok(true)
     }
 
     /// Gives the service manager what containers depend on; nothing to do without one.
@@ -158,7 +175,8 @@ fn take_root(root: &Path, mut kept: Option<OwnedFd>) -> anyhow::Result<Taken> {
         if let Some(given) = handover::ask(root)? {
             return Ok(Taken::Given(given));
         }
-        if let Some(lock) = kept.take() {
+        // One that was kept may be that of another root, or of a folder that was here before.
+        if let Some(lock) = kept.take().filter(|lock| is_at(lock, &path)) {
             return Ok(Taken::Free(lock));
         }
         let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
@@ -172,6 +190,11 @@ fn take_root(root: &Path, mut kept: Option<OwnedFd>) -> anyhow::Result<Taken> {
     }
 }
 
+fn is_at(file: &OwnedFd, path: &Path) -> bool {
+    let Ok(found) = fs::metadata(path) else { return false };
+    fstat(file).is_ok_and(|own| (own.st_dev, own.st_ino) == (found.dev(), found.ino()))
+}
+
 /// The socket of that address: a path, `unix://PATH`, or `fd://` for the one that the service manager passed.
 fn listener(
     address: &str,
@@ -180,7 +203,9 @@ fn listener(
     given: Option<(PathBuf, OwnedFd)>,
 ) -> anyhow::Result<(UnixListener, Option<PathBuf>)> {
     if address == BY_DESCRIPTOR {
+        // What else was kept, by another version perhaps, is no socket.
         let mut sockets = passed;
+        sockets.retain(|(_, passed)| socket_acceptconn(passed).unwrap_or(false));
         match (sockets.pop(), sockets.len()) {
             (Some((_, socket)), 0) => return Ok((socket.into(), None)),
             (Some(_), more) => bail!("address {address}: {} sockets were passed, one is needed", more + 1),
@@ -259,6 +284,11 @@ mod tests {
         assert_eq!(path, Some(given.0));
         let (_, path) = listener("fd://", at("fd://"), vec![("soci.socket".into(), passed.1)], None).unwrap();
         assert_eq!(path, None);
+        let file = tempfile::tempfile().unwrap();
+        let kept = ("notes".to_owned(), OwnedFd::from(file));
+        let (_, path) =
+            listener("fd://", at("fd://"), vec![("s".to_owned(), socket("third").1), kept], None).unwrap();
+        assert_eq!(path, None, "what was kept is no socket");
         let two = ["a", "b"].map(|name| (name.to_owned(), socket(name).1)).into();
         assert!(
             listener("fd://", at("fd://"), two, None)
@@ -267,5 +297,20 @@ mod tests {
                 .contains("2 sockets were passed")
         );
         assert!(path_of("tcp://x").is_err());
+    }
+    #[test]
+    fn a_lock_that_was_kept_is_of_that_root() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let taken = |root: &Path, kept| match take_root(root, kept).unwrap() {
+            Taken::Free(lock) => lock,
+            Taken::Given(_) => panic!("nobody is there"),
+        };
+        let lock = taken(one.path(), None);
+        let kept = lock.try_clone().unwrap();
+        assert!(is_at(&taken(one.path(), Some(kept)), &one.path().join("lock")), "the same");
+        let moved = taken(other.path(), Some(lock.try_clone().unwrap()));
+        assert!(is_at(&moved, &other.path().join("lock")), "its own");
+        let second = File::open(other.path().join("lock")).unwrap();
+        assert!(flock(&second, FlockOperation::NonBlockingLockExclusive).is_err(), "and it is locked");
     }
 }
