@@ -44,6 +44,8 @@ pub(crate) struct Start<'a> {
     pub(crate) socket: &'a Path,
     /// Nobody serves it.
     pub(crate) mounted: Mounted,
+    /// And nobody has.
+    pub(crate) is_first: bool,
     /// Memory that outlives processes.
     pub(crate) notes: &'a File,
     /// The process before this one did.
@@ -54,12 +56,13 @@ pub(crate) struct Start<'a> {
 impl Daemon {
     /// Wires the parts, and shows what was shown on the mount.
     pub(crate) async fn build(start: Start<'_>, config: &Config) -> anyhow::Result<Self> {
-        let Start { root, socket, mounted, notes, has_crashed, above } = start;
+        let Start { root, socket, mounted, is_first, notes, has_crashed, above } = start;
         let (work, at_end) = Work::noted_in(notes)?;
         let quarantine = Quarantine::open(root, has_crashed.then_some(&at_end));
         let store = layerfs::Store::open_noting(root, config.room, work)?;
         let engine = Engine::new(tokio::runtime::Handle::current(), config.limits.clone());
-        let slots = Slots::open(root.join("slots.json"))?;
+        let slots = root.join("slots.json");
+        let slots = if is_first { Slots::open(slots)? } else { Slots::open_again(slots)? };
         let connection = Connection::adopt(mounted, slots, &store, &engine)?;
         let layers = Arc::new(Layers::new(store, engine, connection, config.fill, quarantine));
         let client = Client::new(config.http.clone()).context("start the HTTP client")?;

@@ -25,7 +25,7 @@ use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 
 use crate::{
@@ -50,6 +50,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const RESUME: Duration = Duration::from_secs(30);
 /// How often it is looked whether containers still need the mount, when nobody else would say so.
 const LOOK: Duration = Duration::from_secs(2);
+/// After something that may go wrong again at once.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Of names in one message.
 const MOST_NAMES: usize = 50;
 
@@ -166,7 +168,8 @@ impl Worker {
         let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
         let above = control::Above { pid: Arc::new(AtomicU32::new(supervisor)), upgrades };
         let supervisor = above.pid.clone();
-        let start = Start { root, socket: &socket, mounted, notes: &handed.notes, has_crashed, above };
+        let start =
+            Start { root, socket: &socket, mounted, is_first, notes: &handed.notes, has_crashed, above };
         let daemon = Daemon::build(start, config).await?;
         match daemon.serve_metrics(config).await {
             // What is local is served whatever becomes of the metrics; only a new daemon says that they are wrong.
@@ -205,15 +208,16 @@ impl Worker {
 
     async fn work(mut self, handed: &Handed) -> anyhow::Result<()> {
         let mut orders = listen(handed)?;
-        let takers = handover::listen(&self.root).context("listen for who takes over")?;
-        takers.set_nonblocking(true)?;
-        let takers = tokio::net::UnixListener::from_std(takers)?;
+        let takers = listen_for_takers(&self.root);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        // What it was not asked for since the start it is not to make up for.
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resume = Box::pin(tokio::time::sleep(Duration::MAX));
-        handed.channel.send(&News::Ready)?;
+        // Nobody may be there to hear it: we have everything, and serve on.
+        let _ = handed.channel.send(&News::Ready);
         tracing::info!(
             address = %self.socket.display(), root = %self.root.display(),
             "soci-snapshotter-grpc successfully started"
@@ -230,6 +234,7 @@ impl Worker {
                         resume.set(tokio::time::sleep(RESUME));
                     }
                     Some(Order::Stop { is_kept }) => {
+                        self.answer(&Err("the daemon is stopping".into()));
                         if self.stop(&handed.channel, is_kept).await? {
                             return Ok(());
                         }
@@ -247,9 +252,15 @@ impl Worker {
                 }
                 () = &mut resume => {
                     resume.set(tokio::time::sleep(Duration::MAX));
-                    self.resume(handed)?;
+                    self.resume(handed);
                 }
-                taker = takers.accept() => self.hand_over(taker?.0, handed).await?,
+                taker = next_taker(takers.as_ref()) => match taker {
+                    Ok(taker) => self.hand_over(taker, handed).await,
+                    Err(error) => {
+                        tracing::warn!(%error, "listen for who takes over");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                },
                 _ = terminate.recv() => if self.told_to_end() { return self.end().await },
                 _ = interrupt.recv() => if self.told_to_end() { return self.end().await },
                 _ = hangup.recv() => {}
@@ -284,22 +295,30 @@ impl Worker {
         }
     }
 
-    fn resume(&mut self, handed: &Handed) -> anyhow::Result<()> {
-        if self.calls.is_none() {
-            let listener = handed.listener()?;
-            self.calls = listener.map(|listener| Calls::take(&self.daemon, listener)).transpose()?;
+    fn resume(&mut self, handed: &Handed) {
+        if self.calls.is_some() {
+            return;
         }
-        Ok(())
+        let listener = handed.listener().map_err(anyhow::Error::from);
+        let calls = listener.and_then(|one| one.map(|one| Calls::take(&self.daemon, one)).transpose());
+        match calls {
+            Ok(calls) => self.calls = calls,
+            // The kernel is served all the same.
+            Err(error) => tracing::error!(error = format!("{error:#}"), "no calls are taken any more"),
+        }
     }
 
     /// `true`: nothing is left to be served.
     async fn stop(&mut self, channel: &Channel, is_kept: bool) -> anyhow::Result<bool> {
         self.drain(STOP_LIMIT).await;
-        let needing = self.daemon.snapshotter.needing_mount()?;
+        let needing = self.daemon.snapshotter.needing_mount().unwrap_or_else(|error| {
+            tracing::error!(%error, "look for containers that need the mount");
+            vec!["(it cannot be told)".into()]
+        });
         if needing.is_empty() {
             self.close().await?;
             let _ = std::fs::remove_file(self.root.join(handover::SOCKET));
-            channel.send(&News::Ended)?;
+            let _ = channel.send(&News::Ended);
             return Ok(true);
         }
         if is_kept {
@@ -308,7 +327,10 @@ impl Worker {
             tokio::task::spawn_blocking(move || layers.rest()).await?;
         }
         self.above = Above::Stopped;
-        channel.send(&News::Needed(names(needing)))?;
+        // It may have lost its patience, or its life: what is needed is served all the same.
+        if channel.send(&News::Needed(names(needing))).is_err() {
+            tracing::warn!(pid = process::id(), "containers need the mount, and the supervisor is gone");
+        }
         if is_kept {
             end_with(channel);
         }
@@ -318,25 +340,28 @@ impl Worker {
     fn lose_supervisor(&mut self) {
         self.above = Above::Nobody;
         self.supervisor.store(0, Ordering::Relaxed);
+        self.answer(&Err("the supervisor is gone".into()));
         tracing::error!(
             pid = process::id(),
             "the supervisor is gone; this process serves on until a new daemon takes over or it gets a SIGTERM"
         );
     }
 
-    async fn hand_over(&mut self, mut taker: UnixStream, handed: &Handed) -> anyhow::Result<()> {
+    /// Whatever goes wrong here is no reason to end: nobody else may have the mount.
+    async fn hand_over(&mut self, mut taker: UnixStream, handed: &Handed) {
         if !handover::is_allowed(&taker) {
-            return Ok(());
+            return;
         }
-        if self.above == Above::Supervisor {
+        if self.above == Above::Supervisor && self.is_child() {
             let supervisor = self.supervisor.load(Ordering::Relaxed);
             let why = format!("another soci-snapshotter-grpc (process {supervisor}) uses the root folder");
             let _ = handover::refuse(&taker, &why);
-            return Ok(());
+            return;
         }
         tracing::info!("a new daemon takes over");
         self.drain(STOP_LIMIT).await;
-        let listener = handed.listener()?;
+        // Without it, it listens itself.
+        let listener = handed.listener().ok().flatten();
         let socket = listener.as_ref().map(|listener| (self.socket.as_path(), listener.as_fd()));
         if let Err(error) = handover::give(&taker, handed.fuse.as_fd(), handed.lock.as_fd(), socket) {
             tracing::warn!(%error, "hand over");
@@ -344,7 +369,14 @@ impl Worker {
         // It kills us; or goes itself.
         let _ = taker.read(&mut [0]).await;
         tracing::warn!("the new daemon is gone; this process serves on");
-        self.resume(handed)
+        self.resume(handed);
+    }
+
+    /// Of its supervisor: one that has just died has not been missed yet.
+    fn is_child(&self) -> bool {
+        getppid().is_some_and(|pid| {
+            pid.as_raw_nonzero().get().unsigned_abs() == self.supervisor.load(Ordering::Relaxed)
+        })
     }
 
     fn told_to_end(&self) -> bool {
@@ -377,6 +409,22 @@ impl Worker {
     async fn close(&self) -> anyhow::Result<()> {
         let snapshotter = self.daemon.snapshotter.clone();
         Ok(tokio::task::spawn_blocking(move || snapshotter.close()).await?)
+    }
+}
+
+/// Without it this process can only be ended, not taken over from: a disk that is full is no reason not to serve.
+fn listen_for_takers(root: &Path) -> Option<tokio::net::UnixListener> {
+    let listener = handover::listen(root).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        tokio::net::UnixListener::from_std(listener)
+    });
+    listener.inspect_err(|error| tracing::error!(%error, "listen for who takes over")).ok()
+}
+
+async fn next_taker(takers: Option<&tokio::net::UnixListener>) -> io::Result<UnixStream> {
+    match takers {
+        Some(takers) => Ok(takers.accept().await?.0),
+        None => std::future::pending().await,
     }
 }
 
