@@ -83,6 +83,8 @@ struct Supervisor {
     has_served: bool,
     /// The worker before this one crashed.
     has_crashed: bool,
+    /// A mount is gone that containers may use, and no worker has said so yet.
+    has_lost: bool,
     /// Why it could not start, if it said so.
     failure: Option<String>,
     watchdog: Option<Duration>,
@@ -99,6 +101,7 @@ pub(crate) fn run(address: &str, root: &Path) -> anyhow::Result<()> {
     // What a layer did to earlier processes may be the doing of something that is repaired by now.
     Quarantine::lift(&held.root);
     let mut supervisor = Supervisor {
+        has_lost: held.mounted.has_replaced(),
         held,
         signals,
         program,
@@ -186,10 +189,19 @@ impl Supervisor {
     }
 
     fn start(&mut self) {
+        match self.held.replace_ended() {
+            Ok(is_replaced) => {
+                if is_replaced {
+                    tracing::error!("the FUSE connection was ended by somebody else; there is a new one");
+                }
+                self.has_lost |= is_replaced;
+            }
+            Err(error) => tracing::error!(error = format!("{error:#}"), "mount again"),
+        }
         let begin = Order::Begin {
             is_first: !self.has_served && self.held.is_fresh(),
             has_crashed: self.has_crashed,
-            has_lost: !self.has_served && self.held.mounted.has_replaced(),
+            has_lost: self.has_lost,
         };
         match Worker::start(&self.program, &self.held, &begin) {
             Ok(worker) => {
@@ -226,13 +238,19 @@ impl Supervisor {
                 return self.order(&Order::Refused(why));
             }
         }
+        if self.worker.is_none() {
+            // The next one is of it, and there is nothing to be finished.
+            Quarantine::lift(&self.held.root);
+            self.start_at = Instant::now();
+            return;
+        }
         self.state = State::Draining(Instant::now() + DRAIN_LIMIT);
         self.order(&Order::Drain);
     }
 
     /// To a worker that serves; one that does not yet is told once it does.
     fn order(&mut self, order: &Order) {
-        match &self.worker {
+        match &mut self.worker {
             Some(worker) if worker.is_ready() => worker.order(order),
             Some(worker) if matches!(self.state, State::Draining(_)) => worker.kill(),
             _ => {}
@@ -243,6 +261,7 @@ impl Supervisor {
         match news {
             News::Ready => {
                 self.has_served = true;
+                self.has_lost = false;
                 self.program.works();
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
                 if let State::Stopping(_) = self.state {
@@ -264,7 +283,7 @@ impl Supervisor {
     /// The next worker is of another program.
     fn replace(&mut self) {
         if let State::Draining(_) = self.state
-            && let Some(worker) = &self.worker
+            && let Some(worker) = &mut self.worker
         {
             worker.kill();
         }
@@ -272,12 +291,19 @@ impl Supervisor {
 
     /// Containers need the mount, and nobody is to serve it here any more.
     fn leave(&mut self, by: &[String]) -> Left {
-        let Some(worker) = &mut self.worker else { return Left::Kept };
         if signals::has_store() {
-            worker.kill();
-            worker.reap();
+            if let Some(worker) = &mut self.worker {
+                worker.kill();
+                worker.reap();
+            }
             return Left::Kept;
         }
+        let Some(worker) = &self.worker else {
+            tracing::error!(
+                "no worker could be started to serve the mount: containers that need it get errors"
+            );
+            return Left::Served;
+        };
         tracing::warn!(
             pid = worker.pid(),
             needed_by = by.join(" "),
@@ -323,6 +349,8 @@ impl Supervisor {
             State::Draining(until) if now >= until => {
                 tracing::warn!("calls of containerd are still under way; it has to repeat them");
                 self.replace();
+                // It may take its time to die.
+                self.state = State::Draining(now + PING);
             }
             State::Stopping(until) if now >= until => {
                 tracing::error!("the worker does not come to an end");

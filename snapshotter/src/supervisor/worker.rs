@@ -61,10 +61,13 @@ impl Worker {
             ],
         )?;
         channel.send(begin)?;
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         drop(passing);
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).inspect_err(|_| {
+            // It would serve, and nobody would know of it.
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
         let now = Instant::now();
         Ok(Self {
             child,
@@ -126,7 +129,9 @@ impl Worker {
     }
 
     /// It goes at once, without a word to the kernel about requests that it has.
-    pub(super) fn kill(&self) {
+    pub(super) fn kill(&mut self) {
+        // It may take a while to die, and is not to be found silent again at once.
+        (self.heard, self.pinged) = (Instant::now(), Instant::now());
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
