@@ -117,6 +117,44 @@ fn containerd_a_stopped_daemon_serves_on_as_long_as_containers_need_it() -> Resu
     Ok(())
 }
 
+#[test]
+fn containerd_a_supervisor_that_dies_while_it_stops_takes_nothing_with_it() -> Result<()> {
+    let scene = Scene::new("impatient", "")?;
+    let root = scene.container("one")?;
+    let (mount, worker) = (scene.mount()?, scene.daemon.workers()[0]);
+    // It is told to stop, and when it has done so nobody is there to be told that containers need it.
+    signal_pid(worker, Signal::STOP);
+    scene.daemon.signal(Signal::TERM);
+    scene.daemon.wait_for_log("a stop", |line| line["msg"] == "stopping")?;
+    scene.daemon.kill_supervisor();
+    signal_pid(worker, Signal::CONT);
+    scene.daemon.wait_for_log("its end", |line| {
+        line["msg"].as_str().is_some_and(|said| said.contains("the supervisor is gone"))
+    })?;
+    ensure!(is_alive(worker) && scene.mount()? == mount);
+    read_loose(&root, 0)?;
+    scene.daemon.start_again()?;
+    ensure!(scene.mount()? == mount && !is_alive(worker));
+    read_loose(&root, 1)
+}
+
+#[test]
+fn containerd_a_list_of_slots_that_is_lost_makes_no_wrong_bytes() -> Result<()> {
+    let scene = Scene::new("listless", "")?;
+    let root = scene.container("one")?;
+    read_loose(&root, 0)?;
+    let before = scene.daemon.starts();
+    fs::write(scene.daemon.root().join("slots.json"), "damaged")?;
+    scene.daemon.signal_workers(Signal::KILL);
+    scene.daemon.wait_for_start(before)?;
+    // What was known of the old ones is stale, and never something else.
+    if let Err(error) = read_loose(&root, 1) {
+        let why = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        ensure!(why == Some(rustix::io::Errno::STALE.raw_os_error()), "{error:#}");
+    }
+    read_loose(&scene.container("two")?, 2)
+}
+
 /// A datagram, and the descriptors that came with it.
 fn receive(socket: &UnixDatagram) -> Result<(String, Vec<OwnedFd>)> {
     let (mut bytes, mut space) = (vec![0; 4096], [MaybeUninit::uninit(); cmsg_space!(ScmRights(4))]);
