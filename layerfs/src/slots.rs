@@ -56,16 +56,26 @@ impl Record {
     }
 }
 
+/// How nodes are numbered within a layer. To be raised with any change of that: what the kernel knows of a node by its
+/// number must not become another node under a living mount.
+const NUMBERING: u32 = 1;
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Stored {
+    #[serde(default = "first_numbering")]
+    numbering: u32,
     next_slot: u32,
     next_base: u64,
     slots: Vec<Record>,
 }
 
+fn first_numbering() -> u32 {
+    1
+}
+
 impl Stored {
     fn from(next_base: u64) -> Self {
-        Self { next_slot: 1, next_base, slots: Vec::new() }
+        Self { numbering: NUMBERING, next_slot: 1, next_base, slots: Vec::new() }
     }
 
     /// Whether no two slots share a name or a node, nor will.
@@ -150,6 +160,9 @@ impl Slots {
             Ok(bytes) => {
                 let read: Result<Stored, _> = serde_json::from_slice(&bytes);
                 let why = match &read {
+                    Ok(stored) if stored.numbering != NUMBERING => {
+                        Some("another version made it, which numbers nodes otherwise".to_owned())
+                    }
                     Ok(stored) if stored.is_sound() => None,
                     Ok(_) => Some("slots overlap".to_owned()),
                     Err(error) => Some(error.to_string()),
@@ -357,6 +370,8 @@ mod tests {
             (list(3, u64::MAX, &[slot(1, u64::MAX, 3)]), false),
             (list(3, 9, &[slot(1, 0, 3)]), false),
             ("{".to_owned(), false),
+            (r#"{"numbering":1,"next_slot":1,"next_base":2,"slots":[]}"#.to_owned(), true),
+            (r#"{"numbering":2,"next_slot":1,"next_base":2,"slots":[]}"#.to_owned(), false),
         ] {
             fs::write(&path, &text).unwrap();
             let base = next_base(&Slots::open_again(path.clone()).unwrap());

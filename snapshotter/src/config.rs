@@ -132,12 +132,16 @@ impl Config {
     /// # Errors
     /// A sentence for the user: what is wrong, where.
     pub fn load(path: &Path, must_exist: bool) -> Result<Self, String> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(Self::default()),
-            Err(e) => return Err(format!("read config {}: {e}", path.display())),
-        };
+        let text = Self::text(path, must_exist)?;
         Self::parse(&text).map_err(|e| format!("read config {}: {e}", path.display()))
+    }
+
+    /// The text of a file; none is that of one that is missing and may be.
+    pub(crate) fn text(path: &Path, must_exist: bool) -> Result<String, String> {
+        match fs::read_to_string(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !must_exist => Ok(String::new()),
+            read => read.map_err(|e| format!("read config {}: {e}", path.display())),
+        }
     }
 
     /// The values in force, with a remark for each key that has no effect.

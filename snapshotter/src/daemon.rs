@@ -1,6 +1,12 @@
 //! The parts of a worker: built once, wired, and the calls of containerd served on a socket that others hold.
 
-use std::{fs::File, os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    os::unix::net::UnixListener,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use layerfs::{Connection, Engine, Mounted, Slots, Work};
@@ -57,6 +63,10 @@ impl Daemon {
     /// Wires the parts, and shows what was shown on the mount.
     pub(crate) async fn build(start: Start<'_>, config: &Config) -> anyhow::Result<Self> {
         let Start { root, socket, mounted, is_first, notes, has_crashed, above } = start;
+        let began = Instant::now();
+        // Reading the machine's certificates is most of what a start takes.
+        let http = config.http.clone();
+        let client = tokio::task::spawn_blocking(move || Client::new(http));
         let (work, at_end) = Work::noted_in(notes)?;
         let quarantine = Quarantine::open(root, has_crashed.then_some(&at_end));
         let store = layerfs::Store::open_noting(root, config.room, work)?;
@@ -65,7 +75,7 @@ impl Daemon {
         let slots = if is_first { Slots::open(slots)? } else { Slots::open_again(slots)? };
         let connection = Connection::adopt(mounted, slots, &store, &engine)?;
         let layers = Arc::new(Layers::new(store, engine, connection, config.fill, quarantine));
-        let client = Client::new(config.http.clone()).context("start the HTTP client")?;
+        let client = client.await?.context("start the HTTP client")?;
         let modes = Modes { v1: config.v1, v2: config.v2 };
         let containerd = Containerd::new(config.containerd_address.clone());
         let images =
@@ -76,6 +86,7 @@ impl Daemon {
         let restored = snapshotter.clone();
         tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;
         layers.serve()?;
+        tracing::info!(took = ?began.elapsed(), "{}", layers.summary());
         let control = Control::new(snapshotter.clone(), socket, root, config, above);
         Ok(Self { snapshotter, layers, health: Health::new(), control })
     }

@@ -27,11 +27,6 @@ pub(crate) fn of_supervisor() -> Option<io::Result<Vec<Named>>> {
     Some(named(&env::var(HANDED).ok()?))
 }
 
-/// Whether a supervisor started this process.
-pub(crate) fn is_handed() -> bool {
-    env::var_os(HANDED).is_some()
-}
-
 /// What the service manager has passed on: sockets it listens on, and what it was given to keep.
 ///
 /// # Errors

@@ -44,6 +44,7 @@ pub(crate) const FUSE: &str = "fuse";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const LISTENER: &str = "listener";
 pub(crate) const NOTES: &str = "notes";
+pub(crate) const CONFIG: &str = "config";
 
 /// See the module.
 #[derive(Debug)]

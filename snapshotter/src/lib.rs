@@ -52,7 +52,7 @@ pub use config::{Address, Config, Remark, Unindexed, commented as config_comment
 pub use error::{Error, ErrorKind};
 pub use reason::Reason;
 pub use telemetry::{Format, fatal_line, start as start_logging};
-pub use worker::{is_worker, run};
+pub use worker::run;
 
 /// The commit this was built from, where the build said so (`SOCI_REVISION`).
 pub const REVISION: &str = match option_env!("SOCI_REVISION") {

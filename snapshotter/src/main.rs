@@ -18,20 +18,21 @@ fn main() -> ExitCode {
     }
 }
 
+fn must_exist(config: &Path) -> bool {
+    config != Path::new(DEFAULT_CONFIG)
+}
+
 fn load(path: &Path) -> Result<Config, String> {
-    Config::load(path, path != Path::new(DEFAULT_CONFIG))
+    Config::load(path, must_exist(path))
 }
 
 #[allow(clippy::print_stderr)] // where the log may not have begun
 fn serve(args: &Args) -> ExitCode {
     let format = args.log_format.parse();
     let started = format.clone().and_then(|format| snapshotter::start_logging(&args.log_level, format));
-    let run = started.and_then(|()| load(&args.config)).and_then(|config| {
-        // Once: the supervisor comes first, and the worker says the rest.
-        for remark in config.remarks.iter().filter(|_| !snapshotter::is_worker()) {
-            tracing::warn!(config = %args.config.display(), line = remark.line, "{}", remark.text);
-        }
-        snapshotter::run(&args.address, &args.root, &config).map_err(|error| format!("{error:#}"))
+    let config = (args.config.as_path(), must_exist(&args.config));
+    let run = started.and_then(|()| {
+        snapshotter::run(&args.address, &args.root, config).map_err(|error| format!("{error:#}"))
     });
     match run {
         Ok(()) => ExitCode::SUCCESS,

@@ -91,7 +91,7 @@ mod tests {
             (overlay("lowerdir=/a:/b,uuid=on"), false),
             (overlay(""), false),
             (format!("{row}fuse.soci soci rw\n36 35 0:5 / /r/fuse/x rw - ext4 /r/fuse/1 rw"), false),
-            ("36 35 0:5 /3 /tmp/look ro shared:1 - fuse.soci soci ro".to_owned(), true),
+            ("36 35 0:5 /3 /mnt/look ro shared:1 - fuse.soci soci ro".to_owned(), true),
             (String::new(), false),
         ] {
             assert_eq!(is_over(list.as_bytes(), mount), expected, "{list}");

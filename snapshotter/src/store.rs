@@ -79,6 +79,9 @@ pub(crate) struct Record {
     pub(crate) lazy: Option<Lazy>,
 }
 
+/// The name of a record, and what is wrong with it.
+pub(crate) type Unreadable = (String, serde_json::Error);
+
 /// The open database.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -256,7 +259,7 @@ impl Store {
     }
 
     /// Every snapshot whose record can be read, and the names of the others.
-    pub(crate) fn readable(&self) -> Result<(Vec<Record>, Vec<(String, serde_json::Error)>), Error> {
+    pub(crate) fn readable(&self) -> Result<(Vec<Record>, Vec<Unreadable>), Error> {
         let doing = "list snapshots";
         let reading = self.database.begin_read().map_err(|e| Error::internal(doing, e))?;
         let snapshots = match reading.open_table(SNAPSHOTS) {

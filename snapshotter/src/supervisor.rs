@@ -10,11 +10,13 @@
 //! there is none, with the worker, which serves on until somebody takes over (`handover`).
 
 mod backoff;
+mod configuration;
 mod program;
 mod signals;
 mod worker;
 
 use std::{
+    os::fd::AsFd,
     path::Path,
     process::ExitStatus,
     time::{Duration, Instant},
@@ -26,10 +28,11 @@ use sd_notify::NotifyState;
 
 use crate::{
     channel::{News, Order},
-    held::Held,
+    held::{Held, note_path},
     quarantine::Quarantine,
 };
 use backoff::{Backoff, End};
+use configuration::Configuration;
 use program::Program;
 use signals::{Asked, Signals};
 use worker::Worker;
@@ -72,6 +75,7 @@ enum Left {
 
 struct Supervisor {
     held: Held,
+    configuration: Configuration,
     signals: Signals,
     program: Program,
     backoff: Backoff,
@@ -88,13 +92,17 @@ struct Supervisor {
     /// Why it could not start, if it said so.
     failure: Option<String>,
     watchdog: Option<Duration>,
+    /// When it last looked whether something is due.
+    looked: Instant,
 }
 
-/// Supervises on the socket `address` with all state under `root`, until a signal.
+/// Supervises on the socket `address` with all state under `root`, until a signal. `config` is the path of the
+/// configuration, and whether it must be there.
 ///
 /// # Errors
 /// When what everything needs cannot be had, or the first worker cannot start.
-pub(crate) fn run(address: &str, root: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<()> {
+    let configuration = Configuration::read(config.0, config.1)?;
     let signals = Signals::listen()?;
     let program = Program::own()?;
     let held = Held::obtain(address, root)?;
@@ -103,6 +111,7 @@ pub(crate) fn run(address: &str, root: &Path) -> anyhow::Result<()> {
     let mut supervisor = Supervisor {
         has_lost: held.mounted.has_replaced(),
         held,
+        configuration,
         signals,
         program,
         backoff: Backoff::default(),
@@ -113,6 +122,7 @@ pub(crate) fn run(address: &str, root: &Path) -> anyhow::Result<()> {
         has_crashed: false,
         failure: None,
         watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
+        looked: Instant::now(),
     };
     let left = supervisor.supervise();
     supervisor.held.stop_listening();
@@ -203,7 +213,7 @@ impl Supervisor {
             has_crashed: self.has_crashed,
             has_lost: self.has_lost,
         };
-        match Worker::start(&self.program, &self.held, &begin) {
+        match Worker::start(&self.program, &self.held, self.configuration.as_fd(), &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -230,7 +240,7 @@ impl Supervisor {
     }
 
     fn upgrade(&mut self) {
-        match self.program.renew() {
+        match self.configuration.renew().and_then(|()| self.program.renew()) {
             Ok(version) => tracing::info!(version, "another program is going to serve"),
             Err(error) => {
                 let why = format!("{error:#}");
@@ -333,6 +343,9 @@ impl Supervisor {
             bail!(failure.unwrap_or_else(|| format!("the worker ended: {status}")));
         }
         let end = End::of(status, was_ready);
+        if !was_ready && let Err(error) = self.held.mounted.note(&note_path(&self.held.root)) {
+            tracing::warn!(%error, "note anew what was agreed with the kernel");
+        }
         self.has_crashed = end == End::Crashed;
         let delay = self.backoff.after(end);
         self.start_at = Instant::now() + delay;
@@ -358,7 +371,13 @@ impl Supervisor {
             }
             _ => {}
         }
+        // Everybody was frozen, perhaps: who could not hear cannot have answered.
+        let overslept = now.duration_since(self.looked) > SILENCE_LIMIT / 2;
+        self.looked = now;
         let worker = self.worker.as_mut()?;
+        if overslept {
+            worker.forgive();
+        }
         if worker.is_steady(STEADY) {
             self.backoff.reset();
         }

@@ -6,7 +6,10 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsFd, unix::net::UnixListener},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixListener,
+    },
     path::{Path, PathBuf},
     process,
     sync::{
@@ -35,7 +38,7 @@ use crate::{
     daemon::{Calls, Daemon, Start},
     descriptors::{self, Named},
     handover,
-    held::{self, FUSE, LISTENER, LOCK, NOTES},
+    held::{self, CONFIG, FUSE, LISTENER, LOCK, NOTES},
     mounts, supervisor,
     sync::lock,
 };
@@ -55,22 +58,21 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Of names in one message.
 const MOST_NAMES: usize = 50;
 
-/// Whether this process was started by a supervisor.
-pub fn is_worker() -> bool {
-    descriptors::is_handed()
-}
-
 /// Serves on the socket `address` with all state under `root`, until a signal: as a supervisor, or as its worker where
-/// this process was started by one.
+/// this process was started by one. `config` is the path of the configuration, and whether it must be there.
 ///
 /// # Errors
 /// When something that everything needs is missing: the root, `/dev/fuse`, the socket, the database.
-pub fn run(address: &str, root: &Path, config: &Config) -> anyhow::Result<()> {
-    let Some(handed) = descriptors::of_supervisor() else { return supervisor::run(address, root) };
+pub fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<()> {
+    let Some(handed) = descriptors::of_supervisor() else { return supervisor::run(address, root, config) };
     let handed = Handed::sort(handed.context("take what the supervisor handed over")?)?;
     let Some(Order::Begin { is_first, has_crashed, has_lost }) = handed.channel.receive()? else {
         bail!("the supervisor says nothing");
     };
+    // Opened anew: where one process has read to is where the next one would go on.
+    let config = format!("/proc/self/fd/{}", handed.config.as_raw_fd());
+    let config = std::fs::read_to_string(config).context("read the configuration")?;
+    let config = &Config::parse(&config).map_err(anyhow::Error::msg)?;
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -99,6 +101,7 @@ struct Handed {
     /// None once nobody is to call any more.
     listener: Mutex<Option<UnixListener>>,
     notes: File,
+    config: File,
     channel: Channel,
 }
 
@@ -115,6 +118,7 @@ impl Handed {
             lock: take(LOCK)?,
             listener: Mutex::new(Some(take(LISTENER)?.into())),
             notes: take(NOTES)?.into(),
+            config: take(CONFIG)?.into(),
             channel: take(CHANNEL)?.into(),
         })
     }

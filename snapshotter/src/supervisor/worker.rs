@@ -17,7 +17,7 @@ use crate::{
     channel::{CHANNEL, Channel, News, Order},
     descriptors::Passing,
     handover::is_readable,
-    held::{FUSE, Held, LISTENER, LOCK, NOTES},
+    held::{CONFIG, FUSE, Held, LISTENER, LOCK, NOTES},
 };
 
 /// What only the first process is to say to the service manager, or to hear from it.
@@ -40,7 +40,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn start(program: &Program, held: &Held, begin: &Order) -> io::Result<Self> {
+    pub(super) fn start(
+        program: &Program,
+        held: &Held,
+        config: BorrowedFd<'_>,
+        begin: &Order,
+    ) -> io::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let mut command = program.command();
         let mut words = env::args_os();
@@ -57,6 +62,7 @@ impl Worker {
                 (LOCK, held.lock.as_fd()),
                 (LISTENER, held.listener.as_fd()),
                 (NOTES, held.notes.as_fd()),
+                (CONFIG, config),
                 (CHANNEL, theirs.as_fd()),
             ],
         )?;
@@ -139,6 +145,11 @@ impl Worker {
     pub(super) fn reap(&mut self) {
         let _ = is_readable(self.process.as_fd(), REAP_LIMIT);
         let _ = self.child.try_wait();
+    }
+
+    /// It has time again to say something.
+    pub(super) fn forgive(&mut self) {
+        self.heard = Instant::now();
     }
 
     pub(super) fn is_silent(&self, limit: Duration) -> bool {

@@ -81,6 +81,30 @@ fn containerd_workers_that_die_at_their_start_are_followed_by_one_that_serves() 
 }
 
 #[test]
+fn containerd_a_typo_in_the_configuration_is_told_and_harms_nobody() -> Result<()> {
+    let scene = Scene::new("typo", "")?;
+    let root = scene.container("one")?;
+    let file = scene.lab.path().join("soci/config.toml");
+    let right = fs::read_to_string(&file)?;
+    fs::write(&file, format!("[fetch]\nhedge = 5\n{right}"))?;
+    let workers = scene.daemon.workers();
+    scene.daemon.signal(Signal::HUP);
+    let said = |line: &Value| line["error"].as_str().is_some_and(|error| error.contains("fetch.hedge"));
+    scene.daemon.wait_for_log("what is wrong", said)?;
+    ensure!(scene.daemon.workers() == workers, "the worker is still the same");
+    // One that is started again has the configuration that was right.
+    let before = scene.daemon.starts();
+    scene.daemon.signal_workers(Signal::KILL);
+    scene.daemon.wait_for_start(before)?;
+    read_loose(&root, 0)?;
+    fs::write(&file, right)?;
+    let before = scene.daemon.starts();
+    scene.daemon.signal(Signal::HUP);
+    scene.daemon.wait_for_start(before)?;
+    read_loose(&root, 1)
+}
+
+#[test]
 fn containerd_a_layer_that_workers_crash_on_is_left_alone() -> Result<()> {
     let scene = Scene::new("poison", SMALL_STORE)?;
     let root = scene.container("one")?;

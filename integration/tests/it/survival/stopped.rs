@@ -152,7 +152,12 @@ fn containerd_a_list_of_slots_that_is_lost_makes_no_wrong_bytes() -> Result<()> 
         let why = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
         ensure!(why == Some(rustix::io::Errno::STALE.raw_os_error()), "{error:#}");
     }
-    read_loose(&scene.container("two")?, 2)
+    // What is mounted anew is right, once the kernel asks again for the layers' folders: after a second.
+    let mut number = 1;
+    wait_until("a new container", LIMIT, || {
+        number += 1;
+        Ok(scene.container(&format!("new{number}")).ok().map(|root| read_loose(&root, 2)))
+    })?
 }
 
 /// A datagram, and the descriptors that came with it.
