@@ -1,5 +1,5 @@
-//! A real containerd of the lab's own: root, state, socket and configuration; without CRI and without networks
-//! of its own (containers use the host's). Its clients are real too: `ctr`, and whatever a test starts. Namespaces
+//! A real containerd of the lab's own: root, state, socket and configuration; without CRI unless it is asked for, and
+//! without networks of its own (containers use the host's). Its clients are real too: `ctr`, and whatever a test starts. Namespaces
 //! carry the lab's name, because runc's state and the cgroups of two containerds lie in the same places.
 
 use std::fs;
@@ -24,8 +24,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Snapshotters of others: name and socket.
     pub proxies: Vec<(String, PathBuf)>,
-    /// With the plugin that Kubernetes talks to.
-    pub cri: bool,
+    /// With the plugin that Kubernetes talks to, and this image for the sandboxes of its pods.
+    pub cri: Option<String>,
     /// More TOML, appended to the configuration.
     pub extra: String,
     /// A folder with `containerd`, `ctr` and the shim, instead of Debian's.
@@ -66,6 +66,11 @@ impl Containerd {
         let folder = lab.folder("containerd")?;
         let address = lab.containerd_address();
         fs::write(folder.join("config.toml"), configuration(&folder, &address, &options))?;
+        if let Some((host, _)) = options.cri.as_ref().and_then(|image| image.split_once('/')) {
+            // Or it would try TLS first.
+            let hosts = lab.folder(&format!("containerd/certs.d/{host}"))?;
+            fs::write(hosts.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
+        }
         let program = options.binaries.as_ref().map_or("ctr".into(), |folder| folder.join("ctr"));
         let lab_folder = lab.path().to_owned();
         let client = Client { lab_folder, address, namespace: lab.word(), program };
@@ -191,12 +196,14 @@ fn serve(lab: &Lab, options: &Options) -> Result<Arc<Process>> {
 
 fn configuration(folder: &Path, address: &Path, options: &Options) -> String {
     let disabled = match options.cri {
-        true => "[]",
-        false => "[\"io.containerd.grpc.v1.cri\"]",
+        Some(_) => "[]",
+        None => "[\"io.containerd.grpc.v1.cri\"]",
     };
+    // Debian's knows 2 only; 2.1 has other names for CRI in 3.
+    let version = if options.binaries.is_some() { 3 } else { 2 };
     let folder = folder.display();
     let mut text = format!(
-        "version = 2\n\
+        "version = {version}\n\
          root = \"{folder}/root\"\n\
          state = \"{folder}/state\"\n\
          disabled_plugins = {disabled}\n\
@@ -210,5 +217,29 @@ fn configuration(folder: &Path, address: &Path, options: &Options) -> String {
         let socket = socket.display();
         text += &format!("[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\n");
     }
+    if let Some(sandbox) = &options.cri {
+        text += &pods(&folder.to_string(), version, sandbox);
+    }
     text + &options.extra
+}
+
+/// What CRI needs in a lab: nothing of the machine's own, and nothing that only one containerd of a machine can have.
+fn pods(folder: &str, version: u32, sandbox: &str) -> String {
+    let network = format!("conf_dir = \"{folder}/cni\"\nbin_dir = \"{folder}/cni\"\n");
+    // Sandboxes want to be spared by the kernel more than everything else, which not every machine's root may ask for.
+    let unspared = "restrict_oom_score_adj = true";
+    match version {
+        2 => format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{sandbox}\"\n{unspared}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"{folder}/certs.d\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n{network}"
+        ),
+        _ => format!(
+            "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n\
+             [plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"{folder}/certs.d\"\n\
+             [plugins.\"io.containerd.cri.v1.runtime\"]\n{unspared}\n\
+             [plugins.\"io.containerd.cri.v1.runtime\".cni]\n{network}\
+             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n"
+        ),
+    }
 }

@@ -18,6 +18,8 @@ const FETCH_LIMIT: Duration = Duration::from_secs(300);
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// The newest that builds from what the module proxy has.
 const NERDCTL: &str = "github.com/containerd/nerdctl/v2@v2.1.2";
+/// As new as the Kubernetes that its module wants from the proxy.
+const CRICTL: &str = "sigs.k8s.io/cri-tools@v1.30.0";
 
 /// A folder with `containerd`, `ctr` and `containerd-shim-runc-v2` of Debian unstable (2.1 or later).
 ///
@@ -72,16 +74,29 @@ fn unpacked(package: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`containerd_2`].
 pub fn nerdctl() -> Result<PathBuf> {
-    let folder = cached("nerdctl", |folder| {
-        say("building nerdctl from its Go module");
+    go_program("nerdctl", NERDCTL)
+}
+
+/// crictl, what CRI is spoken with by hand, built from its module.
+///
+/// # Errors
+/// As [`containerd_2`].
+pub fn crictl() -> Result<PathBuf> {
+    go_program("crictl", CRICTL)
+}
+
+/// The program of this name, from `cmd/NAME` of a Go module.
+fn go_program(name: &str, module: &str) -> Result<PathBuf> {
+    let folder = cached(name, |folder| {
+        say(&format!("building {name} from its Go module"));
         let mut download = Command::new("go");
-        download.args(["mod", "download", "-json", NERDCTL]).current_dir(folder);
+        download.args(["mod", "download", "-json", module]).current_dir(folder);
         let said = run(download, FETCH_LIMIT).context("Go, or the module, cannot be had")?;
         let said: serde_json::Value = serde_json::from_str(&said)?;
         let module = said["Dir"].as_str().context("the module has no folder")?;
         let mut build = Command::new("go");
         build.args(["build", "-mod=mod", "-modfile"]).arg(folder.join("go.mod"));
-        build.arg("-o").arg(folder.join("nerdctl")).arg("./cmd/nerdctl").current_dir(module);
+        build.arg("-o").arg(folder.join(name)).arg(format!("./cmd/{name}")).current_dir(module);
         // The module's folder is read-only: what `go build` would note lies beside the binary.
         fs::copy(Path::new(module).join("go.mod"), folder.join("go.mod"))?;
         fs::copy(Path::new(module).join("go.sum"), folder.join("go.sum"))?;
@@ -90,7 +105,7 @@ pub fn nerdctl() -> Result<PathBuf> {
         run(writable, FETCH_LIMIT)?;
         run(build, BUILD_LIMIT).context("the module does not build").map(drop)
     })?;
-    Ok(folder.join("nerdctl"))
+    Ok(folder.join(name))
 }
 
 /// containerd's own suite for snapshotters, a Go test program. It wants the daemon's path in `SOCI_DAEMON`.
