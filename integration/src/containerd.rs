@@ -3,6 +3,7 @@
 //! carry the lab's name, because runc's state and the cgroups of two containerds lie in the same places.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -74,10 +75,8 @@ impl Containerd {
         let program = options.binaries.as_ref().map_or("ctr".into(), |folder| folder.join("ctr"));
         let lab_folder = lab.path().to_owned();
         let client = Client { lab_folder, address, namespace: lab.word(), program };
-        let closing = client.clone();
         let process = serve(lab, &options)?;
-        // Added later than the process, so done earlier: containers go while there is a containerd to ask.
-        lab.on_close(move || closing.end_containers())?;
+        client.end_containers_with(lab)?;
         Ok(Containerd { lab: lab.clone(), client, options, process: Mutex::new(process) })
     }
 
@@ -132,6 +131,7 @@ impl Containerd {
     pub fn restart(&self) -> Result<()> {
         self.stop();
         let process = serve(&self.lab, &self.options)?;
+        self.client.end_containers_with(&self.lab)?;
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
         Ok(())
     }
@@ -150,6 +150,18 @@ impl Client {
 
     fn ask(&self, namespace: &str, words: &[&str]) -> String {
         run(self.command(namespace, words), CLOSE_LIMIT).unwrap_or_default()
+    }
+
+    /// To be called after a process was started: what is added later is done earlier, so that containers go while there is
+    /// a containerd to ask.
+    fn end_containers_with(&self, lab: &Lab) -> Result<()> {
+        let closing = self.clone();
+        lab.on_close(move || {
+            // A client would wait for one that is gone.
+            if UnixStream::connect(&closing.address).is_ok() {
+                closing.end_containers();
+            }
+        })
     }
 
     /// Kills and removes every container. What cannot be asked for any more is left to the lab's own sweep.
