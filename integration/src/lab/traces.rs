@@ -1,6 +1,6 @@
 //! What a container leaves outside its lab when nobody was there to remove it: runc's record, its cgroups, its
 //! shim's socket. containerd and runc put these in the same places whoever calls them; ours are told by the lab's
-//! word, with which its namespaces begin.
+//! word, with which its namespaces begin, and in the one that Kubernetes has everywhere by the bundles in the lab.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,10 @@ use oci::Digest;
 
 /// Where runc, as containerd calls it, keeps its records: NAMESPACE/ID.
 const RECORDS: &str = "/run/containerd/runc";
+/// The namespace that all pods are in.
+const PODS: &str = "k8s.io";
+/// Beside containerd's socket: NAMESPACE/ID, as long as there is such a container.
+const BUNDLES: &str = "state/io.containerd.runtime.v2.task";
 /// Where shims listen, under the hash of containerd's address, namespace and ID.
 const SOCKETS: &str = "/run/containerd/s";
 /// Either one hierarchy, or one for each folder in it.
@@ -18,17 +22,28 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub(super) fn remove(word: &str, address: &Path) {
     for namespace in named(Path::new(RECORDS), word) {
         for container in subfolders(&namespace) {
-            let (Some(id), Some(name)) = (container.file_name(), namespace.file_name()) else { continue };
-            let key = address.join(name).join(id);
-            let socket = Digest::sha256(key.as_os_str().as_encoded_bytes()).hex();
-            let _ = fs::remove_file(Path::new(SOCKETS).join(socket));
+            remove_socket(&container, address);
         }
         let _ = fs::remove_dir_all(namespace);
+    }
+    let bundles = address.with_file_name(BUNDLES).join(PODS);
+    for container in subfolders(&bundles).iter().filter_map(|bundle| bundle.file_name()) {
+        let record = Path::new(RECORDS).join(PODS).join(container);
+        remove_socket(&record, address);
+        let _ = fs::remove_dir_all(record);
     }
     let roots = subfolders(Path::new(CGROUPS)).into_iter().chain([CGROUPS.into()]);
     for group in roots.flat_map(|root| named(&root, word)) {
         remove_groups(&group);
     }
+}
+
+/// The socket of the shim of the container with this record.
+fn remove_socket(container: &Path, address: &Path) {
+    let mut names = container.iter().rev();
+    let (Some(id), Some(namespace)) = (names.next(), names.next()) else { return };
+    let socket = Digest::sha256(address.join(namespace).join(id).as_os_str().as_encoded_bytes()).hex();
+    let _ = fs::remove_file(Path::new(SOCKETS).join(socket));
 }
 
 /// A cgroup is removed by removing its folder, from the inside out; its files go with it.
