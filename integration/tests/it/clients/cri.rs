@@ -6,15 +6,20 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use integration::{
     daemon::soci,
-    images::{Image, push_image},
+    images::{Image, Layer, Tar, push_image, tar::Entry},
     machine::binaries,
     parts,
     process::wait_until,
 };
 use serde_json::json;
 
-use super::{HELLO, LIMIT, Node, Release, documented, layers, part};
+use super::{HELLO, LIMIT, Node, Release, documented, part};
 use crate::read_path::reasons;
+
+/// Headings of the documentation.
+const ONE: &str = "Kubernetes, with containerd 1.6 and 1.7";
+const TWO: &str = "Kubernetes, with containerd 2";
+const TRANSFER: &str = "Kubernetes, with the transfer service (containerd 2.1 and later)";
 
 /// Whether the image of sandboxes has an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,8 @@ struct Cluster {
     crictl: PathBuf,
     node: Node,
     pause: String,
+    /// Pulls are the transfer service's.
+    transfers: bool,
 }
 
 impl Cluster {
@@ -37,10 +44,15 @@ impl Cluster {
         let mut image = String::new();
         let node = Node::new(name, release, |lab, stage, options| {
             let host = stage.registry.host();
-            // Of its own layer, so that nothing of it is there already.
-            let shell = vec![layers()?.swap_remove(0)];
-            let program = Image::new(shell).command(&["/bin/busybox", "sleep", "1000000"]);
-            push_image(host, "pause:plain", &program)?;
+            // A layer that no other image has: nothing of it is there already.
+            let program = Tar::new([
+                Entry::file("busybox", fs::read("/bin/busybox")?).mode(0o755),
+                Entry::directory("dev"),
+                Entry::directory("proc"),
+                Entry::directory("sys"),
+            ]);
+            let program = Image::new(vec![Layer::gzip(&program.bytes())]);
+            push_image(host, "pause:plain", &program.command(&["/busybox", "sleep", "1000000"]))?;
             let (from, to) = (format!("docker://{host}/pause:plain"), format!("docker://{host}/pause:soci"));
             soci(lab, &binaries()?, &["convert", "--min-layer-size", "0", &from, &to])?;
             let tag = if pause == Pause::Converted { "soci" } else { "plain" };
@@ -53,7 +65,7 @@ impl Cluster {
         let address = format!("unix://{}", node.containerd.address().display());
         let text = format!("runtime-endpoint: {address}\nimage-endpoint: {address}\ntimeout: 60\n");
         fs::write(node.lab.path().join("crictl.yaml"), text)?;
-        Ok(Some(Cluster { crictl, node, pause: image }))
+        Ok(Some(Cluster { crictl, node, pause: image, transfers: heading == TRANSFER }))
     }
 
     fn call(&self, words: &[&str]) -> Result<String> {
@@ -61,6 +73,14 @@ impl Cluster {
         let mut command = lab.command(&self.crictl);
         command.arg("--config").arg(lab.path().join("crictl.yaml")).args(words);
         lab.run(command, LIMIT).map(|said| said.trim().to_owned())
+    }
+
+    /// The image, lazily.
+    fn pull(&self) -> Result<()> {
+        self.call(&["pull", &self.node.stage.lazy])?;
+        let prepared = self.node.daemon.prepared();
+        ensure!(prepared == [true; 3], "{prepared:?}");
+        self.node.is_lazy()
     }
 
     fn images(&self) -> Result<BTreeSet<String>> {
@@ -97,14 +117,22 @@ impl Cluster {
         self.call(&["start", &id])?;
         Ok((sandbox, id))
     }
+
+    fn end(&self, sandbox: &str, id: &str) -> Result<()> {
+        let words: [&[&str]; 4] =
+            [&["stop", "--timeout", "0", id], &["rm", id], &["stopp", sandbox], &["rmp", sandbox]];
+        words
+            .iter()
+            .try_for_each(|words| self.call(words).with_context(|| format!("crictl {}", words[0])).map(drop))
+    }
 }
 
 /// A pod's life.
 fn runs_lazily(cluster: &Cluster, pause: Pause) -> Result<()> {
     let (node, image) = (&cluster.node, &cluster.node.stage.lazy);
-    cluster.call(&["pull", image])?;
-    ensure!(node.daemon.prepared() == [true; 3], "{:?}", node.daemon.prepared());
-    node.is_lazy()?;
+    cluster.pull()?;
+    let asked = node.asked_for_index()?;
+    ensure!(asked == 1 || cluster.transfers, "{:?}", node.stage.link.exchanges());
     cluster.call(&["imagefsinfo"]).context("what the kubelet asks of the disk")?;
     let (sandbox, id) = cluster.start()?;
     wait_until("what the container says", LIMIT, || {
@@ -112,15 +140,13 @@ fn runs_lazily(cluster: &Cluster, pause: Pause) -> Result<()> {
     })?;
     let said = cluster.call(&["exec", "--sync", &id, "/bin/busybox", "cat", "/hello"])?;
     ensure!(said == HELLO, "{said}");
-    if pause == Pause::Converted {
-        node.is_lazy()?;
-    } else {
-        ensure!(
-            reasons(&node.daemon).iter().all(|reason| reason == "no_index"),
-            "{:?}",
-            reasons(&node.daemon)
-        );
-    }
+    // What has no index is containerd's.
+    let (whole, expected): (&[&str], _) = match pause {
+        Pause::Plain => (&["no_index"], [true, true, true, false]),
+        Pause::Converted => (&[], [true; 4]),
+    };
+    ensure!(reasons(&node.daemon) == whole && node.daemon.prepared() == expected, "{:?}", node.daemon.logs());
+    node.is_fetched_in_part()?;
     let read = "busybox dd if=/ballast bs=64k skip=100 count=1 2>/dev/null | busybox wc -c";
     let reads = || cluster.call(&["exec", "--sync", &id, "/bin/sh", "-c", read]);
     // Neither restart is anything to a pod, nor to what is known of its image.
@@ -134,15 +160,32 @@ fn runs_lazily(cluster: &Cluster, pause: Pause) -> Result<()> {
     let said = reads()?;
     ensure!(said == "65536", "{said}");
     node.wait_for_calls("k8s.io")?;
-    for words in
-        [["stop", "--timeout", "0", &id].as_slice(), &["rm", &id], &["stopp", &sandbox], &["rmp", &sandbox]]
-    {
-        cluster.call(words).with_context(|| format!("crictl {}", words[0]))?;
-    }
+    cluster.end(&sandbox, &id)?;
     cluster.call(&["rmi", image])?;
     cluster.call(&["rmi", &cluster.pause])?;
     ensure!(cluster.images()?.is_empty(), "{:?}", cluster.images());
     node.wait_until_empty()
+}
+
+/// A daemon that is not there when containerd starts, of which CRI of 1.6 draws the conclusion that its images are not
+/// there either. The kubelet pulls them again: nothing comes twice, and pods start.
+fn is_missed(cluster: &Cluster) -> Result<()> {
+    let (node, image) = (&cluster.node, &cluster.node.stage.lazy);
+    cluster.pull()?;
+    node.daemon.stop();
+    node.containerd.restart()?;
+    node.daemon.start_again()?;
+    node.wait_for_calls("k8s.io")?;
+    node.stage.link.reset();
+    cluster.call(&["pull", image])?;
+    cluster.call(&["inspecti", image])?;
+    let fetched = node.stage.link.traffic().down;
+    ensure!(fetched < 50_000, "{fetched} bytes: {:?}", node.stage.link.exchanges());
+    ensure!(node.daemon.prepared() == [true; 3], "{:?}", node.daemon.prepared());
+    let (sandbox, id) = cluster.start()?;
+    let said = cluster.call(&["exec", "--sync", &id, "/bin/busybox", "cat", "/hello"])?;
+    ensure!(said == HELLO, "{said}");
+    cluster.end(&sandbox, &id)
 }
 
 fn flow(name: &str, release: Release, pause: Pause, heading: &str) -> Result<()> {
@@ -151,10 +194,6 @@ fn flow(name: &str, release: Release, pause: Pause, heading: &str) -> Result<()>
         None => Ok(()),
     }
 }
-
-const ONE: &str = "Kubernetes, with containerd 1.6 and 1.7";
-const TWO: &str = "Kubernetes, with containerd 2";
-const TRANSFER_CRI: &str = "Kubernetes, with the transfer service (containerd 2.1 and later)";
 
 #[test]
 fn containerd_cri_pods_are_lazy_on_containerd_1_6() -> Result<()> {
@@ -174,5 +213,21 @@ fn containerd_cri_pods_are_lazy_on_containerd_2_1() -> Result<()> {
 /// Without `disable_snapshot_annotations` CRI of 2.1 has the transfer service pull.
 #[test]
 fn containerd_cri_pods_are_lazy_through_the_transfer_service_of_containerd_2_1() -> Result<()> {
-    flow("cri2transfer", Release::Two, Pause::Converted, TRANSFER_CRI)
+    flow("cri2transfer", Release::Two, Pause::Converted, TRANSFER)
+}
+
+#[test]
+fn containerd_cri_images_survive_a_start_without_the_daemon_on_containerd_1_6() -> Result<()> {
+    match Cluster::new("missed1", Release::One, Pause::Converted, ONE)? {
+        Some(cluster) => is_missed(&cluster),
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn containerd_cri_images_survive_a_start_without_the_daemon_on_containerd_2_1() -> Result<()> {
+    match Cluster::new("missed2", Release::Two, Pause::Converted, TWO)? {
+        Some(cluster) => is_missed(&cluster),
+        None => Ok(()),
+    }
 }
