@@ -152,7 +152,7 @@ impl Supervisor {
             if self.worker.is_none() && Instant::now() >= self.start_at {
                 self.start();
             }
-            self.wait()?;
+            self.wait();
             for asked in self.signals.take() {
                 self.asked(asked);
             }
@@ -173,7 +173,7 @@ impl Supervisor {
     }
 
     /// Until something happens or is due.
-    fn wait(&self) -> anyhow::Result<()> {
+    fn wait(&self) {
         let now = Instant::now();
         let due = match (self.state, &self.worker) {
             (_, None) => self.start_at,
@@ -190,12 +190,15 @@ impl Supervisor {
         }
         match poll(&mut polled, Some(&limit)) {
             Err(rustix::io::Errno::INTR) | Ok(_) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // No reason to give up what containers depend on: it is looked again in a while.
+                tracing::error!(error = %std::io::Error::from(error), "wait for something to happen");
+                std::thread::sleep(Duration::from_secs(1));
+            }
         }
         if self.watchdog.is_some() {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         }
-        Ok(())
     }
 
     fn start(&mut self) {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use integration::{
     daemon::{LOG_LIMIT, with_containerd},
     lab::Lab,
+    machine::say,
     process::{anonymous_memory, wait_until},
 };
 use oci::Digest;
@@ -13,6 +14,7 @@ use proto::containerd::services::snapshots::v1::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
     snapshots_client::SnapshotsClient,
 };
+use rustix::process::Signal;
 use tonic::{Code, Status};
 
 use super::folders;
@@ -28,6 +30,7 @@ use integration::images::{Layer, Tar, tar::Entry};
 
 const CLIENTS: usize = 16;
 const SNAPSHOTS: usize = 500;
+const THOUSAND: usize = 1000;
 /// What the allocator may keep of what was in use for a while; five hundred snapshots that stayed would be seen elsewhere.
 const MEMORY: u64 = 16 << 20;
 
@@ -112,6 +115,33 @@ fn containerd_five_hundred_snapshots_leave_nothing_behind() -> Result<()> {
     ensure!(after.memory < before.memory + MEMORY, "{before:?} before, {after:?} after");
     ensure!(fs::read(mounted.path().join("file"))? == noise(21, 300_000));
     mounted.end()
+}
+
+/// Said, not judged: machines differ, and this one is busy.
+#[test]
+fn containerd_a_thousand_snapshots_are_there_again_after_a_start() -> Result<()> {
+    let lab = Lab::new("thousand")?;
+    let tar = Tar::new([Entry::file("file", noise(22, 100_000))]);
+    let image = stage(&lab, vec![Layer::gzip(&tar.bytes())], SMALL)?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    pull(&lab, &containerd, &image.lazy)?;
+    let stage = Stage::of(lab, daemon)?;
+    let [top] = stage.names(&["kind==committed"])?.try_into().ok().context("one layer")?;
+    for number in 0..THOUSAND {
+        stage.prepare(&format!("container{number}"), &top)?;
+    }
+    let before = stage.daemon.starts();
+    stage.daemon.signal_workers(Signal::KILL);
+    stage.daemon.wait_for_start(before)?;
+    ensure!(stage.names(&["kind==active"])?.len() == THOUSAND);
+    let took = |line: serde_json::Value| Some(line.get("took")?.as_str()?.to_owned());
+    let served =
+        stage.daemon.logs().into_iter().rfind(|line| line["msg"] == "serving 1 layers").and_then(took);
+    say(&format!(
+        "{THOUSAND} snapshots: the kernel is served {} after a start",
+        served.context("it is said")?
+    ));
+    Ok(())
 }
 
 /// The layer of an image as containerd's clients ask for it.
