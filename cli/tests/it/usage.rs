@@ -97,6 +97,8 @@ fn the_documented_flags_are_the_flags() {
         "prefetch list",
         "prefetch info",
         "image pull",
+        "status",
+        "daemon upgrade",
     ];
     let mut flags = BTreeSet::from(["version".to_owned()]);
     for command in commands {
