@@ -29,6 +29,7 @@ use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
 use crate::{
     descriptors, foreign,
     handover::{self, Given},
+    manager,
 };
 
 /// A worker that ends closes its files within moments; one that is started listens within a second.
@@ -132,8 +133,8 @@ impl Held {
     fn store(&self) {
         for (name, descriptor) in [(FUSE, self.mounted.as_fd()), (LOCK, self.lock.as_fd())] {
             // One of that name it may have: of a mount that is gone, or the same.
-            let stored = sd_notify::notify(&[FdStoreRemove, FdName(name)])
-                .and_then(|()| sd_notify::notify_with_fds(&[FdStore, FdName(name)], &[descriptor]));
+            let stored = manager::tell(&[FdStoreRemove, FdName(name)], &[])
+                .and_then(|()| manager::tell(&[FdStore, FdName(name)], &[descriptor]));
             if let Err(error) = stored {
                 tracing::warn!(%error, name, "give a descriptor to the service manager");
             }
@@ -143,7 +144,7 @@ impl Held {
     /// The last one to use all this leaves nothing.
     pub(crate) fn forget(&self) {
         for name in [FUSE, LOCK] {
-            let _ = sd_notify::notify(&[FdStoreRemove, FdName(name)]);
+            let _ = manager::tell(&[FdStoreRemove, FdName(name)], &[]);
         }
     }
 

@@ -34,6 +34,7 @@ mod labels;
 mod containerd;
 mod held;
 mod handover;
+mod manager;
 mod channel;
 mod descriptors;
 mod foreign;

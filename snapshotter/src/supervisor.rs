@@ -29,6 +29,7 @@ use sd_notify::NotifyState;
 use crate::{
     channel::{News, Order},
     held::{Held, note_path},
+    manager,
     quarantine::Quarantine,
 };
 use backoff::{Backoff, End};
@@ -197,7 +198,7 @@ impl Supervisor {
             }
         }
         if self.watchdog.is_some() {
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            manager::mention(NotifyState::Watchdog);
         }
     }
 
@@ -233,7 +234,7 @@ impl Supervisor {
             (Asked::Stop, State::Stopping(_)) => {}
             (Asked::Stop, _) => {
                 tracing::info!("stopping");
-                let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                let _ = manager::tell(&[NotifyState::Stopping], &[]);
                 self.state = State::Stopping(Instant::now() + STOP_LIMIT);
                 self.order(&Order::Stop { is_kept: signals::has_store() });
             }
@@ -276,7 +277,9 @@ impl Supervisor {
                 self.has_served = true;
                 self.has_lost = false;
                 self.program.works();
-                let _ = sd_notify::notify(&[NotifyState::Ready]);
+                if let Err(error) = manager::tell(&[NotifyState::Ready], &[]) {
+                    tracing::warn!(%error, "tell the service manager that we are ready");
+                }
                 if let State::Stopping(_) = self.state {
                     self.order(&Order::Stop { is_kept: signals::has_store() });
                 }
@@ -286,7 +289,7 @@ impl Supervisor {
             News::Needed(by) if matches!(self.state, State::Stopping(_)) => return Some(self.leave(&by)),
             News::Upgrade => self.asked(Asked::Upgrade),
             News::Status(text) => {
-                let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
+                manager::mention(NotifyState::Status(&text));
             }
             News::Pong | News::Ended | News::Needed(_) | News::Unknown => {}
         }
