@@ -3,7 +3,7 @@
 //! Nothing here holds a transaction across anything slow. A layer that cannot be lazy is never an error: it
 //! is streamed into the store, or left to containerd, with a reason that is logged once.
 
-mod needs;
+pub(crate) mod needs;
 
 use std::{
     collections::HashMap,
