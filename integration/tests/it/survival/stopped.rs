@@ -23,6 +23,7 @@ use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::Signal,
 };
+use serde_json::Value;
 
 use super::scene::{LIMIT, Scene, is_alive, read_loose};
 
@@ -128,8 +129,12 @@ fn containerd_a_supervisor_that_dies_while_it_stops_takes_nothing_with_it() -> R
     scene.daemon.wait_for_log("a stop", |line| line["msg"] == "stopping")?;
     scene.daemon.kill_supervisor();
     signal_pid(worker, Signal::CONT);
-    scene.daemon.wait_for_log("its end", |line| {
-        line["msg"].as_str().is_some_and(|said| said.contains("the supervisor is gone"))
+    // Not asked of the first process, which is gone.
+    wait_until("the worker to see its end", LIMIT, || {
+        let said = scene.daemon.logs();
+        let of =
+            |line: &Value| line["msg"].as_str().is_some_and(|said| said.contains("the supervisor is gone"));
+        Ok(said.iter().any(of).then_some(()))
     })?;
     ensure!(is_alive(worker) && scene.mount()? == mount);
     read_loose(&root, 0)?;
