@@ -25,6 +25,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Snapshotters of others: name and socket.
     pub proxies: Vec<(String, PathBuf)>,
+    /// What containerd is told that they can do.
+    pub capabilities: &'static [&'static str],
     /// With the plugin that Kubernetes talks to, and this image for the sandboxes of its pods.
     pub cri: Option<String>,
     /// More TOML, appended to the configuration.
@@ -227,7 +229,10 @@ fn configuration(folder: &Path, address: &Path, options: &Options) -> String {
     );
     for (name, socket) in &options.proxies {
         let socket = socket.display();
-        text += &format!("[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\n");
+        let capabilities = options.capabilities;
+        text += &format!(
+            "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\ncapabilities = {capabilities:?}\n"
+        );
     }
     if let Some(sandbox) = &options.cri {
         text += &pods(&folder.to_string(), version, sandbox);

@@ -26,13 +26,24 @@ const CRICTL: &str = "sigs.k8s.io/cri-tools@v1.30.0";
 /// # Errors
 /// When it cannot be had here and now; the reason reads as a sentence.
 pub fn containerd_2() -> Result<PathBuf> {
+    containerd_from(2, 0)
+}
+
+/// The same, where it is of this release or a later one.
+///
+/// # Errors
+/// As [`containerd_2`].
+pub fn containerd_from(major: u32, minor: u32) -> Result<PathBuf> {
     let binaries = unpacked("containerd")?.join("usr/bin");
     let mut version = Command::new(binaries.join("containerd"));
     version.arg("--version");
     let said = run(version, FETCH_LIMIT).context("containerd of Debian unstable does not run here")?;
-    let major = said.split_whitespace().find_map(|word| word.split_once('.')?.0.parse::<u32>().ok());
-    if major.is_none_or(|major| major < 2) {
-        bail!("Debian unstable has an older containerd than 2: {}", said.trim());
+    let number = |word: &str| {
+        let mut parts = word.trim_start_matches('v').split('.').map(str::parse::<u32>);
+        Some((parts.next()?.ok()?, parts.next()?.ok()?))
+    };
+    if said.split_whitespace().find_map(number).is_none_or(|known| known < (major, minor)) {
+        bail!("Debian unstable has an older containerd than {major}.{minor}: {}", said.trim());
     }
     Ok(binaries)
 }

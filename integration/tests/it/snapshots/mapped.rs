@@ -1,6 +1,6 @@
 //! Containers with users of their own: what the mounts say, and what a container sees.
 
-use std::os::unix::fs::MetadataExt;
+use std::{os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use integration::{
@@ -100,24 +100,38 @@ fn owned() -> Result<Vec<Layer>> {
     Ok(vec![Layer::gzip(&shell.bytes()), Layer::gzip(&files.bytes())])
 }
 
+/// Not announced with `remap-ids`: containerd changes the owners itself, and with this option nothing but them is copied.
+const METACOPY: &str = "[snapshotter]\nmount_options = [\"metacopy=on\"]\n";
+
 #[test]
 fn containerd_a_container_with_users_of_its_own_is_lazy_and_sees_the_right_owners() -> Result<()> {
-    // Not announced with `remap-ids`: containerd 2.1 and later clone one mount for all layers, and ours are in another one
-    // than the container's own. It changes the owners instead, and with this option nothing but them is copied.
-    const METACOPY: &str = "[snapshotter]\nmount_options = [\"metacopy=on\"]\n";
+    users_of_its_own("mapped", METACOPY, &[], parts::containerd_2())
+}
 
-    let binaries = match parts::containerd_2() {
+/// 2.1 and 2.2 clone one mount for all layers, of which ours is no part; 2.3 clones what is mounted below it, too.
+#[test]
+fn containerd_has_the_kernel_map_the_users_of_a_container() -> Result<()> {
+    users_of_its_own("mapping", "", &["remap-ids"], parts::containerd_from(2, 3))
+}
+
+fn users_of_its_own(
+    word: &str,
+    configuration: &str,
+    capabilities: &'static [&'static str],
+    binaries: Result<PathBuf>,
+) -> Result<()> {
+    let binaries = match binaries {
         Ok(binaries) => binaries,
         Err(error) => {
             skip(&format!("users of a container's own on containerd 2: {error:#}"));
             return Ok(());
         }
     };
-    let lab = Lab::new("mapped")?;
+    let lab = Lab::new(word)?;
     let stage = stage(&lab, owned()?, &["--min-layer-size", "0"])?;
-    let daemon = Daemon::start(&lab, &format!("{}{NO_FILL}{METACOPY}", Daemon::configuration(&lab)))?;
+    let daemon = Daemon::start(&lab, &format!("{}{NO_FILL}{configuration}", Daemon::configuration(&lab)))?;
     let proxies = vec![("soci".to_owned(), daemon.address())];
-    let options = Options { proxies, binaries: Some(binaries), ..Options::default() };
+    let options = Options { proxies, capabilities, binaries: Some(binaries), ..Options::default() };
     let containerd = Containerd::start_with(&lab, options)?;
     integration::daemon::pull(&lab, &integration::machine::binaries()?, &containerd, &stage.lazy)?;
     ensure!(reasons(&daemon).is_empty(), "{:?}", reasons(&daemon));
