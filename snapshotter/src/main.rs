@@ -1,6 +1,10 @@
 //! Parse, load, run.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::Parser;
 use snapshotter::{Args, Command, Config, ConfigCommand, DEFAULT_CONFIG, Format};
@@ -26,7 +30,6 @@ fn load(path: &Path) -> Result<Config, String> {
     Config::load(path, must_exist(path))
 }
 
-#[allow(clippy::print_stderr)] // where the log may not have begun
 fn serve(args: &Args) -> ExitCode {
     let format = args.log_format.parse();
     let started = format.clone().and_then(|format| snapshotter::start_logging(&args.log_level, format));
@@ -39,7 +42,8 @@ fn serve(args: &Args) -> ExitCode {
         Err(error) => {
             // Tools look for a last line of that level; people read it just as well.
             let format = format.unwrap_or(Format::Json);
-            eprintln!("{}", snapshotter::fatal_line(&format!("soci-snapshotter-grpc: {error}"), format));
+            let line = snapshotter::fatal_line(&format!("soci-snapshotter-grpc: {error}"), format);
+            let _ = writeln!(io::stderr(), "{line}");
             ExitCode::FAILURE
         }
     }

@@ -53,6 +53,8 @@ pub fn start(level: &str, format: Format) -> Result<(), String> {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(io::stderr)
+        // A line that cannot be written (a full disk, a reader that is gone) is lost. To say so there would panic.
+        .log_internal_errors(false)
         .event_format(Lines(format))
         .init();
     Ok(())

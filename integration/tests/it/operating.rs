@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Output, thread};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    daemon::{Daemon, LOG_LIMIT, soci, with_containerd},
+    daemon::{Daemon, LOG_LIMIT, signal_pid, soci, with_containerd},
     lab::Lab,
     link::{Fault, When},
     machine::{self, binaries},
@@ -14,6 +14,7 @@ use integration::{
 use proto::grpc::health::v1::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
@@ -226,6 +227,38 @@ fn status_of_nobody_says_what_to_do() -> Result<()> {
         address.display()
     );
     ensure!(output.status.code() == Some(1) && said.starts_with(&expected), "{said}");
+    Ok(())
+}
+
+/// As where the disk of the log is full, or nobody reads it any more.
+#[test]
+fn fuse_a_log_that_cannot_be_written_ends_nobody() -> Result<()> {
+    let lab = Lab::new("mute")?;
+    let folder = lab.folder("soci")?;
+    fs::write(folder.join("config.toml"), Daemon::configuration(&lab))?;
+    let mut command = lab.command("sh");
+    command.args(["-c", "exec \"$@\" 2>/dev/full", "sh"]).arg(binaries()?.daemon);
+    command.arg("--address").arg(Daemon::address_in(&lab)).arg("--root").arg(folder.join("root"));
+    command.arg("--config").arg(folder.join("config.toml")).args(["--log-level", "debug"]);
+    let process = lab.start("mute", command)?;
+    let answer = || -> Result<Option<String>> {
+        let mut command = lab.command(&binaries()?.soci);
+        command.args(["status", "--json", "--daemon-address", path(&Daemon::address_in(&lab))]);
+        let output = command.output()?;
+        Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+    };
+    process.wait_until("the daemon", LOG_LIMIT, answer)?;
+    let children = format!("/proc/{0}/task/{0}/children", process.pid());
+    for _ in 0..2 {
+        let worker = fs::read_to_string(&children)?;
+        signal_pid(worker.trim().parse()?, Signal::KILL);
+        let another =
+            || Ok(fs::read_to_string(&children).ok().filter(|now| !now.is_empty() && *now != worker));
+        process.wait_until("another worker", LOG_LIMIT, another)?;
+        process.wait_until("its answer", LOG_LIMIT, answer)?;
+    }
+    process.signal(Signal::TERM);
+    ensure!(process.wait_exit(LOG_LIMIT)?.success());
     Ok(())
 }
 
