@@ -2,14 +2,20 @@
 //!
 //! One redb file with two tables. Every call is one short transaction; none is held across anything slow. A
 //! record is JSON: a few hundred bytes, read by people who have to.
+//!
+//! After an error of the disk (it is full, for a moment) redb does nothing more with a file until it is opened again. So it
+//! is, by the next call.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    path::{Path, PathBuf},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -19,6 +25,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, Ta
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
+
+const USE: &str = "use snapshot database";
 
 /// Name or key -> record.
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -85,7 +93,11 @@ pub(crate) type Unreadable = (String, serde_json::Error);
 /// The open database.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    path: PathBuf,
+    /// None while it cannot be opened.
+    database: RwLock<Option<Database>>,
+    /// The disk has failed it: to be opened again.
+    is_broken: AtomicBool,
     next: AtomicU64,
 }
 
@@ -95,9 +107,13 @@ impl Store {
     /// # Errors
     /// When another process has it open, or it is damaged.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let doing = || format!("open snapshot database {}", path.display());
-        let database = Database::create(path).map_err(|e| Error::internal(doing(), e))?;
-        let store = Self { database, next: AtomicU64::new(1) };
+        let database = RwLock::new(Some(open(path)?));
+        let store = Self {
+            path: path.to_owned(),
+            database,
+            is_broken: AtomicBool::new(false),
+            next: AtomicU64::new(1),
+        };
         let (readable, damaged) = store.readable()?;
         for (name, error) in damaged {
             tracing::error!(name, %error, "the record of a snapshot is damaged: what stands on it fails, and nothing is cleaned up");
@@ -232,17 +248,19 @@ impl Store {
     /// The snapshot `name` and its ancestors, itself first, at most `limit`.
     pub(crate) fn chain(&self, name: &str, limit: usize) -> Result<Vec<Record>, Error> {
         let doing = || format!("read snapshot {name:?}");
-        let reading = self.database.begin_read().map_err(|e| Error::internal(doing(), e))?;
+        let opened = self.opened()?;
+        let reading = database(&opened)?.begin_read().map_err(|e| self.failed(&doing(), e))?;
         let mut chain = Vec::new();
         let mut next = name.to_owned();
         let snapshots = match reading.open_table(SNAPSHOTS) {
             Ok(table) => table,
             Err(TableError::TableDoesNotExist(_)) if next.is_empty() => return Ok(chain),
             Err(TableError::TableDoesNotExist(_)) => return Err(not_found(name)),
-            Err(e) => return Err(Error::internal(doing(), e)),
+            Err(e) => return Err(self.failed(&doing(), e)),
         };
         while !next.is_empty() && chain.len() < limit {
-            let record = read(&snapshots, &next)?.ok_or_else(|| not_found(&next))?;
+            let record = read(&snapshots, &next).inspect_err(|e| self.note(e))?;
+            let record = record.ok_or_else(|| not_found(&next))?;
             next.clone_from(&record.parent);
             chain.push(record);
         }
@@ -261,15 +279,16 @@ impl Store {
     /// Every snapshot whose record can be read, and the names of the others.
     pub(crate) fn readable(&self) -> Result<(Vec<Record>, Vec<Unreadable>), Error> {
         let doing = "list snapshots";
-        let reading = self.database.begin_read().map_err(|e| Error::internal(doing, e))?;
+        let opened = self.opened()?;
+        let reading = database(&opened)?.begin_read().map_err(|e| self.failed(doing, e))?;
         let snapshots = match reading.open_table(SNAPSHOTS) {
             Ok(table) => table,
             Err(TableError::TableDoesNotExist(_)) => return Ok((Vec::new(), Vec::new())),
-            Err(e) => return Err(Error::internal(doing, e)),
+            Err(e) => return Err(self.failed(doing, e)),
         };
         let (mut readable, mut damaged) = (Vec::new(), Vec::new());
-        for row in snapshots.iter().map_err(|e| Error::internal(doing, e))? {
-            let (name, value) = row.map_err(|e| Error::internal(doing, e))?;
+        for row in snapshots.iter().map_err(|e| self.failed(doing, e))? {
+            let (name, value) = row.map_err(|e| self.failed(doing, e))?;
             match serde_json::from_slice(value.value()) {
                 Ok(record) => readable.push(record),
                 Err(error) => damaged.push((name.value().to_owned(), error)),
@@ -288,15 +307,58 @@ impl Store {
         doing: &str,
         change: impl FnOnce(&mut Table<'_, &str, &[u8]>, &mut Table<'_, &str, ()>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let writing = self.database.begin_write().map_err(|e| Error::internal(doing, e))?;
+        let opened = self.opened()?;
+        let writing = database(&opened)?.begin_write().map_err(|e| self.failed(doing, e))?;
         let done = {
-            let mut snapshots = writing.open_table(SNAPSHOTS).map_err(|e| Error::internal(doing, e))?;
-            let mut children = writing.open_table(CHILDREN).map_err(|e| Error::internal(doing, e))?;
-            change(&mut snapshots, &mut children)
+            let mut snapshots = writing.open_table(SNAPSHOTS).map_err(|e| self.failed(doing, e))?;
+            let mut children = writing.open_table(CHILDREN).map_err(|e| self.failed(doing, e))?;
+            change(&mut snapshots, &mut children).inspect_err(|e| self.note(e))
         }?;
-        writing.commit().map_err(|e| Error::internal(doing, e))?;
+        writing.commit().map_err(|e| self.failed(doing, e))?;
         Ok(done)
     }
+
+    /// The database, opened again where the disk has failed it.
+    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<Database>>, Error> {
+        if self.is_broken.load(Ordering::Acquire) {
+            // Everybody else has let go of it then.
+            let mut opened = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if self.is_broken.load(Ordering::Acquire) {
+                // The file is locked as long as it is open.
+                drop(opened.take());
+                *opened = Some(open(&self.path)?);
+                self.is_broken.store(false, Ordering::Release);
+                tracing::warn!(path = %self.path.display(), "the snapshot database was opened again after an error");
+            }
+        }
+        Ok(self.database.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn failed(&self, doing: &str, error: impl Into<redb::Error>) -> Error {
+        let error = Error::internal(doing, error.into());
+        self.note(&error);
+        error
+    }
+
+    /// An error of the disk is not over when the disk is well again.
+    fn note(&self, error: &Error) {
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+        if let Some(redb::Error::Io(_) | redb::Error::PreviousIo) = source {
+            self.is_broken.store(true, Ordering::Release);
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Database, Error> {
+    let doing = || format!("open snapshot database {}", path.display());
+    Database::create(path).map_err(|e| Error::internal(doing(), e))
+}
+
+fn database<'a>(opened: &'a RwLockReadGuard<'_, Option<Database>>) -> Result<&'a Database, Error> {
+    opened.as_ref().ok_or_else(|| {
+        // Somebody is just failing to open it.
+        Error::new(ErrorKind::Internal, "use snapshot database: it cannot be opened")
+    })
 }
 
 /// What a commit adds to a snapshot.
@@ -332,7 +394,7 @@ fn read(
     name: &str,
 ) -> Result<Option<Record>, Error> {
     let Some(value) = snapshots.get(name).map_err(internal)? else { return Ok(None) };
-    serde_json::from_slice(value.value()).map(Some).map_err(internal)
+    serde_json::from_slice(value.value()).map(Some).map_err(|e| Error::internal(USE, e))
 }
 
 fn put(
@@ -340,7 +402,7 @@ fn put(
     children: &mut Table<'_, &str, ()>,
     record: &Record,
 ) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(record).map_err(internal)?;
+    let bytes = serde_json::to_vec(record).map_err(|e| Error::internal(USE, e))?;
     snapshots.insert(record.name.as_str(), bytes.as_slice()).map_err(internal)?;
     if !record.parent.is_empty() {
         children.insert(format!("{}\0{}", record.parent, record.name).as_str(), ()).map_err(internal)?;
@@ -358,8 +420,8 @@ fn delete(
     Ok(())
 }
 
-fn internal(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::internal("use snapshot database", source)
+fn internal(source: impl Into<redb::Error>) -> Error {
+    Error::internal(USE, source.into())
 }
 
 fn not_found(name: &str) -> Error {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 use super::{Commit, Kind, Lazy, Store};
@@ -154,7 +155,7 @@ fn a_damaged_record_is_in_the_way_of_nobody_else() {
     let (folder, store) = store();
     active(&store, "good", "").unwrap();
     active(&store, "bad", "").unwrap();
-    let writing = store.database.begin_write().unwrap();
+    let writing = super::database(&store.opened().unwrap()).unwrap().begin_write().unwrap();
     writing.open_table(super::SNAPSHOTS).unwrap().insert("bad", b"{\"id\":".as_slice()).unwrap();
     writing.commit().unwrap();
     drop(store);
@@ -166,4 +167,40 @@ fn a_damaged_record_is_in_the_way_of_nobody_else() {
     active(&store, "new", "").unwrap();
     assert_eq!(store.get("bad").unwrap_err().kind(), ErrorKind::Internal);
     assert!(store.all().is_err() && store.ids().is_err(), "nobody takes its folder for rubbish");
+}
+
+/// A disk of its own, as long as this lives.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        mount("small", folder.path(), "tmpfs", MountFlags::empty(), c"size=8m")
+            .expect("this test needs root");
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn privileged_once_a_full_disk_has_room_again_so_has_the_database() {
+    let disk = SmallDisk::new();
+    let store = Store::open(&disk.0.path().join("db")).unwrap();
+    active(&store, "before", "").unwrap();
+    let ballast = disk.0.path().join("ballast");
+    // As much as there is room for.
+    std::io::copy(&mut std::io::repeat(1), &mut std::fs::File::create(&ballast).unwrap()).unwrap_err();
+    let labels = HashMap::from([("a".to_owned(), "b".repeat(200_000))]);
+    let create = |key: &str| store.create(store.new_id(), Kind::Active, key, "", labels.clone());
+    let failed = (0..100).find_map(|number| create(&number.to_string()).err());
+    assert_eq!(failed.map(|error| error.kind()), Some(ErrorKind::Internal));
+    std::fs::remove_file(&ballast).unwrap();
+    create("after").unwrap();
+    store.remove("before").unwrap();
+    assert!(store.get("after").is_ok() && store.all().unwrap().iter().all(|record| record.name != "before"));
 }
