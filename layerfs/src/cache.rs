@@ -8,6 +8,7 @@
 //!     data                              the layer's uncompressed tar stream, sparse
 //!     spans                             per span: state and checksum of its uncompressed bytes
 //!     whole                             digest of the uncompressed stream, once all of it was there
+//! <root>/layers/rubbish/                layers that were removed, on their way off the disk
 //! ```
 //!
 //! `<id>` is the digest of the index's ztoc, or `own` for a layer that was streamed whole and verified by its own
@@ -32,8 +33,12 @@ use std::{
     ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-    sync::{Arc, Weak},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc, Weak,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::Builder,
 };
 
 use lru::LruCache;
@@ -52,6 +57,9 @@ use crate::{
 /// Of a ztoc: a layer of 10 GiB in 4 MiB spans has 84 MB of windows; four times that is hostile.
 const MAX_ZTOC_BYTES: u64 = 512 << 20;
 const OWN: &str = "own";
+const RUBBISH: &str = "rubbish";
+/// Free bytes on a disk that had none, for it to be tried again: some spans' worth.
+const ROOM_AGAIN: u64 = 64 << 20;
 const MAGIC: [u8; 8] = *b"SOCISPN1";
 const HEADER: u64 = 16;
 const RECORD: u64 = 16;
@@ -113,13 +121,17 @@ pub struct Store {
     is_noted: bool,
     /// Nothing is written any more; held for reading while something is.
     closed: RwLock<bool>,
-    /// A write has failed for lack of room.
+    /// The last write has failed for lack of room.
     full: AtomicBool,
     room: Room,
     eviction: Mutex<Eviction>,
     /// Who opened a layer's folder last.
     tenures: Mutex<HashMap<LayerId, Weak<Tenure>>>,
     work: Arc<Work>,
+    /// Its other end is a thread's, which takes folders off the disk, and ends with it.
+    rubbish: Sender<PathBuf>,
+    /// Names of folders there.
+    removed: AtomicU64,
 }
 
 /// The right to believe in a layer's folder, and to write there.
@@ -205,6 +217,14 @@ impl Store {
                 is_noted = false;
             }
         }
+        let (rubbish, folders) = channel();
+        make_folder(&layers.join(RUBBISH)).map_err(|e| Error::io("make folder of layers", e))?;
+        // What an earlier process did not come to.
+        for left in fs::read_dir(layers.join(RUBBISH)).into_iter().flatten().flatten() {
+            let _ = rubbish.send(left.path());
+        }
+        let thread = Builder::new().name("remove".into()).spawn(move || remove_all(&folders));
+        thread.map_err(|e| Error::io("start a thread that removes layers", e))?;
         let eviction = Eviction { order: LruCache::unbounded(), used: 0, owners: Vec::new() };
         let closed = RwLock::default();
         *closed.write() = !is_noted;
@@ -218,6 +238,8 @@ impl Store {
             eviction: Mutex::new(eviction),
             tenures: Mutex::default(),
             work,
+            rubbish,
+            removed: AtomicU64::new(0),
         }))
     }
 
@@ -281,7 +303,7 @@ impl Store {
         for layer in fs::read_dir(self.layers.join("sha256")).map_err(doing)?.flatten() {
             for one in fs::read_dir(layer.path()).into_iter().flatten().flatten() {
                 if !folders.contains(&one.path()) {
-                    let _ = fs::remove_dir_all(one.path());
+                    let _ = self.discard(&one.path());
                 }
             }
             let _ = fs::remove_dir(layer.path()); // stays where something is left in it
@@ -289,17 +311,40 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a layer's folder; spans that are still being read stay readable until they are closed.
+    /// Removes a layer's folder: it is out of the way at once, and off the disk in a while. Spans that are still being
+    /// read stay readable until they are closed.
     ///
     /// # Errors
     /// When the folder cannot be removed; an absent one is no error.
     pub fn remove(&self, id: &LayerId) -> Result<(), Error> {
         let folder = self.folder(id);
-        match fs::remove_dir_all(&folder) {
+        match self.discard(&folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("remove layer {id}"), e)),
             _ => {
                 let _ = folder.parent().map(fs::remove_dir); // stays where another ztoc has something in it
                 Ok(())
+            }
+        }
+    }
+
+    /// Gigabytes are not taken off the disk while somebody waits.
+    fn discard(&self, folder: &Path) -> io::Result<()> {
+        loop {
+            let name = self.removed.fetch_add(1, Ordering::Relaxed).to_string();
+            let rubbish = self.layers.join(RUBBISH).join(name);
+            match fs::rename(folder, &rubbish) {
+                // An earlier process's, which is not gone yet.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) => {}
+                moved => {
+                    moved?;
+                    // Without the thread the next start finds it.
+                    let _ = self.rubbish.send(rubbish);
+                    return Ok(());
+                }
             }
         }
     }
@@ -377,7 +422,12 @@ impl Store {
     /// Whether what lands now pushes out something else or finds no room, or soon will.
     pub(crate) fn nearly_full(&self) -> bool {
         if self.full.load(Ordering::Acquire) {
-            return true;
+            let free = self.statfs().map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+            if free < ROOM_AGAIN {
+                return true;
+            }
+            // Whoever took the room has given it back; nobody may have written since.
+            self.full.store(false, Ordering::Release);
         }
         let most = self.room.max_bytes.unwrap_or(u64::MAX);
         self.eviction.lock().used >= most / 10 * 9 || self.is_short_of(11)
@@ -547,8 +597,10 @@ impl LayerFiles {
     fn put(&self, what: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.write(|| {
             let stored = what();
-            if stored.is_err() {
-                self.store.full.store(true, Ordering::Release);
+            match &stored {
+                Ok(()) => self.store.full.store(false, Ordering::Release),
+                Err(error) if is_for_lack_of_room(error) => self.store.full.store(true, Ordering::Release),
+                Err(_) => {}
             }
             stored
         })
@@ -687,6 +739,10 @@ impl LayerFiles {
     }
 }
 
+fn is_for_lack_of_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A stream on its way to the disk; gone again if it is not adopted.
 #[derive(Debug)]
 pub(crate) struct Streamed {
@@ -699,6 +755,17 @@ impl Drop for Streamed {
     fn drop(&mut self) {
         if !self.keep {
             let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn remove_all(folders: &Receiver<PathBuf>) {
+    for folder in folders {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(folder = %folder.display(), %error, "take a removed layer off the disk");
+            }
+            _ => {}
         }
     }
 }

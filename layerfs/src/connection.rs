@@ -18,7 +18,10 @@ mod tests;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::Builder,
 };
 
@@ -49,7 +52,8 @@ pub struct Connection {
     counts: Arc<Counts>,
     /// As long as it is not served.
     session: Option<Session<Door>>,
-    detached: bool,
+    /// We have ended it.
+    detached: Arc<AtomicBool>,
 }
 
 impl Connection {
@@ -61,7 +65,7 @@ impl Connection {
     pub fn mount(path: &Path, slots: Slots, store: &Arc<Store>, engine: &Arc<Engine>) -> Result<Self, Error> {
         // Served at once: nobody can know anything of a mount this new.
         let mut connection = Self::adopt(Mounted::new(path)?, slots, store, engine)?;
-        connection.serve()?;
+        connection.serve(|| {})?;
         Ok(connection)
     }
 
@@ -94,21 +98,26 @@ impl Connection {
             }
         };
         let notifier = session.notifier();
-        Ok(Self { mounted, slots, notifier, counts, session: Some(session), detached: false })
+        Ok(Self { mounted, slots, notifier, counts, session: Some(session), detached: Arc::default() })
     }
 
     /// Begins to answer: first what an earlier process took and did not answer, then what waits, then what comes.
-    /// Once; nothing to do later.
+    /// Once; nothing to do later. `lost` is called when the kernel ends the connection and [`Connection::unmount`] did not
+    /// ask for it: what is shown from then on nobody sees.
     ///
     /// # Errors
     /// When threads cannot be started.
-    pub fn serve(&mut self) -> Result<(), Error> {
+    pub fn serve(&mut self, lost: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         let Some(session) = self.session.take() else { return Ok(()) };
         self.mounted.resend();
-        let counts = self.counts.clone();
-        let run = move || match session.run() {
-            Ok(()) => tracing::debug!(?counts, "the FUSE connection has ended"),
-            Err(error) => tracing::error!(%error, "the FUSE connection has ended"),
+        let (counts, detached) = (self.counts.clone(), self.detached.clone());
+        let run = move || {
+            let ended = session.run().map_err(|error| error.to_string());
+            if detached.load(Ordering::Acquire) {
+                return tracing::debug!(?counts, ?ended, "the FUSE connection has ended");
+            }
+            tracing::error!(?ended, "the FUSE connection was ended by somebody else");
+            lost();
         };
         // It ends with the connection, long after this value perhaps, and is not waited for.
         let started = Builder::new().name("fuse".into()).spawn(run);
@@ -128,7 +137,7 @@ impl Connection {
 
     /// The folder a slot is seen at.
     pub fn slot_path(&self, slot: u32) -> PathBuf {
-        self.mounted.path().join(slot.to_string())
+        slot_path(self.mounted.path(), slot)
     }
 
     /// Numbers of slots up to `number` are in use, whatever was stored.
@@ -172,13 +181,9 @@ impl Connection {
     }
 
     /// Takes a slot away. Whoever still reads in it gets ESTALE.
-    ///
-    /// # Errors
-    /// When that cannot be stored; it is away all the same, until the next start.
-    pub fn hide(&self, slot: u32) -> Result<(), Error> {
-        let hidden = self.slots.hide(slot);
+    pub fn hide(&self, slot: u32) {
+        self.slots.hide(slot);
         self.forget_listing();
-        hidden
     }
 
     /// The kernel keeps the listing of a directory it need not open.
@@ -197,14 +202,19 @@ impl Connection {
     /// # Errors
     /// When the kernel refuses.
     pub fn unmount(&mut self) -> Result<(), Error> {
-        self.detached = true;
+        self.detached.store(true, Ordering::Release);
         self.mounted.unmount()
     }
 }
 
+/// The folder at which a slot is seen in the connection that is mounted at `mount`.
+pub fn slot_path(mount: &Path, slot: u32) -> PathBuf {
+    mount.join(slot.to_string())
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
-        if !self.detached
+        if !self.detached.load(Ordering::Acquire)
             && !self.mounted.is_inherited()
             && let Err(error) = self.unmount()
         {

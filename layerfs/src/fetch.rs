@@ -106,6 +106,10 @@ impl Source {
     pub(crate) fn new(origin: &str, blob: Arc<dyn Blob>) -> Self {
         Self { origin: origin.into(), host: host_of(origin), blob, failing: Arc::default() }
     }
+
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.lock().is_some()
+    }
 }
 
 fn host_of(origin: &str) -> Arc<str> {

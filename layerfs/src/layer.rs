@@ -243,6 +243,11 @@ impl Layer {
         self.content.spans.add_source(origin, blob);
     }
 
+    /// The layer is not had from there any more.
+    pub fn remove_source(&self, origin: &str) {
+        self.content.spans.remove_source(origin);
+    }
+
     /// Starts to bring what nobody has asked for yet, once. It ends with the last reference to the layer.
     pub fn start_fill(&self) {
         self.content.spans.fill();

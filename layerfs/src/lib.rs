@@ -32,7 +32,7 @@ mod testing;
 
 pub use budget::Limits;
 pub use cache::{LayerId, MinFree, Room, Store};
-pub use connection::{Connection, Mounted, Parameters};
+pub use connection::{Connection, Mounted, Parameters, slot_path};
 pub use error::{Error, ErrorKind};
 pub use fetch::Engine;
 pub use layer::{Below, Layer};

@@ -298,15 +298,14 @@ impl Slots {
         self.write(&stored)
     }
 
-    /// Takes a slot away for good; its numbers are not used again. Unknown ones are no error.
-    pub(crate) fn hide(&self, number: u32) -> Result<(), Error> {
+    /// Takes a slot away for good; its numbers are not used again. Unknown ones are no error. Nothing is written: what
+    /// the file still has of it, nobody shows again after the next start.
+    pub(crate) fn hide(&self, number: u32) {
         let mut stored = self.stored.lock();
         stored.slots.retain(|slot| slot.number != number);
         self.refused.write().retain(|(refused, _)| *refused != number);
-        let written = self.write(&stored);
         let mut shown = self.shown.write();
         *shown = Arc::new(shown.iter().filter(|slot| slot.number != number).cloned().collect());
-        written
     }
 
     /// Another name first, then the rename: a killed process leaves the old list or the new one. Not synced: what a

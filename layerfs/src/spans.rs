@@ -54,6 +54,9 @@ const MOST_AHEAD: u32 = 8;
 /// Spans wanted first: more than a start needs, and a bound on what an artifact can make us remember.
 const MOST_WANTED: usize = 1 << 16;
 
+/// Repositories that one layer is had from. Each is one of an image that is there, so only many images of one base come to
+/// that; those that failed last go first.
+const MOST_SOURCES: usize = 256;
 /// A span that could not be read so often is no longer stored.
 const MOST_DAMAGED: u32 = 2;
 
@@ -164,7 +167,18 @@ impl Spans {
         let mut sources = self.sources.write();
         sources.retain(|known| *known.origin != *origin);
         sources.insert(0, Source::new(origin, source));
-        sources.truncate(4); // as many registries as one node plausibly pulls one layer from
+        if sources.len() > MOST_SOURCES {
+            let failing = sources.iter().rposition(Source::is_failing);
+            sources.remove(failing.unwrap_or(MOST_SOURCES));
+        }
+    }
+
+    /// The layer is not had from there any more; the last place stays.
+    pub(crate) fn remove_source(&self, origin: &str) {
+        let mut sources = self.sources.write();
+        if sources.len() > 1 {
+            sources.retain(|known| *known.origin != *origin);
+        }
     }
 
     /// Waits until nothing is on its way.
@@ -506,7 +520,9 @@ impl Spans {
 
     /// Wishes for claimed spans, one a run of neighbours. Claims are given back if there is nowhere to ask.
     fn wishes(&self, claimed: &[u32], priority: Priority) -> Vec<Wish> {
-        let sources = self.sources.read().clone();
+        let mut sources = self.sources.read().clone();
+        // A place that did not have it is asked again when the others do not have it either.
+        sources.sort_by_cached_key(Source::is_failing);
         let landing = self.me.upgrade().filter(|_| !sources.is_empty());
         let Some(landing) = landing else {
             let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
@@ -554,9 +570,13 @@ impl Wanting for Spans {
     }
 
     fn take_turn(&self, bytes: u64, which: Which) -> Turn {
-        let done = self.missing() == 0 || self.is_rest_unreadable() || self.files.store().nearly_full();
+        // Who opened the layer anew brings what is missing.
+        let done = self.missing() == 0 || self.is_rest_unreadable() || self.files.is_over();
         if done || !self.filling.load(Ordering::Acquire) && self.wanted.lock().is_empty() {
             return Turn::Done;
+        }
+        if self.files.store().nearly_full() {
+            return Turn::NoRoom;
         }
         let (claimed, priority) = self.claim_run(bytes, which);
         let none = if which == Which::Urgent { Turn::NotUrgent } else { Turn::Others };

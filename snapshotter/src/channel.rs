@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use layerfs::Parameters;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -15,18 +16,24 @@ const MAX_BYTES: usize = 64 << 10;
 /// By the name that a worker is handed its end by.
 pub(crate) const CHANNEL: &str = "channel";
 
+/// What a worker is to know of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Begin {
+    /// Nobody depends on this one yet: what is wrong with the configuration is a reason not to start.
+    pub(crate) is_first: bool,
+    /// The one before crashed.
+    pub(crate) has_crashed: bool,
+    /// A mount that containers may have used is gone.
+    pub(crate) has_lost: bool,
+    /// What was agreed with the kernel about the mount.
+    pub(crate) parameters: Parameters,
+}
+
 /// To the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// The first: what the process is to know of those before it.
-    Begin {
-        /// Nobody depends on this one yet: what is wrong with the configuration is a reason not to start.
-        is_first: bool,
-        /// The one before crashed.
-        has_crashed: bool,
-        /// A mount that containers may have used is gone.
-        has_lost: bool,
-    },
+    /// The first.
+    Begin(Begin),
     /// Say that you live.
     Ping,
     /// No other program will serve, and why.

@@ -31,9 +31,12 @@ use crate::{
     opening::Opening,
     plan::Modes,
     quarantine::Quarantine,
-    service::Door,
+    service::{Door, UnderWay},
     snapshotter::{Given, Snapshotter},
 };
+
+/// For calls that take moments.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 
 /// Everything that serves.
 pub(crate) struct Daemon {
@@ -57,12 +60,14 @@ pub(crate) struct Start<'a> {
     /// The process before this one did.
     pub(crate) has_crashed: bool,
     pub(crate) above: Above,
+    /// Called when the kernel ends the mount and nobody here asked for it.
+    pub(crate) lost: fn(),
 }
 
 impl Daemon {
     /// Wires the parts, and shows what was shown on the mount.
     pub(crate) async fn build(start: Start<'_>, config: &Config) -> anyhow::Result<Self> {
-        let Start { root, socket, mounted, is_first, notes, has_crashed, above } = start;
+        let Start { root, socket, mounted, is_first, notes, has_crashed, above, lost } = start;
         let began = Instant::now();
         // Reading the machine's certificates is most of what a start takes.
         let http = config.http.clone();
@@ -85,7 +90,7 @@ impl Daemon {
         let snapshotter = Arc::new(Snapshotter::new(root, images, layers.clone(), opening, given)?);
         let restored = snapshotter.clone();
         tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;
-        layers.serve()?;
+        layers.serve(lost)?;
         tracing::info!(took = ?began.elapsed(), "{}", layers.summary());
         let control = Control::new(snapshotter.clone(), socket, root, config, above);
         Ok(Self { snapshotter, layers, health: Health::new(), control })
@@ -115,6 +120,7 @@ impl Daemon {
 pub(crate) struct Calls {
     stop: oneshot::Sender<()>,
     health: Health,
+    under_way: UnderWay,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
@@ -125,9 +131,10 @@ impl Calls {
         listener.set_nonblocking(true).context(doing)?;
         let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener).context(doing)?);
         let (stop, stopped) = oneshot::channel();
-        let health = daemon.health.clone();
+        let (health, under_way) = (daemon.health.clone(), UnderWay::default());
+        let door = Door { snapshotter: daemon.snapshotter.clone(), under_way: under_way.clone() };
         let server = Server::builder()
-            .add_service(SnapshotsServer::new(Door(daemon.snapshotter.clone())))
+            .add_service(SnapshotsServer::new(door))
             .add_service(ControlServer::new(daemon.control.clone()))
             .add_service(HealthServer::new(HealthDoor(health.clone())));
         let stopped = async {
@@ -135,22 +142,25 @@ impl Calls {
         };
         let task = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped));
         health.ready();
-        Ok(Self { stop, health, task })
+        Ok(Self { stop, health, under_way, task })
     }
 
-    /// Takes no more, and waits for those that were begun, at most so long. Who calls meanwhile waits for whoever takes
-    /// calls next.
+    /// Takes no more once those are finished that were begun, which is at most so long from now. Until then calls are
+    /// answered: one image that comes slowly holds up no other. Who calls later waits for whoever takes calls next.
     pub(crate) async fn drain(self, limit: Duration) {
+        let until = Instant::now() + limit;
+        let _ = tokio::time::timeout(limit, self.under_way.none()).await;
         // Who listens to our health hears it, and goes: it is a call, too.
         self.health.stopping();
         let _ = self.stop.send(());
         let aborted = self.task.abort_handle();
+        let limit = until.saturating_duration_since(Instant::now()).max(LAST_CALLS);
         match tokio::time::timeout(limit, self.task).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(%error, "finish calls"),
             Ok(Err(error)) => tracing::warn!(%error, "finish calls"),
             Err(_) => {
-                tracing::warn!(?limit, "calls are still under way");
+                tracing::warn!("calls are still under way");
                 aborted.abort();
             }
         }

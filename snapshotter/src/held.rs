@@ -4,6 +4,7 @@
 //! died. Only when neither has the mount a new one is made, and what used the old one has lost it.
 
 use std::{
+    env,
     fs::{self, File},
     io,
     os::{
@@ -58,6 +59,25 @@ pub(crate) struct Held {
     pub(crate) notes: OwnedFd,
     /// Where it is listened, where that is for us to clean up.
     pub(crate) socket: Option<PathBuf>,
+    /// The service manager has what containers depend on.
+    pub(crate) is_kept: bool,
+}
+
+/// What had to be done for there to be a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mended {
+    Nothing,
+    /// Somebody had unmounted it, and containers use it on.
+    PutBack,
+    /// The kernel has ended the old one.
+    Anew,
+}
+
+/// Whether the service manager keeps descriptors for us while nobody runs. It says so itself since version 254; before,
+/// the unit does.
+fn has_store() -> bool {
+    let is_set = |name| env::var(name).is_ok_and(|value: String| !value.is_empty());
+    is_set("NOTIFY_SOCKET") && is_set("FDSTORE") && env::var("FDSTORE").as_deref() != Ok("0")
 }
 
 /// The mount below a root, and what was agreed about it.
@@ -86,10 +106,13 @@ impl Held {
             Some(passed.swap_remove(place).1)
         };
         let (mut fuse, lock, mut given_socket, mut giver) = (kept(FUSE), kept(LOCK), None, None);
+        // What it has is not taken away, only to be given again.
+        let mut is_kept = fuse.is_some() && lock.is_some();
         let lock = match take_root(&root, lock)? {
             Taken::Free(lock) => lock,
             Taken::Given(given) => {
                 (fuse, given_socket, giver) = (Some(given.fuse), given.socket, Some(given.giver));
+                is_kept = false;
                 given.lock
             }
         };
@@ -109,8 +132,11 @@ impl Held {
         };
         let mounted = mounted.inspect_err(|_| drop(socket.as_ref().map(fs::remove_file)))?;
         let notes = memfd_create("soci notes", MemfdFlags::CLOEXEC).context("make memory for notes")?;
-        let held = Self { root, mounted, lock, listener, notes, socket };
-        held.store();
+        let is_kept = is_kept && has_store() && mounted.is_inherited();
+        let mut held = Self { root, mounted, lock, listener, notes, socket, is_kept };
+        if !is_kept {
+            held.store();
+        }
         Ok(held)
     }
 
@@ -119,24 +145,25 @@ impl Held {
         !self.mounted.is_inherited()
     }
 
-    /// Makes a new mount where the kernel has ended the one that was held; true if it had to.
-    pub(crate) fn replace_ended(&mut self) -> anyhow::Result<bool> {
-        if !self.mounted.has_ended() {
-            return Ok(false);
+    /// Makes a new mount where the kernel has ended the one that was held, and puts one back that was taken away.
+    pub(crate) fn mend(&mut self) -> anyhow::Result<Mended> {
+        if self.mounted.has_ended() {
+            self.mounted = mount(&self.root)?;
+            self.store();
+            return Ok(Mended::Anew);
         }
-        self.mounted = mount(&self.root)?;
-        self.store();
-        Ok(true)
+        Ok(if self.mounted.put_back()? { Mended::PutBack } else { Mended::Nothing })
     }
 
-    /// Gives the service manager what containers depend on; nothing to do without one.
-    fn store(&self) {
+    /// Gives the service manager what containers depend on, in place of what it has of that name.
+    fn store(&mut self) {
+        self.is_kept = has_store();
         for (name, descriptor) in [(FUSE, self.mounted.as_fd()), (LOCK, self.lock.as_fd())] {
-            // One of that name it may have: of a mount that is gone, or the same.
             let stored = manager::tell(&[FdStoreRemove, FdName(name)], &[])
                 .and_then(|()| manager::tell(&[FdStore, FdName(name)], &[descriptor]));
             if let Err(error) = stored {
                 tracing::warn!(%error, name, "give a descriptor to the service manager");
+                self.is_kept = false;
             }
         }
     }

@@ -31,6 +31,8 @@ const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
 /// For a registry that the client has not named: a lookup takes far less.
 const GUESS: Duration = Duration::from_secs(3);
+/// More than overlayfs mounts; each is opened with the first, in a task of its own.
+const MOST_LAYERS: usize = 512;
 /// Images pulled at the same time on one node, generously.
 const MOST: usize = 256;
 
@@ -177,6 +179,13 @@ impl Lookup {
         };
         let manifest = Manifest::parse(&bytes, "read image manifest")
             .map_err(|e| (Reason::IndexInvalid, e.to_string()))?;
+        let count = manifest.layers().len();
+        if count > MOST_LAYERS {
+            return Err((
+                Reason::UnsupportedLayer,
+                format!("the image has {count} layers, more than {MOST_LAYERS}"),
+            ));
+        }
         let ask = |open: bool| if open { index::Source::Ask } else { index::Source::Skip };
         let sources = index::Sources {
             explicit: request.index,

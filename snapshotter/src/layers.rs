@@ -42,8 +42,10 @@ const ZTOC_BYTES_A_SECOND: u64 = 256 << 10;
 const MAX_PREFETCH_BYTES: u64 = 16 << 20;
 /// How long a stop waits for spans that are being stored: a few on a busy machine.
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
-/// Layers that are streamed whole at once: each holds a thread.
+/// Layers of one registry that are streamed whole at once: each holds a thread.
 const STREAMS: usize = 4;
+/// Registries, generously; of those that nothing comes from nothing is kept.
+const MOST_HOSTS: usize = 256;
 
 const QUARANTINED: Name = Name {
     name: "soci_layers_quarantined",
@@ -57,9 +59,29 @@ type Gate = Arc<tokio::sync::Mutex<()>>;
 /// Why a layer could not be opened.
 pub(crate) type Refusal = (Reason, String);
 
+fn another_size(known: &Layer, stated: u64) -> Refusal {
+    let (layer, size) = (known.digest(), known.compressed_size());
+    (Reason::ZtocInvalid, format!("layer {layer} has {size} bytes, and {stated} in the image's manifest"))
+}
+
 fn ztoc_patience(bytes: u64) -> Patience {
     let total = ZTOC_TOTAL + Duration::from_secs(bytes / ZTOC_BYTES_A_SECOND);
     Patience { silence: ZTOC_SILENCE, total }
+}
+
+/// From one registry.
+#[derive(Debug)]
+struct Lane {
+    /// Layers that are streamed whole.
+    streams: Semaphore,
+    /// Bytes of ztocs, in units.
+    ztocs: Semaphore,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self { streams: Semaphore::new(STREAMS), ztocs: Semaphore::new((MAX_ZTOC_BYTES / UNIT) as usize) }
+    }
 }
 
 /// All layers of the daemon.
@@ -67,13 +89,14 @@ fn ztoc_patience(bytes: u64) -> Patience {
 pub(crate) struct Layers {
     store: Arc<Store>,
     engine: Arc<Engine>,
+    /// Of the connection, which never changes.
+    mount: PathBuf,
     connection: Mutex<Connection>,
     /// Open layers, as long as anything shows them, and the gate in front of opening and removing.
     open: Mutex<HashMap<LayerId, (Gate, Weak<Layer>)>>,
     shown: Mutex<HashMap<u32, Arc<Layer>>>,
-    streams: Semaphore,
-    /// Bytes of ztocs on their way, in units.
-    ztocs: Semaphore,
+    /// What may be on its way from each registry: one that is slow is waited for by nobody else.
+    lanes: Mutex<HashMap<String, Arc<Lane>>>,
     durations: Durations,
     fill: bool,
     quarantine: Quarantine,
@@ -90,20 +113,30 @@ impl Layers {
         Self {
             store,
             engine,
+            mount: connection.mounted().path().to_owned(),
             connection: Mutex::new(connection),
             open: Mutex::default(),
             shown: Mutex::default(),
-            streams: Semaphore::new(STREAMS),
-            ztocs: Semaphore::new((MAX_ZTOC_BYTES / UNIT) as usize),
+            lanes: Mutex::default(),
             durations: Durations::default(),
             fill,
             quarantine,
         }
     }
 
-    /// Begins to answer the kernel.
-    pub(crate) fn serve(&self) -> Result<(), layerfs::Error> {
-        lock(&self.connection).serve()
+    /// Begins to answer the kernel. `lost` is called when the connection is ended and not by us.
+    pub(crate) fn serve(&self, lost: impl FnOnce() + Send + 'static) -> Result<(), layerfs::Error> {
+        lock(&self.connection).serve(lost)
+    }
+
+    fn lane(&self, registry: &Registry) -> Arc<Lane> {
+        let origin = registry.name();
+        let host = origin.split('/').next().unwrap_or_default();
+        let mut lanes = lock(&self.lanes);
+        if lanes.len() >= MOST_HOSTS {
+            lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+        }
+        lanes.entry(host.to_owned()).or_default().clone()
     }
 
     fn gate(&self, id: &LayerId) -> Gate {
@@ -128,16 +161,25 @@ impl Layers {
         Ok(())
     }
 
-    /// What is open or in the store under `id`, if it is of a layer of that size.
-    async fn at_hand(&self, id: &LayerId, size: u64) -> Option<Arc<Layer>> {
-        if let Some(open) = self.opened(id) {
-            return Some(open).filter(|layer| layer.compressed_size() == size);
+    /// What is open or in the store under `id`. A manifest that gives the layer another size lies: what others read is
+    /// not opened anew for it.
+    async fn at_hand(&self, id: &LayerId, size: u64) -> Result<Option<Arc<Layer>>, Refusal> {
+        let found = match self.opened(id) {
+            Some(open) => Some(open),
+            None => self.stored(id).await,
+        };
+        match found {
+            Some(layer) if layer.compressed_size() != size => Err(another_size(&layer, size)),
+            found => Ok(found),
         }
+    }
+
+    async fn stored(&self, id: &LayerId) -> Option<Arc<Layer>> {
         let (store, engine, wanted) = (self.store.clone(), self.engine.clone(), *id);
         // A ztoc is mapped, checked and made into a tree: milliseconds, or more on a cold disk.
         let stored = tokio::task::spawn_blocking(move || Layer::stored(&store, &engine, &wanted)).await;
         match stored {
-            Ok(Ok(layer)) => layer.filter(|layer| layer.compressed_size() == size),
+            Ok(Ok(layer)) => layer,
             Ok(Err(error)) => {
                 tracing::warn!(layer = %id, %error, "what is stored of a layer is not used");
                 None
@@ -160,20 +202,25 @@ impl Layers {
         self.check(&own).and_then(|()| self.check(&LayerId { ztoc: Some(ztoc.digest), ..own }))?;
         let gate = self.gate(&own);
         let held = gate.lock().await;
-        if let Some(opened) = self.at_hand(&own, layer.size).await {
+        if let Some(opened) = self.at_hand(&own, layer.size).await? {
             return Ok(self.sourced(opened, registry, layer));
         }
         drop(held);
         let id = LayerId { ztoc: Some(ztoc.digest), ..own };
         let gate = self.gate(&id);
         let _held = gate.lock().await;
-        if let Some(opened) = self.at_hand(&id, layer.size).await {
+        if let Some(opened) = self.at_hand(&id, layer.size).await? {
             return Ok(self.sourced(opened, registry, layer));
         }
         let opened = self.fetched(registry, layer, ztoc).await?;
         if opened.compressed_size() != layer.size {
-            let why = format!("ztoc {} is of a layer of another size than {}", ztoc.digest, layer.digest);
-            return Err((Reason::ZtocInvalid, why));
+            let refusal = another_size(&opened, layer.size);
+            drop(opened);
+            // The gate is ours, and nobody has it open.
+            if let Err(error) = self.store.remove(&id) {
+                tracing::warn!(layer = %id, %error, "remove a layer from the store");
+            }
+            return Err(refusal);
         }
         Ok(self.sourced(opened, registry, layer))
     }
@@ -188,7 +235,8 @@ impl Layers {
             return Err((Reason::ZtocInvalid, format!("ztoc {} has {} bytes", ztoc.digest, ztoc.size)));
         }
         let room = u32::try_from(ztoc.size.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let _room = self.ztocs.acquire_many(room).await.map_err(|e| (Reason::Internal, e.to_string()))?;
+        let lane = self.lane(registry);
+        let _room = lane.ztocs.acquire_many(room).await.map_err(|e| (Reason::Internal, e.to_string()))?;
         let doing = format!("fetch ztoc {}", ztoc.digest);
         let fetch = ztoc_patience(ztoc.size).bound(&doing, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
         let began = Instant::now();
@@ -215,10 +263,11 @@ impl Layers {
         self.check(&own)?;
         let gate = self.gate(&own);
         let _held = gate.lock().await;
-        if let Some(opened) = self.at_hand(&own, layer.size).await {
+        if let Some(opened) = self.at_hand(&own, layer.size).await? {
             return Ok(self.sourced(opened, registry, layer));
         }
-        let _turn = self.streams.acquire().await.map_err(|e| (Reason::Internal, e.to_string()))?;
+        let lane = self.lane(registry);
+        let _turn = lane.streams.acquire().await.map_err(|e| (Reason::Internal, e.to_string()))?;
         let blob = registry.blob(&layer.digest, Some(layer.size));
         let origin = registry.name();
         let streamed = Layer::stream(&self.store, &self.engine, &origin, blob, compression).await;
@@ -299,16 +348,21 @@ impl Layers {
 
     /// The folder a slot is seen at. Nobody of ours opens it.
     pub(crate) fn path(&self, slot: u32) -> PathBuf {
-        lock(&self.connection).slot_path(slot)
+        layerfs::slot_path(&self.mount, slot)
     }
 
-    /// No snapshot stands on the slot any more. With the last slot of a layer its bytes go, too.
-    pub(crate) fn release(&self, slot: u32) {
-        if let Err(error) = lock(&self.connection).hide(slot) {
-            tracing::warn!(slot, %error, "hide a slot");
+    /// No snapshot stands on the slot any more. What it showed is to be forgotten: with the last slot of a layer its bytes
+    /// go, too.
+    pub(crate) fn release(&self, slot: u32) -> Option<Arc<Layer>> {
+        lock(&self.connection).hide(slot);
+        lock(&self.shown).remove(&slot)
+    }
+
+    /// No snapshot is of an image from `place` that stands on the layer of this slot.
+    pub(crate) fn disown(&self, slot: u32, place: &str) {
+        if let Some(layer) = self.shown(slot) {
+            layer.remove_source(place);
         }
-        let Some(layer) = lock(&self.shown).remove(&slot) else { return };
-        self.forget(layer);
     }
 
     /// What is stored of a layer goes, unless somebody else has it open.

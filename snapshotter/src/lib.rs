@@ -27,6 +27,7 @@ mod plan;
 mod chain;
 mod overlay;
 mod mapping;
+mod standing;
 mod filter;
 mod folders;
 mod store;

@@ -17,6 +17,7 @@ use proto::containerd::{
     },
     types,
 };
+use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status, async_trait};
 
 use crate::{
@@ -29,7 +30,35 @@ use crate::{
 /// Infos in one message of a list, as containerd sends them.
 const BLOCK: usize = 100;
 
-pub(crate) struct Door(pub(crate) Arc<Snapshotter>);
+pub(crate) struct Door {
+    pub(crate) snapshotter: Arc<Snapshotter>,
+    pub(crate) under_way: UnderWay,
+}
+
+/// How many Prepares are under way: the calls that may take long.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct UnderWay(watch::Sender<usize>);
+
+/// One of them, until it is dropped.
+struct Begun(UnderWay);
+
+impl UnderWay {
+    fn begin(&self) -> Begun {
+        self.0.send_modify(|count| *count += 1);
+        Begun(self.clone())
+    }
+
+    /// Waits for a moment at which none is.
+    pub(crate) async fn none(&self) {
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
 
 #[async_trait]
 impl Snapshots for Door {
@@ -38,11 +67,11 @@ impl Snapshots for Door {
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let request = request.into_inner();
-        let snapshotter = self.0.clone();
-        let prepared =
-            tokio::spawn(
-                async move { snapshotter.prepare(&request.key, &request.parent, request.labels).await },
-            );
+        let (snapshotter, begun) = (self.snapshotter.clone(), self.under_way.begin());
+        let prepared = tokio::spawn(async move {
+            let _begun = begun;
+            snapshotter.prepare(&request.key, &request.parent, request.labels).await
+        });
         let mounts = prepared.await.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| status(&e))?;
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts.into_iter().map(mount).collect() }))
     }
@@ -124,7 +153,7 @@ impl Door {
         &self,
         verb: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
-        let snapshotter = self.0.clone();
+        let snapshotter = self.snapshotter.clone();
         let done = tokio::task::spawn_blocking(move || verb(&snapshotter)).await;
         done.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| status(&e))
     }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use layerfs::{Below, Family, Inherited, Layer};
-use oci::Registry;
+use oci::{Registry, Store as _};
 use tokio::task::block_in_place;
 use tracing::field::display;
 
@@ -34,6 +34,7 @@ use crate::{
     per_layer::Operation,
     plan::{self, First, Modes},
     reason::Reason,
+    standing::Standing,
     store::{Commit, Kind, Lazy, Record, Store},
     sync::lock,
 };
@@ -48,7 +49,7 @@ pub(crate) struct Snapshotter {
     modes: Modes,
     /// Held from showing a layer to recording who stands on its slot, and from forgetting that to hiding it: in
     /// between, a slot that is about to be used looks unused.
-    placing: Mutex<()>,
+    placing: Mutex<Standing>,
     counters: Arc<Counters>,
     /// Options of every overlay.
     overlay_options: Vec<String>,
@@ -104,12 +105,18 @@ impl Snapshotter {
     pub(crate) fn restore(self: &Arc<Self>) -> Result<(), Error> {
         let mut slots: HashMap<u32, (Lazy, Vec<Registry>)> = HashMap::new();
         let (records, damaged) = self.store.readable()?;
+        let mut standing = lock(&self.placing);
+        if !damaged.is_empty() {
+            standing.has_unknown();
+        }
         for record in &records {
             let Some(lazy) = record.lazy.clone() else { continue };
+            let registry = self.source(&record.labels);
+            standing.add(lazy.slot, lazy.id(), registry.as_ref().map(Registry::name).as_deref());
             let (_, registries) = slots.entry(lazy.slot).or_insert_with(|| (lazy, Vec::new()));
-            registries
-                .extend(labels::source(&record.labels).and_then(|image| self.images.registry(&image).ok()));
+            registries.extend(registry);
         }
+        drop(standing);
         let lost = self.layers.restore(&slots);
         // What stands on the others is not known.
         if lost.is_empty() && damaged.is_empty() {
@@ -117,8 +124,12 @@ impl Snapshotter {
         }
         for slot in lost {
             let Some((lazy, registries)) = slots.remove(&slot) else { continue };
-            let layers = self.layers.clone();
-            tokio::spawn(async move { layers.recover(slot, &lazy, &registries).await });
+            let me = self.clone();
+            tokio::spawn(async move {
+                me.layers.recover(slot, &lazy, &registries).await;
+                // Nobody may stand on it any more.
+                me.release_unused(slot);
+            });
         }
         for record in &records {
             if let Some(layer) = record.lazy.as_ref().and_then(|lazy| self.layers.shown(lazy.slot)) {
@@ -158,18 +169,18 @@ impl Snapshotter {
         let (request, named) = match first {
             First::Writable => {
                 self.counters.prepared(Prepared::Plain);
-                return self.mounts_of(&record);
+                return block_in_place(|| self.mounts_of(&record));
             }
             First::Leave(reason) => {
                 self.left(key, None, reason, "no valid SOCI index found");
-                return self.mounts_of(&record);
+                return block_in_place(|| self.mounts_of(&record));
             }
             First::Try(request) => (*request, Named::ByTheClient),
             First::Search(target) => match self.images.layer(namespace(key), &target).await {
                 Ok(request) => (request, Named::ByItsChain),
                 Err((reason, why)) => {
                     self.left(key, None, reason, &why);
-                    return self.mounts_of(&record);
+                    return block_in_place(|| self.mounts_of(&record));
                 }
             },
         };
@@ -177,10 +188,10 @@ impl Snapshotter {
             Ok(Ok(())) => Err(exists(&request.target)),
             Ok(Err((reason, why))) => {
                 self.left(key, Some(&request), reason, &why);
-                self.mounts_of(&record)
+                block_in_place(|| self.mounts_of(&record))
             }
             Err(error) => {
-                self.abandon(&record);
+                block_in_place(|| self.abandon(&record));
                 Err(error)
             }
         }
@@ -193,10 +204,14 @@ impl Snapshotter {
         request: &LayerRequest,
         named: Named,
     ) -> Result<Result<(), Refusal>, Error> {
-        if let Some(answer) = self.target_exists(record, request)? {
-            if answer.is_ok() {
+        let there = block_in_place(|| -> Result<_, Error> {
+            let there = self.target_exists(record, request)?;
+            if let Some(Ok(())) = there {
                 self.abandon(record);
             }
+            Ok(there)
+        });
+        if let Some(answer) = there? {
             return Ok(answer);
         }
         let began = Instant::now();
@@ -288,16 +303,37 @@ impl Snapshotter {
     }
 
     pub(crate) fn remove(&self, key: &str) -> Result<(), Error> {
-        let record = {
-            let _placing = lock(&self.placing);
+        let (record, layer) = {
+            let mut standing = lock(&self.placing);
             let record = self.store.remove(key)?;
-            if let Some(lazy) = &record.lazy {
-                self.release_unused(lazy.slot);
-            }
-            record
+            let layer = record.lazy.as_ref().and_then(|lazy| self.leave(&mut standing, lazy, &record.labels));
+            (record, layer)
         };
+        if let Some(layer) = layer {
+            self.layers.forget(layer);
+        }
         self.folders.discard(record.id);
         Ok(())
+    }
+
+    /// One snapshot fewer stands on `lazy`. What was shown there for the last time.
+    fn leave(
+        &self,
+        standing: &mut Standing,
+        lazy: &Lazy,
+        labels: &HashMap<String, String>,
+    ) -> Option<Arc<Layer>> {
+        let place = self.source(labels).map(|registry| registry.name());
+        let left = standing.remove(lazy.slot, lazy.id(), place.as_deref());
+        if let Some(place) = place.filter(|_| left.place) {
+            self.layers.disown(lazy.slot, &place);
+        }
+        left.slot.then(|| self.layers.release(lazy.slot)).flatten()
+    }
+
+    /// Where the layer of a stored snapshot can be had from.
+    fn source(&self, labels: &HashMap<String, String>) -> Option<Registry> {
+        labels::source(labels).and_then(|image| self.images.registry(&image).ok())
     }
 
     pub(crate) fn stat(&self, key: &str) -> Result<Record, Error> {
@@ -418,9 +454,15 @@ impl Snapshotter {
         for path in layer.implied_directories() {
             for lower in lowers {
                 let found = match &lower.lazy {
-                    Some(lazy) => {
-                        self.layers.shown(lazy.slot).map_or(Below::Absent, |layer| layer.below(&path))
-                    }
+                    Some(lazy) => match self.layers.shown(lazy.slot) {
+                        Some(layer) => layer.below(&path),
+                        // What would be told now would be kept.
+                        None => {
+                            let why =
+                                format!("layer {} below it is not served at the moment", lazy.layer.digest);
+                            return Err((Reason::Internal, why));
+                        }
+                    },
                     None => folders::below(&self.folders.files(lower.id), &path),
                 };
                 match found {
@@ -457,7 +499,7 @@ impl Snapshotter {
             let why = format!("its uncompressed bytes do not make the snapshot {}", request.target);
             return Ok(Err((Reason::OtherContent, why)));
         }
-        let _placing = lock(&self.placing);
+        let mut standing = lock(&self.placing);
         let slot = match self.layers.show(&opened.layer, &inherited) {
             Ok(slot) => slot,
             Err(refusal) => return Ok(Err(refusal)),
@@ -469,8 +511,10 @@ impl Snapshotter {
         labels.insert(labels::REMOTE.into(), "remote snapshot".into());
         labels::name(&mut labels, request);
         let lazy = Lazy { slot, layer: opened.descriptor, ztoc: opened.ztoc, inherited };
+        let (id, place) = (lazy.id(), self.source(&labels).map(|registry| registry.name()));
         let commit = Commit { labels, lazy: Some(lazy), ..Commit::default() };
         if let Err(error) = self.store.commit(&record.name, &request.target, commit) {
+            drop(standing);
             self.release_unused(slot);
             // Somebody was quicker.
             let there = self.target_exists(record, request)?;
@@ -482,6 +526,8 @@ impl Snapshotter {
             }
             return there.ok_or(error);
         }
+        standing.add(slot, id, place.as_deref());
+        drop(standing);
         self.compare_when_whole(&opened.layer, &record.parent, &request.target);
         let key = &record.name;
         match opened.reason {
@@ -538,16 +584,11 @@ impl Snapshotter {
     }
 
     fn release_unused(&self, slot: u32) {
-        let all = match self.store.all() {
-            Ok(all) => all,
-            // Rather a slot too many than one that somebody stands on.
-            Err(error) => {
-                tracing::error!(slot, %error, "look who stands on a slot");
-                return;
-            }
-        };
-        if !all.iter().any(|other| other.lazy.as_ref().is_some_and(|lazy| lazy.slot == slot)) {
-            self.layers.release(slot);
+        let standing = lock(&self.placing);
+        let layer = standing.is_free(slot).then(|| self.layers.release(slot)).flatten();
+        drop(standing);
+        if let Some(layer) = layer {
+            self.layers.forget(layer);
         }
     }
 }

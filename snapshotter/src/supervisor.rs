@@ -27,8 +27,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
 
 use crate::{
-    channel::{News, Order},
-    held::{Held, note_path},
+    channel::{Begin, News, Order},
+    held::{Held, Mended},
     manager,
     quarantine::Quarantine,
 };
@@ -49,6 +49,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const START_LIMIT: Duration = Duration::from_secs(300);
 /// How often a worker is asked whether it lives.
 const PING: Duration = Duration::from_secs(10);
+/// How often it is looked whether the mount is where it should be.
+const MEND: Duration = Duration::from_secs(10);
 /// So many workers of a new program that fail at their start, one after the other, and it is the old one's turn again.
 const FAILURES_OF_A_PROGRAM: u32 = 3;
 /// A worker that has served for so long does: what happens later is another story.
@@ -95,6 +97,8 @@ struct Supervisor {
     watchdog: Option<Duration>,
     /// When it last looked whether something is due.
     looked: Instant,
+    /// When it last looked after the mount.
+    mended: Instant,
 }
 
 /// Supervises on the socket `address` with all state under `root`, until a signal. `config` is the path of the
@@ -124,6 +128,7 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
         failure: None,
         watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
         looked: Instant::now(),
+        mended: Instant::now(),
     };
     let left = supervisor.supervise();
     supervisor.held.stop_listening();
@@ -203,20 +208,13 @@ impl Supervisor {
     }
 
     fn start(&mut self) {
-        match self.held.replace_ended() {
-            Ok(is_replaced) => {
-                if is_replaced {
-                    tracing::error!("the FUSE connection was ended by somebody else; there is a new one");
-                }
-                self.has_lost |= is_replaced;
-            }
-            Err(error) => tracing::error!(error = format!("{error:#}"), "mount again"),
-        }
-        let begin = Order::Begin {
+        self.mend();
+        let begin = Order::Begin(Begin {
             is_first: !self.has_served && self.held.is_fresh(),
             has_crashed: self.has_crashed,
             has_lost: self.has_lost,
-        };
+            parameters: *self.held.mounted.parameters(),
+        });
         match Worker::start(&self.program, &self.held, self.configuration.as_fd(), &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
@@ -229,6 +227,22 @@ impl Supervisor {
         }
     }
 
+    /// Sees to it that there is a mount, and that it is where it is looked for.
+    fn mend(&mut self) {
+        self.mended = Instant::now();
+        match self.held.mend() {
+            Ok(Mended::Nothing) => {}
+            Ok(Mended::PutBack) => {
+                tracing::error!("the FUSE mount was taken away by somebody else; it is back");
+            }
+            Ok(Mended::Anew) => {
+                tracing::error!("the FUSE connection was ended by somebody else; there is a new one");
+                self.has_lost = true;
+            }
+            Err(error) => tracing::error!(error = format!("{error:#}"), "mount again"),
+        }
+    }
+
     fn asked(&mut self, asked: Asked) {
         match (asked, self.state) {
             (Asked::Stop, State::Stopping(_)) => {}
@@ -236,7 +250,7 @@ impl Supervisor {
                 tracing::info!("stopping");
                 let _ = manager::tell(&[NotifyState::Stopping], &[]);
                 self.state = State::Stopping(Instant::now() + STOP_LIMIT);
-                self.order(&Order::Stop { is_kept: signals::has_store() });
+                self.order(&Order::Stop { is_kept: self.held.is_kept });
             }
             (Asked::Upgrade, State::Serving) => self.upgrade(),
             (Asked::Upgrade, _) => {}
@@ -281,7 +295,7 @@ impl Supervisor {
                     tracing::warn!(%error, "tell the service manager that we are ready");
                 }
                 if let State::Stopping(_) = self.state {
-                    self.order(&Order::Stop { is_kept: signals::has_store() });
+                    self.order(&Order::Stop { is_kept: self.held.is_kept });
                 }
             }
             News::Failed(why) => self.failure = Some(why),
@@ -307,7 +321,7 @@ impl Supervisor {
 
     /// Containers need the mount, and nobody is to serve it here any more.
     fn leave(&mut self, by: &[String]) -> Left {
-        if signals::has_store() {
+        if self.held.is_kept {
             if let Some(worker) = &mut self.worker {
                 worker.kill();
                 worker.reap();
@@ -341,6 +355,7 @@ impl Supervisor {
         if let State::Draining(_) = self.state {
             Quarantine::lift(&self.held.root);
             self.state = State::Serving;
+            self.has_crashed = false;
             self.start_at = Instant::now();
             return Ok(None);
         }
@@ -349,9 +364,6 @@ impl Supervisor {
             bail!(failure.unwrap_or_else(|| format!("the worker ended: {status}")));
         }
         let end = End::of(status, was_ready);
-        if !was_ready && let Err(error) = self.held.mounted.note(&note_path(&self.held.root)) {
-            tracing::warn!(%error, "note anew what was agreed with the kernel");
-        }
         self.has_crashed = end == End::Crashed;
         let delay = self.backoff.after(end);
         self.start_at = Instant::now() + delay;
@@ -376,6 +388,9 @@ impl Supervisor {
                 return Some(self.leave(&[]));
             }
             _ => {}
+        }
+        if self.state == State::Serving && self.mended.elapsed() > MEND {
+            self.mend();
         }
         // Everybody was frozen, perhaps: who could not hear cannot have answered.
         let overslept = now.duration_since(self.looked) > SILENCE_LIMIT / 2;

@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    channel::{CHANNEL, Channel, News, Order},
+    channel::{Begin, CHANNEL, Channel, News, Order},
     config::Config,
     control,
     daemon::{Calls, Daemon, Start},
@@ -55,6 +55,7 @@ const RESUME: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 /// After something that may go wrong again at once.
 const PAUSE: Duration = Duration::from_secs(1);
+const STOPPING: &str = "the daemon is stopping";
 /// Of names in one message.
 const MOST_NAMES: usize = 50;
 
@@ -66,7 +67,7 @@ const MOST_NAMES: usize = 50;
 pub fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<()> {
     let Some(handed) = descriptors::of_supervisor() else { return supervisor::run(address, root, config) };
     let handed = Handed::sort(handed.context("take what the supervisor handed over")?)?;
-    let Some(Order::Begin { is_first, has_crashed, has_lost }) = handed.channel.receive()? else {
+    let Some(Order::Begin(begin)) = handed.channel.receive()? else {
         bail!("the supervisor says nothing");
     };
     // Opened anew: where one process has read to is where the next one would go on.
@@ -81,9 +82,9 @@ pub fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<
         .context("start the runtime")?;
     let root = std::fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
     let socket = held::path_of(address).unwrap_or_default();
-    let begun = runtime.block_on(Worker::begin(&root, socket, config, &handed, has_crashed, is_first));
+    let begun = runtime.block_on(Worker::begin(&root, socket, config, &handed, begin));
     let ended = begun.and_then(|worker| {
-        worker.say_who_lost(has_lost);
+        worker.say_who_lost(begin.has_lost);
         runtime.block_on(worker.work(&handed))
     });
     let Err(error) = ended else { process::exit(0) };
@@ -163,17 +164,19 @@ impl Worker {
         socket: PathBuf,
         config: &Config,
         handed: &Handed,
-        has_crashed: bool,
-        is_first: bool,
+        begin: Begin,
     ) -> anyhow::Result<Self> {
+        let Begin { is_first, has_crashed, parameters, .. } = begin;
         let fuse = handed.fuse.try_clone()?;
-        let mounted = Mounted::handed(&held::mount_path(root), &held::note_path(root), fuse)?;
+        let mounted = Mounted::inherited(&held::mount_path(root), fuse, parameters);
         let (upgrades, wishes) = mpsc::unbounded_channel();
         let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
         let above = control::Above { pid: Arc::new(AtomicU32::new(supervisor)), upgrades };
         let supervisor = above.pid.clone();
-        let start =
-            Start { root, socket: &socket, mounted, is_first, notes: &handed.notes, has_crashed, above };
+        let notes = &handed.notes;
+        // The next one is given another mount.
+        let lost = || end_at_once();
+        let start = Start { root, socket: &socket, mounted, is_first, notes, has_crashed, above, lost };
         let daemon = Daemon::build(start, config).await?;
         match daemon.serve_metrics(config).await {
             // What is local is served whatever becomes of the metrics; only a new daemon says that they are wrong.
@@ -233,19 +236,19 @@ impl Worker {
                     Some(Order::Refused(why)) => self.answer(&Err(why)),
                     Some(Order::Drain) => {
                         self.answer(&Ok(()));
-                        self.drain(DRAIN_LIMIT).await;
+                        self.drain(DRAIN_LIMIT, Ok(())).await;
                         let _ = handed.channel.send(&News::Drained);
                         resume.set(tokio::time::sleep(RESUME));
                     }
                     Some(Order::Stop { is_kept }) => {
-                        self.answer(&Err("the daemon is stopping".into()));
+                        self.answer(&Err(STOPPING.into()));
                         if self.stop(&handed.channel, is_kept).await? {
                             return Ok(());
                         }
                         // Who calls from now on is to be told that nobody is there.
                         drop(lock(&handed.listener).take());
                     }
-                    Some(Order::Begin { .. } | Order::Unknown) => {}
+                    Some(Order::Begin(_) | Order::Unknown) => {}
                     None => self.lose_supervisor(),
                 },
                 Some(wish) = self.wishes.recv() => {
@@ -293,9 +296,15 @@ impl Worker {
         }
     }
 
-    async fn drain(&mut self, limit: Duration) {
-        if let Some(calls) = self.calls.take() {
-            calls.drain(limit).await;
+    /// Finishes calls. Who wishes for another program meanwhile is told this: it is a call, too.
+    async fn drain(&mut self, limit: Duration, answer: Result<(), String>) {
+        let Some(calls) = self.calls.take() else { return };
+        let mut drained = std::pin::pin!(calls.drain(limit));
+        loop {
+            tokio::select! {
+                () = &mut drained => return,
+                Some(wish) = self.wishes.recv() => drop(wish.send(answer.clone())),
+            }
         }
     }
 
@@ -314,7 +323,7 @@ impl Worker {
 
     /// `true`: nothing is left to be served.
     async fn stop(&mut self, channel: &Channel, is_kept: bool) -> anyhow::Result<bool> {
-        self.drain(STOP_LIMIT).await;
+        self.drain(STOP_LIMIT, Err(STOPPING.into())).await;
         let needing = self.daemon.snapshotter.needing_mount().unwrap_or_else(|error| {
             tracing::error!(%error, "look for containers that need the mount");
             vec!["(it cannot be told)".into()]
@@ -363,7 +372,7 @@ impl Worker {
             return;
         }
         tracing::info!("a new daemon takes over");
-        self.drain(STOP_LIMIT).await;
+        self.drain(STOP_LIMIT, Err("a new daemon takes over".into())).await;
         // Without it, it listens itself.
         let listener = handed.listener().ok().flatten();
         let socket = listener.as_ref().map(|listener| (self.socket.as_path(), listener.as_fd()));
@@ -400,7 +409,7 @@ impl Worker {
 
     /// Nobody is to serve this mount any more.
     async fn end(mut self) -> anyhow::Result<()> {
-        self.drain(STOP_LIMIT).await;
+        self.drain(STOP_LIMIT, Err(STOPPING.into())).await;
         self.close().await?;
         if self.above == Above::Nobody {
             let _ = std::fs::remove_file(&self.socket);
@@ -458,6 +467,11 @@ fn listen(handed: &Handed) -> anyhow::Result<mpsc::UnboundedReceiver<Order>> {
 /// Waits to be killed; when nobody is left to do it, it does it itself.
 fn end_with(channel: &Channel) -> ! {
     while let Ok(Some(_)) = channel.receive::<Order>() {}
+    end_at_once()
+}
+
+/// By nobody's fault, and for another one to follow.
+pub(crate) fn end_at_once() -> ! {
     let _ = kill_process(getpid(), Signal::KILL);
     process::abort()
 }

@@ -12,16 +12,18 @@ use anyhow::{Context, Result, ensure};
 use integration::{
     containerd::Containerd,
     daemon::{soci, with_containerd},
-    images::{Image, Layer, Tar, push_image, tar::Entry},
+    images::{Image, Layer, Tar, document, push_image, tar::Entry},
     lab::Lab,
-    link::Link,
+    link::{Answer, Fault, Link, When},
     machine::binaries,
     reference::mount,
     registry::Registry,
 };
 use serde_json::Value;
+use tonic::Code;
 
 use crate::{
+    conformance::client::{Stage as Snapshots, code},
     image::{SMALL, Stage, noise, stage},
     read_path::{NO_FILL, pull, reasons},
 };
@@ -182,4 +184,48 @@ fn privileged_convert_says_what_is_wrong_and_leaves_no_tag() -> Result<()> {
 /// A port on which nobody listens: one that was free a moment ago.
 fn closed_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// An image of anybody's that has a layer of ours, with another size: it is refused, and nothing of ours is touched.
+#[test]
+fn containerd_a_manifest_that_lies_about_a_layers_size_harms_nobody_else() -> Result<()> {
+    let lab = Lab::new("sizelie")?;
+    let stage = stage(&lab, one_file(), SMALL)?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    pull(&lab, &containerd, &stage.lazy)?;
+    let mounted = mount(&lab, &containerd, "soci")?;
+    let read = |from: u64, to: u64| -> Result<()> {
+        let mut bytes = vec![0; usize::try_from(to - from)?];
+        let file = fs::File::open(mounted.path().join("file"))?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, from)?;
+        ensure!(bytes == noise(9, SIZE)[usize::try_from(from)?..usize::try_from(to)?]);
+        Ok(())
+    };
+    read(0, 100_000)?;
+    let digest = crate::image::manifest(stage.registry.host(), "app", "soci")?;
+    let mut lying = document(stage.registry.host(), "app", &digest)?;
+    let layer = lying["layers"][0]["digest"].as_str().context("a digest")?.to_owned();
+    lying["layers"][0]["size"] = (lying["layers"][0]["size"].as_u64().context("a size")? + 1).into();
+    let (body, media_type) = (lying.to_string(), lying["mediaType"].as_str().unwrap_or_default().to_owned());
+    let digest = oci::Digest::sha256(body.as_bytes()).to_string();
+    let answer = Answer::new(200).header("Content-Type", &media_type).body(&body);
+    stage.link.inject(Fault::Answer(answer), When::path(digest.clone()));
+    let labels = [
+        ("containerd.io/snapshot.ref", digest.as_str()),
+        ("containerd.io/snapshot/cri.image-ref", stage.lazy.as_str()),
+        ("containerd.io/snapshot/cri.manifest-digest", digest.as_str()),
+        ("containerd.io/snapshot/cri.layer-digest", layer.as_str()),
+    ];
+    let client = Snapshots::of(lab.clone(), daemon)?;
+    ensure!(code(client.prepare_with("default/1/extract x", "", &labels)) == Code::Ok, "left to containerd");
+    ensure!(reasons(&client.daemon) == ["ztoc_invalid"], "{:?}", reasons(&client.daemon));
+    stage.link.reset();
+    read(0, 100_000)?;
+    ensure!(stage.link.traffic().down == 0, "what was there is there");
+    read(300_000, 400_000)?;
+    read(300_000, 400_000)?;
+    let lost = |line: &Value| line["msg"].as_str().is_some_and(|said| said.contains("fetched again"));
+    ensure!(!client.daemon.logs().iter().any(lost));
+    Ok(())
 }

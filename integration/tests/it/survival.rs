@@ -2,6 +2,7 @@
 //! is real: containers read through their overlays while processes are killed, stopped, replaced.
 
 mod killed;
+mod mount;
 mod replaced;
 mod scene;
 mod stopped;

@@ -15,8 +15,8 @@ use std::{
 use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{FileType, fstat, makedev},
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    fs::{CWD, FileType, fstat, makedev},
+    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// What a process that is handed the descriptor has to know beside it, and finds on the disk.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
-    /// `major:minor` of the mount: another one at the same place is not what was handed.
+    /// `major:minor` of the mount: another one is not what was handed.
     device: String,
     parameters: Parameters,
 }
@@ -53,6 +53,10 @@ pub struct Mounted {
     path: PathBuf,
     device: OwnedFd,
     parameters: Parameters,
+    /// `major:minor` of the mount, for who holds it for others.
+    number: Option<String>,
+    /// The same mount, at no path: it can be put back where somebody has taken it away.
+    spare: Option<OwnedFd>,
     inherited: bool,
     replaced: bool,
 }
@@ -79,7 +83,12 @@ impl Mounted {
         match greet(&device) {
             Ok(parameters) => {
                 raise_read_ahead(path);
-                Ok(Self { path: path.to_owned(), device, parameters, inherited: false, replaced })
+                let number = mounted_device(path).map_err(|e| Error::io(doing(), e))?;
+                let path = path.to_owned();
+                let mut mounted =
+                    Self { path, device, parameters, number, spare: None, inherited: false, replaced };
+                mounted.keep_spare();
+                Ok(mounted)
             }
             Err(error) => {
                 let _ = unmount(path, UnmountFlags::DETACH);
@@ -90,13 +99,16 @@ impl Mounted {
 
     /// The mount at `path` that another process made, by what that process handed on.
     pub fn inherited(path: &Path, device: OwnedFd, parameters: Parameters) -> Self {
-        Self { path: path.to_owned(), device, parameters, inherited: true, replaced: false }
+        let path = path.to_owned();
+        Self { path, device, parameters, number: None, spare: None, inherited: true, replaced: false }
     }
 
-    /// The same, by what the process that made it noted in the file `note` ([`Mounted::note`]).
+    /// The same, by what the process that made it noted in the file `note` ([`Mounted::note`]). Whether it is still at
+    /// `path` does not matter, where the kernel says which connection a descriptor is of: containers have it.
     ///
     /// # Errors
-    /// When the note cannot be read, the descriptor is none of FUSE, or another mount is at `path`, or none.
+    /// When the note cannot be read or is about another mount, the descriptor is none of FUSE, or the kernel has ended the
+    /// connection.
     pub fn handed(path: &Path, note: &Path, device: OwnedFd) -> Result<Self, Error> {
         let doing = || format!("take over the mount {}", path.display());
         let refuse = |why: &str| Err(Error::new(ErrorKind::Unsupported, format!("{}: {why}", doing())));
@@ -112,20 +124,69 @@ impl Mounted {
         if has_ended(device.as_fd()) {
             return refuse("the kernel has ended the connection");
         }
-        if mounted_device(path).map_err(|e| Error::io(doing(), e))? != Some(note.device) {
-            return refuse("it is not mounted there any more");
+        let there = mounted_device(path).map_err(|e| Error::io(doing(), e))?;
+        let number = connection_of(device.as_fd()).map(|minor| format!("0:{minor}")).or(there);
+        if number.as_ref() != Some(&note.device) {
+            return refuse("it is another mount");
         }
-        Ok(Self::inherited(path, device, note.parameters))
+        let mut mounted = Self { number, ..Self::inherited(path, device, note.parameters) };
+        mounted.keep_spare();
+        Ok(mounted)
+    }
+
+    fn is_at_its_path(&self) -> io::Result<bool> {
+        Ok(self.number.is_some() && mounted_device(&self.path)? == self.number)
+    }
+
+    /// Asks nothing of who serves the mount: its root is found without.
+    fn keep_spare(&mut self) {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let spare = self.is_at_its_path().and_then(|is_there| match is_there {
+            true => Ok(open_tree(CWD, &self.path, flags)?),
+            false => Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more")),
+        });
+        match spare {
+            Ok(spare) => self.spare = Some(spare),
+            Err(error) => {
+                tracing::warn!(
+                    path = %self.path.display(), %error,
+                    "the FUSE mount could not be put back if somebody took it away"
+                );
+            }
+        }
+    }
+
+    /// Puts the mount back where somebody has taken it away, while it lives on below containers. True if that was so.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn put_back(&mut self) -> Result<bool, Error> {
+        let doing = || format!("mount {} again", self.path.display());
+        if self.is_at_its_path().map_err(|e| Error::io(doing(), e))? {
+            return Ok(false);
+        }
+        let Some(spare) = self.spare.take() else {
+            return Err(Error::new(ErrorKind::NotFound, format!("{}: nobody has it", doing())));
+        };
+        let moved = fs::create_dir_all(&self.path).and_then(|()| {
+            Ok(move_mount(&spare, "", CWD, &self.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+        });
+        if let Err(error) = moved {
+            let error = Error::io(doing(), error);
+            self.spare = Some(spare);
+            return Err(error);
+        }
+        self.keep_spare();
+        Ok(true)
     }
 
     /// Notes in a file what [`Mounted::handed`] needs to know. Another name first, then the rename.
     ///
     /// # Errors
-    /// When it cannot be written, or the mount is gone.
+    /// When it cannot be written.
     pub fn note(&self, file: &Path) -> Result<(), Error> {
         let doing = || format!("note what was agreed with the kernel in {}", file.display());
-        let device = mounted_device(&self.path).map_err(|e| Error::io(doing(), e))?;
-        let Some(device) = device else {
+        let Some(device) = self.number.clone() else {
             return Err(Error::new(ErrorKind::NotFound, format!("{}: it is not mounted", doing())));
         };
         let note = Note { device, parameters: self.parameters };
@@ -257,6 +318,12 @@ fn mount_at(path: &Path, device: &File) -> io::Result<()> {
     // Neither nodev nor nosuid: device nodes and setuid programs of an image must work.
     mount("soci", path, "fuse.soci", MountFlags::RDONLY, options.as_c_str())?;
     Ok(())
+}
+
+/// The minor number of the connection's mount, where the kernel says so (Linux 6.5).
+fn connection_of(device: BorrowedFd<'_>) -> Option<u32> {
+    let said = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
+    said.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
 }
 
 /// `major:minor` of what is mounted at `path`, from the list of mounts.

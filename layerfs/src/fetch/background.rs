@@ -5,8 +5,8 @@
 //! way as keeps the line busy (`pace`), so that a reader's request queues behind milliseconds; when it has been
 //! quiet for a while the requests get larger and fewer. And as long as the machine is short of processor time, which
 //! our own threads feel, it comes more slowly, so that the program gets it. A failure ends nothing: its layer waits,
-//! longer each time. What nobody asked for must not push out what readers need: a store that is nearly full ends
-//! the fill of its layers.
+//! longer each time. What nobody asked for must not push out what readers need: while a store is nearly full, its layers
+//! wait, too.
 
 use std::{
     cmp::Reverse,
@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Others are bringing what is missing: looked at again soon.
 const OTHERS: Duration = Duration::from_millis(100);
+/// What there is no room for is thought of again after so long.
+const ROOMLESS: Duration = Duration::from_secs(10);
 /// A program whose reads had all what they wanted for so long has started.
 pub(super) const STARTED: Duration = Duration::from_secs(5);
 /// Between two turns, for each moment that others kept us waiting while we worked for one; where it is about none, not
@@ -52,6 +54,8 @@ pub(crate) enum Turn {
     Others,
     /// Something is missing, but nothing that is urgent.
     NotUrgent,
+    /// There is no room for what is missing.
+    NoRoom,
     /// Nothing is missing, or nothing may be brought.
     Done,
 }
@@ -265,6 +269,7 @@ impl Engine {
             }
             Turn::NotUrgent => {}
             Turn::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
+            Turn::NoRoom => self.background.change(number, |entry| entry.not_before = now + ROOMLESS),
             Turn::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }
         Next::Now

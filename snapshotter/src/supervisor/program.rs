@@ -3,8 +3,11 @@
 
 use std::{
     env,
-    fs::File,
-    os::fd::{AsFd, AsRawFd},
+    fs::{self, File},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
     path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
@@ -30,8 +33,11 @@ pub(super) struct Program {
 impl Program {
     /// The one that runs here.
     pub(super) fn own() -> anyhow::Result<Self> {
-        let path = env::current_exe().context("find our own program")?;
         let current = File::open("/proc/self/exe").context("open our own program")?;
+        let path = match named(&current) {
+            Some(path) => path,
+            None => env::current_exe().context("find our own program")?,
+        };
         Ok(Self { path, current, previous: None })
     }
 
@@ -60,6 +66,20 @@ impl Program {
     pub(super) fn fall_back(&mut self) -> bool {
         self.previous.take().map(|previous| self.current = previous).is_some()
     }
+}
+
+/// The path that the program was called by, if it is still there: where that is a link to one of several versions, the
+/// next one is what it leads to then. The kernel knows only where it led to.
+fn named(program: &File) -> Option<PathBuf> {
+    let word = PathBuf::from(env::args_os().next()?);
+    let own = program.metadata().ok()?;
+    let is_ours = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino()))
+    };
+    if word.components().count() > 1 {
+        return std::path::absolute(word).ok().filter(is_ours);
+    }
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(&word)).find(is_ours)
 }
 
 fn command(program: &File) -> Command {

@@ -1,7 +1,6 @@
-//! Signals as something that can be waited for, and what the service manager can do for us.
+//! Signals as something that can be waited for.
 
 use std::{
-    env,
     io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -54,11 +53,4 @@ impl Signals {
         let each = [(&self.stop, Asked::Stop), (&self.upgrade, Asked::Upgrade)];
         each.into_iter().filter(|(stream, _)| came(stream)).map(|(_, asked)| asked).collect()
     }
-}
-
-/// Whether the service manager keeps descriptors for us while nobody runs. It says so itself since version 254; before,
-/// the unit does.
-pub(super) fn has_store() -> bool {
-    let is_set = |name| env::var(name).is_ok_and(|value: String| !value.is_empty());
-    is_set("NOTIFY_SOCKET") && is_set("FDSTORE") && env::var("FDSTORE").as_deref() != Ok("0")
 }

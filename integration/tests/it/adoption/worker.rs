@@ -95,7 +95,7 @@ fn serves_until_it_is_killed() -> Result<()> {
         forever();
     }
     served.show_known()?;
-    served.connection.serve()?;
+    served.connection.serve(|| {})?;
     say(SERVED)?;
     forever()
 }

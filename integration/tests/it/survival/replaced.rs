@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use integration::{
     daemon::Daemon,
     images::{Layer, Tar, tar::Entry},
+    link::{Fault, When},
     machine::{Binaries, binaries},
     process::wait_until,
 };
@@ -118,5 +119,62 @@ fn containerd_pulls_go_on_while_the_program_is_replaced() -> Result<()> {
         scene.daemon.wait_for_start(before)?;
         scene.containerd.ctr(&["images", "rm", "--sync", &image])?;
     }
+    Ok(())
+}
+
+/// A layer that is fetched whole, and slowly, is finished first; whoever else calls meanwhile is answered.
+#[test]
+fn containerd_calls_are_answered_while_a_slow_one_is_finished() -> Result<()> {
+    let scene = Scene::new("slowly", "")?;
+    let registry = scene.stage.registry.host();
+    let layers = [300_000, 20_000].map(|bytes: usize| {
+        let file = Entry::file(format!("file{bytes}"), crate::image::noise(bytes as u64, bytes));
+        Layer::gzip(&Tar::new([file]).bytes())
+    });
+    let small = layers[1].digest;
+    integration::images::push_image(
+        registry,
+        "other:plain",
+        &integration::images::Image::new(layers.into()),
+    )?;
+    let (from, to) = (format!("docker://{registry}/other:plain"), format!("docker://{registry}/other:soci"));
+    integration::daemon::soci(
+        &scene.lab,
+        &binaries()?,
+        &["convert", "--min-layer-size", "100000", &from, &to],
+    )?;
+    let image = format!("{}/other:soci", scene.stage.link.host());
+    let folders =
+        || Ok::<_, anyhow::Error>(fs::read_dir(scene.daemon.root().join("snapshotter/snapshots"))?.count());
+    let there = folders()?;
+    let stalled = scene.stage.link.inject(Fault::Stall { after: 100 }, When::path(small.to_string()));
+    let (before, workers) = (scene.daemon.starts(), scene.daemon.workers());
+    std::thread::scope(|scope| -> Result<()> {
+        let pulling =
+            scope.spawn(|| integration::daemon::pull(&scene.lab, &binaries()?, &scene.containerd, &image));
+        // The second of its snapshots has been asked for, and is not there yet.
+        wait_until("the slow one", LIMIT, || Ok((folders()? == there + 2).then_some(())))?;
+        stalled.wait_for(1)?;
+        let upgrade = || {
+            let mut command = scene.lab.command(&binaries()?.soci);
+            command.args(["daemon", "upgrade", "--daemon-address"]).arg(scene.daemon.address());
+            integration::process::run(command, LIMIT)
+        };
+        let upgrades = [(); 2].map(|()| scope.spawn(upgrade));
+        let said = |line: &serde_json::Value| line["msg"] == "another program is going to serve";
+        scene.daemon.wait_for_log("an upgrade", said)?;
+        for _ in 0..3 {
+            scene.containerd.ctr(&["snapshots", "--snapshotter", "soci", "ls"])?;
+        }
+        ensure!(scene.daemon.workers() == workers, "it finishes first what was begun");
+        stalled.lift();
+        pulling.join().expect("it does not panic")?;
+        for upgrade in upgrades {
+            upgrade.join().expect("it does not panic")?;
+        }
+        scene.daemon.wait_for_start(before)
+    })?;
+    let ends = |line: &serde_json::Value| line["msg"] == "calls are still under way";
+    ensure!(!scene.daemon.logs().iter().any(ends), "nothing was broken off");
     Ok(())
 }

@@ -74,8 +74,8 @@ async fn fuse_a_server_that_dies_before_it_serves_loses_nothing() {
     let slot = connection.show(&held.layer(&made), &[]).unwrap();
     assert_eq!(connection.slot_path(slot), path);
     assert!(!reader.is_finished(), "nobody has answered it yet");
-    connection.serve().unwrap();
-    connection.serve().unwrap();
+    connection.serve(|| {}).unwrap();
+    connection.serve(|| {}).unwrap();
     assert!(reader.await.unwrap() == noise(3, 200_000));
 }
 
@@ -91,7 +91,7 @@ async fn fuse_requests_that_a_dead_server_took_are_had_back() {
     assert!(taken.await > 40, "a request");
     let mut connection = held.adopt();
     connection.show(&held.layer(&made), &[]).unwrap();
-    connection.serve().unwrap();
+    connection.serve(|| {}).unwrap();
     assert!(reader.await.unwrap() == noise(3, 200_000));
 }
 
@@ -100,7 +100,7 @@ async fn fuse_the_root_is_listed_anew_at_once_after_adoption() {
     let held = Held::new();
     let (one, two) = (made(&zoo().end()), made(&zoo().file("more", b"m").end()));
     let mut connection = held.adopt();
-    connection.serve().unwrap();
+    connection.serve(|| {}).unwrap();
     let root = held.mounted.path();
     let listed = || {
         let root = root.to_owned();
@@ -118,9 +118,9 @@ async fn fuse_the_root_is_listed_anew_at_once_after_adoption() {
     assert_eq!(listed().await, [first]);
     let second = connection.show(&held.layer(&two), &[]).unwrap();
     assert_eq!(listed().await, [first, second]);
-    connection.hide(first).unwrap();
+    connection.hide(first);
     assert_eq!(listed().await, [second]);
-    connection.hide(second).unwrap();
+    connection.hide(second);
     assert!(listed().await.is_empty());
 }
 
@@ -167,13 +167,39 @@ async fn fuse_a_connection_that_has_ended_is_not_taken_over() {
     handed().unwrap();
     let device = crate::connection::mounted::mounted_device(held.mounted.path()).unwrap().unwrap();
     let minor = device.split_once(':').unwrap().1;
-    let abort = Path::new("/sys/fs/fuse/connections").join(minor).join("abort");
-    if abort.exists() {
-        // It is mounted still, and nothing will ever be answered.
-        fs::write(abort, "1").unwrap();
-    } else {
-        held.mounted.unmount().unwrap();
-    }
+    // It is mounted still, and nothing will ever be answered.
+    let control = held.root.path().join("control");
+    fs::create_dir(&control).unwrap();
+    rustix::mount::mount("control", &control, "fusectl", rustix::mount::MountFlags::empty(), None).unwrap();
+    let aborted = fs::write(control.join(minor).join("abort"), "1");
+    rustix::mount::unmount(&control, rustix::mount::UnmountFlags::DETACH).unwrap();
+    aborted.unwrap();
     assert!(held.mounted.has_ended());
     assert!(handed().unwrap_err().to_string().contains("ended the connection"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuse_a_mount_that_somebody_takes_away_is_put_back_and_taken_over_meanwhile() {
+    let mut held = Held::new();
+    let note = held.root.path().join("fuse.json");
+    held.mounted.note(&note).unwrap();
+    assert!(!held.mounted.put_back().unwrap(), "it is there");
+    let made = made(&zoo().end());
+    let mut connection = held.adopt();
+    connection.show(&held.layer(&made), &[]).unwrap();
+    connection.serve(|| {}).unwrap();
+    let at = |held: &Held| crate::connection::mounted::mounted_device(held.mounted.path()).unwrap();
+    let device = at(&held);
+    rustix::mount::unmount(held.mounted.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(at(&held).is_none() && !held.mounted.has_ended());
+    let taken =
+        Mounted::handed(held.mounted.path(), &note, held.mounted.as_fd().try_clone_to_owned().unwrap());
+    assert!(!taken.unwrap().has_ended());
+    for _ in 0..2 {
+        assert!(held.mounted.put_back().unwrap());
+        assert_eq!(at(&held), device);
+        rustix::mount::unmount(held.mounted.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    assert!(held.mounted.put_back().unwrap());
+    assert!(cat(&held.mounted.path().join("1/d/f")).await.unwrap() == noise(3, 200_000));
 }
