@@ -26,6 +26,8 @@
 //! new one punches holes that the old one's pins do not hold off. After the mark of an orderly stop nothing is
 //! written by anybody: it says that everything is on the disk.
 
+mod rubbish;
+
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
@@ -33,12 +35,8 @@ use std::{
     ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    sync::{
-        Arc, Weak,
-        mpsc::{Receiver, Sender, channel},
-    },
-    thread::Builder,
+    sync::atomic::{AtomicBool, Ordering},
+    sync::{Arc, Weak},
 };
 
 use lru::LruCache;
@@ -47,6 +45,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use ztoc::{SpanId, UncompressedOffset};
 
+use self::rubbish::Rubbish;
 use crate::{
     error::Error,
     map::Map,
@@ -128,10 +127,7 @@ pub struct Store {
     /// Who opened a layer's folder last.
     tenures: Mutex<HashMap<LayerId, Weak<Tenure>>>,
     work: Arc<Work>,
-    /// Its other end is a thread's, which takes folders off the disk, and ends with it.
-    rubbish: Sender<PathBuf>,
-    /// Names of folders there.
-    removed: AtomicU64,
+    rubbish: Rubbish,
 }
 
 /// The right to believe in a layer's folder, and to write there.
@@ -217,14 +213,7 @@ impl Store {
                 is_noted = false;
             }
         }
-        let (rubbish, folders) = channel();
-        make_folder(&layers.join(RUBBISH)).map_err(|e| Error::io("make folder of layers", e))?;
-        // What an earlier process did not come to.
-        for left in fs::read_dir(layers.join(RUBBISH)).into_iter().flatten().flatten() {
-            let _ = rubbish.send(left.path());
-        }
-        let thread = Builder::new().name("remove".into()).spawn(move || remove_all(&folders));
-        thread.map_err(|e| Error::io("start a thread that removes layers", e))?;
+        let rubbish = Rubbish::open(layers.join(RUBBISH)).map_err(|e| Error::io("remove layers", e))?;
         let eviction = Eviction { order: LruCache::unbounded(), used: 0, owners: Vec::new() };
         let closed = RwLock::default();
         *closed.write() = !is_noted;
@@ -239,7 +228,6 @@ impl Store {
             tenures: Mutex::default(),
             work,
             rubbish,
-            removed: AtomicU64::new(0),
         }))
     }
 
@@ -303,7 +291,7 @@ impl Store {
         for layer in fs::read_dir(self.layers.join("sha256")).map_err(doing)?.flatten() {
             for one in fs::read_dir(layer.path()).into_iter().flatten().flatten() {
                 if !folders.contains(&one.path()) {
-                    let _ = self.discard(&one.path());
+                    let _ = self.rubbish.take(&one.path());
                 }
             }
             let _ = fs::remove_dir(layer.path()); // stays where something is left in it
@@ -318,33 +306,11 @@ impl Store {
     /// When the folder cannot be removed; an absent one is no error.
     pub fn remove(&self, id: &LayerId) -> Result<(), Error> {
         let folder = self.folder(id);
-        match self.discard(&folder) {
+        match self.rubbish.take(&folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("remove layer {id}"), e)),
             _ => {
                 let _ = folder.parent().map(fs::remove_dir); // stays where another ztoc has something in it
                 Ok(())
-            }
-        }
-    }
-
-    /// Gigabytes are not taken off the disk while somebody waits.
-    fn discard(&self, folder: &Path) -> io::Result<()> {
-        loop {
-            let name = self.removed.fetch_add(1, Ordering::Relaxed).to_string();
-            let rubbish = self.layers.join(RUBBISH).join(name);
-            match fs::rename(folder, &rubbish) {
-                // An earlier process's, which is not gone yet.
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                    ) => {}
-                moved => {
-                    moved?;
-                    // Without the thread the next start finds it.
-                    let _ = self.rubbish.send(rubbish);
-                    return Ok(());
-                }
             }
         }
     }
@@ -755,17 +721,6 @@ impl Drop for Streamed {
     fn drop(&mut self) {
         if !self.keep {
             let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn remove_all(folders: &Receiver<PathBuf>) {
-    for folder in folders {
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(folder = %folder.display(), %error, "take a removed layer off the disk");
-            }
-            _ => {}
         }
     }
 }

@@ -364,6 +364,38 @@ async fn when_one_source_refuses_the_others_are_asked() {
     assert!(!gone.reads().is_empty(), "the newest was asked first");
 }
 
+/// Images that share a base come and go, and their repositories with them.
+#[tokio::test]
+async fn however_many_sources_are_gone_the_one_that_is_there_is_asked_and_then_first() {
+    let root = TempDir::new().unwrap();
+    let made = layer_of_files();
+    let layer = opened(root.path(), None, &made);
+    let gone: Vec<_> = (0..20)
+        .map(|number| {
+            let gone = Arc::new(oci::testing::FaultyBlob::new(b"".as_slice(), 1));
+            (0..100).for_each(|_| gone.fail_next(BlobFault::Refuse(oci::ErrorKind::NotFound)));
+            layer.add_source(&format!("host/gone{number}"), gone.clone());
+            gone
+        })
+        .collect();
+    let asked = || gone.iter().map(|gone| gone.reads().len()).sum::<usize>();
+    assert_eq!(read(&layer, "f1", 0, 100_000).await.unwrap(), files()[1].1);
+    let before = asked();
+    assert!(before >= gone.len(), "each of them");
+    assert_eq!(read(&layer, "f5", 0, 100_000).await.unwrap(), files()[5].1);
+    assert_eq!(asked(), before, "they are the last to be asked now");
+    // Those that nothing is from any more are forgotten, but never the last.
+    (0..20).for_each(|number| layer.remove_source(&format!("host/gone{number}")));
+    let origins = || layer.status().sources.into_iter().map(|source| source.origin).collect::<Vec<_>>();
+    assert_eq!(origins(), ["origin"]);
+    layer.remove_source("origin");
+    assert_eq!(origins(), ["origin"]);
+    for number in 0..1_000 {
+        layer.add_source(&format!("host/{number}"), made.blob.clone());
+    }
+    assert!(origins().len() <= 256 && origins()[0] == "host/999");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_of_a_store_that_is_far_too_small_are_always_right() {
     for max_bytes in [1_000, 100_000, 300_000] {

@@ -223,6 +223,33 @@ async fn what_is_on_its_way_is_not_urgent() {
     assert!(spans.is_urgent(), "it did not come");
 }
 
+/// A layer that there is no room for is not given up; and what cannot be written for another reason fills no disk.
+#[tokio::test]
+async fn fill_waits_for_room_and_not_for_a_layer_that_was_opened_anew() {
+    let root = TempDir::new().unwrap();
+    let (tar, made) = layer();
+    let spans = spans(root.path(), &made);
+    spans.filling.store(true, SeqCst);
+    let turn = |spans: &Spans| spans.take_turn(1, Which::Any);
+    assert!(matches!(turn(&spans), Turn::Wish(wish) if wish.spans == (0..1)));
+    let anew = spans.files.store().layer(&made.id()).unwrap();
+    assert!(spans.files.put_piece(UncompressedOffset(0), &tar[..10]).is_err(), "its time is over");
+    assert!(matches!(turn(&spans), Turn::Done), "whoever has it now brings it");
+    let ztoc = spans.ztoc.clone();
+    let spans = Spans::open(ztoc, anew, spans.engine.clone());
+    spans.add_source("origin", made.blob.clone());
+    spans.filling.store(true, SeqCst);
+    assert!(matches!(turn(&spans), Turn::Wish(_)), "the disk is not full");
+    let small = TempDir::new().unwrap();
+    let store = Store::open(small.path(), Room { max_bytes: Some(1), ..Room::default() }).unwrap();
+    let spans = Spans::open(spans.ztoc.clone(), store.layer(&made.id()).unwrap(), spans.engine.clone());
+    spans.add_source("origin", made.blob.clone());
+    spans.filling.store(true, SeqCst);
+    assert_eq!(spans.read(range(512, 20_000), whole()).await.unwrap(), tar[512..20_000]);
+    spans.settled().await;
+    assert!(matches!(turn(&spans), Turn::NoRoom));
+}
+
 /// What could not be read once is looked at again when it has come back.
 #[tokio::test]
 async fn a_layer_that_was_not_whole_when_it_was_looked_at_is_looked_at_again() {

@@ -1,0 +1,95 @@
+//! Folders on their way off the disk: out of everybody's way at once, and gone when a thread has come to them. Gigabytes
+//! are not taken off a disk while somebody waits.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::Builder,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Rubbish {
+    folder: PathBuf,
+    /// Its other end is the thread's, which ends with it.
+    moved: Sender<PathBuf>,
+    next: AtomicU64,
+}
+
+impl Rubbish {
+    /// What an earlier process did not come to goes, too.
+    pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
+        super::make_folder(&folder)?;
+        let (moved, folders) = channel();
+        for left in fs::read_dir(&folder)?.flatten() {
+            let _ = moved.send(left.path());
+        }
+        Builder::new().name("remove".into()).spawn(move || remove_all(&folders))?;
+        Ok(Self { folder, moved, next: AtomicU64::new(0) })
+    }
+
+    /// Takes a folder of the same disk away.
+    pub(super) fn take(&self, folder: &Path) -> io::Result<()> {
+        loop {
+            let to = self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+            match fs::rename(folder, &to) {
+                // An earlier process's, which is not gone yet.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) => {}
+                taken => {
+                    taken?;
+                    // Without the thread the next start finds it.
+                    let _ = self.moved.send(to);
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn remove_all(folders: &Receiver<PathBuf>) {
+    for folder in folders {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(folder = %folder.display(), %error, "take a removed layer off the disk");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_out_of_the_way_and_then_gone_whoever_left_it() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &Path| {
+            fs::create_dir_all(path.join("below")).unwrap();
+            fs::write(path.join("below/file"), b"x").unwrap();
+        };
+        let (home, layer) = (root.path().join("rubbish"), root.path().join("layer"));
+        // An earlier process's, under the name that the next one would give.
+        make(&home.join("0"));
+        let rubbish = Rubbish::open(home.clone()).unwrap();
+        for _ in 0..3 {
+            make(&layer);
+            rubbish.take(&layer).unwrap();
+            assert!(!layer.exists());
+        }
+        assert_eq!(rubbish.take(&layer).unwrap_err().kind(), io::ErrorKind::NotFound);
+        while fs::read_dir(&home).unwrap().next().is_some() {
+            thread::yield_now();
+        }
+    }
+}
