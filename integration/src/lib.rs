@@ -8,27 +8,42 @@
 //! also after a panic, after Ctrl-C, and (at the next run) after SIGKILL.
 //!
 //! Nothing here is mocked. The modules stand in the order in which a test meets them; imports point down.
+//!
+//! Without the feature `harness` only the last few are there, for `cargo xtask`: it is compiled before everything else, and
+//! what it needs would be compiled twice, with other features than the whole workspace has.
 
+#[cfg(feature = "harness")]
 pub mod reference;
 
+#[cfg(feature = "harness")]
 pub mod images;
 
+#[cfg(feature = "harness")]
 pub mod registry;
 
+#[cfg(feature = "harness")]
 pub mod ecr;
 
+#[cfg(feature = "harness")]
 pub mod link;
 
+#[cfg(feature = "harness")]
 pub mod daemon;
 
+#[cfg(feature = "harness")]
 pub mod containerd;
 
+#[cfg(feature = "harness")]
 pub mod lab;
 
+#[cfg(feature = "harness")]
 pub mod parts;
+
+pub mod steps;
 
 pub mod machine;
 
 pub mod process;
 
+#[cfg(feature = "harness")]
 pub mod tree;

@@ -8,12 +8,13 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::machine::{self, BINARIES, HARD_PARTS, LONG, SKIPPED_LOG};
+use integration::steps::Steps;
 
 use crate::fuzz;
-use crate::steps::Steps;
 
-/// Each test of the whole runs a containerd, a registry and a daemon of its own; the machine may be small.
-const TEST_THREADS: &str = "2";
+/// Most tests of the whole wait for processes of theirs most of the time, so there are more than a small machine has cores;
+/// each runs a containerd, a registry and a daemon.
+const TEST_THREADS: &str = "4";
 
 /// The chore's arguments.
 #[derive(Debug, Default)]
@@ -160,7 +161,7 @@ impl Sum {
     }
 }
 
-fn cargo(words: &[&str]) -> Command {
+pub(crate) fn cargo(words: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(words).current_dir(machine::root());
     command

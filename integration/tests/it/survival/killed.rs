@@ -1,11 +1,16 @@
 //! The worker dies: at random moments, at its start, by its own fault; the supervisor dies; both.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
     daemon::signal_pid,
-    machine::{long, say},
+    machine::{long, say, skip},
     process::wait_until,
 };
 use rustix::process::Signal;
@@ -50,6 +55,74 @@ fn containerd_readers_in_containers_outlive_workers_that_are_killed_at_any_momen
     // containerd is served as before.
     scene.remove("one")?;
     scene.container("three")?;
+    Ok(())
+}
+
+/// What the kernel gives so much memory and no more. Gone when dropped, once nothing is in it.
+struct Poor {
+    group: PathBuf,
+    /// Where the kernel says whom it killed.
+    events: &'static str,
+}
+
+impl Poor {
+    /// `None`: this machine has no such groups.
+    fn new(name: &str, bytes: u64) -> Result<Option<Poor>> {
+        let all = Path::new("/sys/fs/cgroup");
+        let (parent, limit, swap, events) = if all.join("memory/cgroup.procs").exists() {
+            (all.join("memory"), "memory.limit_in_bytes", ("memory.swappiness", "0"), "memory.oom_control")
+        } else {
+            (all.to_owned(), "memory.max", ("memory.swap.max", "0"), "memory.events")
+        };
+        let group = parent.join(name);
+        if fs::create_dir(&group).is_err() || !group.join(limit).exists() {
+            let _ = fs::remove_dir(&group);
+            return Ok(None);
+        }
+        let poor = Poor { group, events };
+        fs::write(poor.group.join(limit), bytes.to_string())?;
+        // Without swap there is nothing to be set.
+        let _ = fs::write(poor.group.join(swap.0), swap.1);
+        Ok(Some(poor))
+    }
+
+    fn add(&self, pid: u32) -> Result<()> {
+        Ok(fs::write(self.group.join("cgroup.procs"), pid.to_string())?)
+    }
+
+    fn killed(&self) -> Result<u64> {
+        let said = fs::read_to_string(self.group.join(self.events))?;
+        let count = said.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(count.context("a count of kills")?.trim().parse()?)
+    }
+}
+
+impl Drop for Poor {
+    fn drop(&mut self) {
+        let emptied = || Ok(fs::remove_dir(&self.group).is_ok().then_some(()));
+        let _ = wait_until("an empty group", LIMIT, emptied);
+    }
+}
+
+#[test]
+fn containerd_readers_outlive_workers_that_the_kernel_kills_for_lack_of_memory() -> Result<()> {
+    let scene = Scene::new("poor", SMALL_STORE)?;
+    let Some(poor) = Poor::new(&format!("{}-poor", scene.lab.word()), 2 << 20)? else {
+        skip("a kill for lack of memory: there are no groups of processes to limit it here");
+        return Ok(());
+    };
+    let root = scene.container("one")?;
+    let readers = Readers::start(&scene.lab, &root)?;
+    for kill in 0..3 {
+        let before = scene.daemon.starts();
+        let [worker] = scene.daemon.workers().try_into().ok().context("one worker")?;
+        // What it has it keeps; of what it needs to bring something there is not enough.
+        poor.add(worker)?;
+        scene.daemon.wait_for_start(before).with_context(|| format!("kill {kill}"))?;
+        ensure!(poor.killed()? == kill + 1, "it was the kernel");
+        readers.still_read()?;
+    }
+    say(&format!("3 kills for lack of memory; {}", readers.finish(LIMIT)?));
     Ok(())
 }
 

@@ -1,18 +1,23 @@
 //! Steps, one after the other: each is announced, timed, and remembered with its outcome.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // chores talk to a person
+
 use std::time::Instant;
 
 use anyhow::Result;
 
 /// What has been done so far.
 #[derive(Debug, Default)]
-pub(crate) struct Steps {
+pub struct Steps {
     done: Vec<(String, bool, f64)>,
 }
 
 impl Steps {
     /// Does a step that yields something; its failure ends the chore.
-    pub(crate) fn need<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    ///
+    /// # Errors
+    /// What the step says.
+    pub fn need<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("\n== {name}");
         let start = Instant::now();
         let result = work();
@@ -23,7 +28,7 @@ impl Steps {
     }
 
     /// Does a step whose failure is told and remembered, and lets the others go on.
-    pub(crate) fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+    pub fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
         match self.need(name, work) {
             Ok(()) => true,
             Err(error) => {
@@ -34,12 +39,12 @@ impl Steps {
     }
 
     /// The names of those that failed.
-    pub(crate) fn failed(&self) -> Vec<&str> {
+    pub fn failed(&self) -> Vec<&str> {
         self.done.iter().filter(|(_, good, _)| !good).map(|(name, ..)| name.as_str()).collect()
     }
 
     /// One line for each.
-    pub(crate) fn table(&self) -> String {
+    pub fn table(&self) -> String {
         let rows = self.done.iter().map(|(name, good, seconds)| {
             let outcome = if *good { "ok" } else { "FAILED" };
             format!("{name:24} {seconds:7.1} s  {outcome}")

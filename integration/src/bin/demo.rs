@@ -1,11 +1,13 @@
-//! `cargo xtask demo`: a real image in a real registry, pulled and run by a real containerd, once in full with
+//! What `cargo xtask demo` runs: a real image in a real registry, pulled and run by a real containerd, once in full with
 //! overlayfs and once lazily with ours, over the same measured line. Each side has a lab, a containerd and a line
 //! of its own; nothing of the machine's is used or changed but the packages that were missing.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use integration::containerd::Containerd;
 use integration::daemon::{self, Daemon};
 use integration::images::{Image, debian_python_image, push_image};
@@ -13,8 +15,7 @@ use integration::lab::Lab;
 use integration::link::{Link, Speed};
 use integration::machine::{self, Binaries, Profile};
 use integration::registry::Registry;
-
-use crate::steps::Steps;
+use integration::steps::Steps;
 
 const PARTS: &[&str] = &["containerd", "runc", "docker-registry", "fuse3", "tar", "gzip"];
 const PROGRAM: &[&str] =
@@ -28,7 +29,7 @@ const NO_FILL: &str = "[fill]\nenable = false\n";
 
 /// What lies between containerd and the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Line {
+enum Line {
     Registry,
     Fast,
 }
@@ -41,7 +42,20 @@ struct Run {
     said: String,
 }
 
-pub(crate) fn run(line: Line) -> Result<ExitCode> {
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let line = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => Ok(Line::Registry),
+        ["--fast"] => Ok(Line::Fast),
+        _ => Err(anyhow!("no such arguments: {}", words.join(" "))),
+    };
+    line.and_then(run).unwrap_or_else(|error| {
+        eprintln!("demo: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(line: Line) -> Result<ExitCode> {
     let mut steps = Steps::default();
     steps.need("parts", || machine::ensure_debian(PARTS))?;
     let binaries = steps.need("build soci and the daemon", || machine::build(Profile::Release))?;
