@@ -299,6 +299,14 @@ impl Store {
         Ok(())
     }
 
+    /// What was removed is off the disk when this is back.
+    ///
+    /// # Errors
+    /// When it cannot be looked for.
+    pub fn sweep(&self) -> Result<(), Error> {
+        self.rubbish.empty().map_err(|e| Error::io("look for removed layers", e))
+    }
+
     /// Removes a layer's folder: it is out of the way at once, and off the disk in a while. Spans that are still being
     /// read stay readable until they are closed.
     ///

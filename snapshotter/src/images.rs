@@ -17,7 +17,7 @@ use crate::{
     config::Unindexed,
     containerd::Containerd,
     error::told,
-    labels::LayerRequest,
+    labels::{Asked, LayerRequest},
     plan::{Contents, Modes},
     reason::Reason,
     search::Search,
@@ -121,6 +121,25 @@ impl Images {
             Err((Reason::Unreachable, format!("{} does not answer in time", request.image)))
         });
         answer.inspect_err(|why| self.search.doubt(request.manifest, why.clone()))
+    }
+
+    /// Whether the layer that a client asks for is known to have others below it in its image.
+    pub(crate) async fn is_above(&self, namespace: &str, asked: Asked) -> bool {
+        let request = match asked {
+            Asked::Layer(request) => request,
+            Asked::Unnamed(target) => return self.search.is_above(namespace, &target).await,
+            Asked::Plain | Asked::Unclear(_) => return false,
+        };
+        let Some(bytes) = self.lookup.containerd.content(namespace, &request.manifest).await else {
+            return false;
+        };
+        let manifest = Manifest::parse(&bytes, "read image manifest");
+        manifest.is_ok_and(|manifest| match manifest.layers() {
+            [lowest, above @ ..] => {
+                lowest.digest != request.layer && above.iter().any(|one| one.digest == request.layer)
+            }
+            [] => false,
+        })
     }
 
     /// The repository that an image reference names.

@@ -379,6 +379,11 @@ impl Layers {
         }
     }
 
+    /// What was forgotten is off the disk when this is back.
+    pub(crate) fn cleanup(&self) -> Result<(), layerfs::Error> {
+        self.store.sweep()
+    }
+
     /// Shows again what an earlier process showed, from the disk alone. Answers with those whose ztoc is lost.
     pub(crate) fn restore(&self, slots: &HashMap<u32, (Lazy, Vec<Registry>)>) -> Vec<u32> {
         let mut lost = Vec::new();

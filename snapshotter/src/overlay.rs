@@ -53,6 +53,14 @@ fn is_on_tmpfs(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|found| i128::from(found.f_type) == TMPFS_MAGIC)
 }
 
+/// What a client is to unpack a layer into whose lower layers it will name later: a folder that becomes one of an overlay's.
+/// It cannot be mounted, and is not; that it is called an overlay is what has containerd write whiteouts as overlayfs reads
+/// them, as it does by itself for the snapshotter that is called `overlayfs`.
+pub(crate) fn rebased(own: &Path) -> Vec<Mount> {
+    let options = ["rw".to_owned(), format!("upperdir={}", own.join("fs").display())].into();
+    vec![Mount { kind: "overlay".into(), source: "overlay".into(), options }]
+}
+
 /// The mounts of a snapshot whose own folder is `own` (with `fs` and `work` in it), over `lowers`, the
 /// topmost first. `mapping` are the options for a container with users of its own, `extra` those of every overlay.
 pub(crate) fn mounts(

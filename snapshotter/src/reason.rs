@@ -29,6 +29,8 @@ pub enum Reason {
     DiskFull,
     /// The layer is there already, over other lower layers than this image is being put on.
     OtherParent,
+    /// The layer has others below it, and the client does not say which snapshot they make.
+    NoParent,
     /// The layer, brought whole, is not the one that the image's configuration names.
     OtherContent,
     /// Processes crashed on the layer.
@@ -52,6 +54,7 @@ impl Reason {
         Self::Disabled,
         Self::DiskFull,
         Self::OtherParent,
+        Self::NoParent,
         Self::OtherContent,
         Self::Quarantined,
         Self::Internal,
@@ -72,6 +75,7 @@ impl Reason {
             Self::Disabled => "disabled",
             Self::DiskFull => "disk_full",
             Self::OtherParent => "other_parent",
+            Self::NoParent => "no_parent",
             Self::OtherContent => "other_content",
             Self::Quarantined => "quarantined",
             Self::Internal => "internal",

@@ -67,6 +67,8 @@ struct Known {
 struct Chains {
     listed: Listed,
     layers: HashMap<Digest, Digest>,
+    /// The chain ID of its lowest one.
+    lowest: Option<Digest>,
     image: OnceCell<Option<Reference>>,
 }
 
@@ -94,13 +96,27 @@ impl Search {
 
     /// The layer whose snapshot is to be called `target`, in an image that containerd has in this namespace.
     pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Result<LayerRequest, Refusal> {
-        let found = timeout(PATIENCE, self.find(namespace, target)).await.unwrap_or_else(|_| {
-            tracing::debug!(namespace, target, "which image the layer is of could not be found in time");
-            None
-        });
+        let found = self.find_in_time(namespace, target).await;
         let why =
             "the client does not say which image it is of, and containerd has none that is known to have it";
         self.checked(found.ok_or((Reason::NoLabels, why.to_owned()))?)
+    }
+
+    /// Whether the snapshot is known to be one of an image's that has others below it.
+    pub(crate) async fn is_above(&self, namespace: &str, target: &str) -> bool {
+        let Ok(wanted) = Digest::from_str(target) else { return false };
+        // What it looked at is known then, also where that led nowhere.
+        self.find_in_time(namespace, target).await;
+        let known = self.known.lock().await;
+        let images = known.get(namespace).map_or(&[][..], |known| &known.images);
+        images.iter().any(|image| image.layers.contains_key(&wanted) && image.lowest != Some(wanted))
+    }
+
+    async fn find_in_time(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
+        timeout(PATIENCE, self.find(namespace, target)).await.unwrap_or_else(|_| {
+            tracing::debug!(namespace, target, "which image the layer is of could not be found in time");
+            None
+        })
     }
 
     async fn find(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
@@ -156,8 +172,9 @@ impl Search {
             return None;
         }
         let layers: Vec<_> = manifest.layers().iter().map(|layer| layer.digest).collect();
-        let layers = chains(&config, &layers)?;
-        Some(Chains { listed, layers, image: OnceCell::new() })
+        let chains = chains(&config, &layers)?;
+        let lowest = chains.first().map(|(chain, _)| *chain);
+        Some(Chains { listed, layers: chains.into_iter().collect(), lowest, image: OnceCell::new() })
     }
 
     /// Where the image can be had from.
@@ -216,19 +233,19 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// Each layer's digest under its chain ID, from the image's configuration. None where that is not an image's, or one with
-/// other layers.
-fn chains(config: &[u8], layers: &[Digest]) -> Option<HashMap<Digest, Digest>> {
+/// Each layer's chain ID and digest, the lowest first, from the image's configuration. None where that is not an image's,
+/// or one with other layers.
+fn chains(config: &[u8], layers: &[Digest]) -> Option<Vec<(Digest, Digest)>> {
     let config: Config = serde_json::from_slice(config).ok()?;
     let diffs = config.rootfs.diff_ids;
     if diffs.len() != layers.len() || diffs.len() > MOST_LAYERS {
         return None;
     }
-    let mut found = HashMap::new();
+    let mut found = Vec::with_capacity(layers.len());
     let mut below = None;
     for (diff, layer) in diffs.iter().zip(layers) {
         let own = chain::id(below.as_ref(), &Digest::from_str(diff).ok()?);
-        found.insert(own, *layer);
+        found.push((own, *layer));
         below = Some(own);
     }
     Some(found)
@@ -264,7 +281,7 @@ mod tests {
         let first = diffs[0];
         let second = digest(&format!("{first} {}", diffs[1]));
         let third = digest(&format!("{second} {}", diffs[2]));
-        assert_eq!(found, HashMap::from([(first, layers[0]), (second, layers[1]), (third, layers[2])]));
+        assert_eq!(found, [(first, layers[0]), (second, layers[1]), (third, layers[2])]);
         assert_eq!(chains(config.as_bytes(), &layers[1..]), None, "another number of layers");
         for bad in ["", "{}", "[]", r#"{"rootfs":{}}"#, r#"{"rootfs":{"diff_ids":["x","sha256:1","y"]}}"#] {
             assert_eq!(chains(bad.as_bytes(), &layers), None, "{bad}");

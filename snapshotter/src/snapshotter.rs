@@ -173,14 +173,14 @@ impl Snapshotter {
             }
             First::Leave(reason) => {
                 self.left(key, None, reason, "no valid SOCI index found");
-                return block_in_place(|| self.mounts_of(&record));
+                return self.mounts_left(&record).await;
             }
             First::Try(request) => (*request, Named::ByTheClient),
             First::Search(target) => match self.images.layer(namespace(key), &target).await {
                 Ok(request) => (request, Named::ByItsChain),
                 Err((reason, why)) => {
                     self.left(key, None, reason, &why);
-                    return block_in_place(|| self.mounts_of(&record));
+                    return self.mounts_left(&record).await;
                 }
             },
         };
@@ -188,7 +188,10 @@ impl Snapshotter {
             Ok(Ok(())) => Err(exists(&request.target)),
             Ok(Err((reason, why))) => {
                 self.left(key, Some(&request), reason, &why);
-                block_in_place(|| self.mounts_of(&record))
+                match reason {
+                    Reason::NoParent => Ok(overlay::rebased(&self.folders.of(record.id))),
+                    _ => self.mounts_left(&record).await,
+                }
             }
             Err(error) => {
                 block_in_place(|| self.abandon(&record));
@@ -226,7 +229,7 @@ impl Snapshotter {
         };
         let lowest = image.contents.layers.first().is_none_or(|lowest| lowest.digest == request.layer);
         if record.parent.is_empty() && !lowest {
-            return Err(parentless(request));
+            return Ok(Err((Reason::NoParent, PARENTLESS.into())));
         }
         match self.opening.open(&image, &request.layer).await {
             Ok(opened) => {
@@ -239,6 +242,15 @@ impl Snapshotter {
             }
             Err(refusal) => Ok(Err(refusal)),
         }
+    }
+
+    /// For containerd to unpack a layer into.
+    async fn mounts_left(&self, record: &Record) -> Result<Vec<Mount>, Error> {
+        let asked = labels::asked(&record.labels);
+        if record.parent.is_empty() && self.images.is_above(namespace(&record.name), asked).await {
+            return Ok(overlay::rebased(&self.folders.of(record.id)));
+        }
+        block_in_place(|| self.mounts_of(record))
     }
 
     /// Takes back an active snapshot that nobody was told of.
@@ -372,9 +384,10 @@ impl Snapshotter {
         Ok(records)
     }
 
-    /// Removes the folders of snapshots that are gone; all of them are when it is back.
+    /// Removes the folders of snapshots that are gone, and layers that nothing stands on; all of them are when it is back.
     pub(crate) fn cleanup(&self) -> Result<(), Error> {
-        self.folders.sweep(|| self.store.ids())
+        self.folders.sweep(|| self.store.ids())?;
+        self.layers.cleanup().map_err(|e| Error::internal("clean up", e))
     }
 
     /// The folder first, then the record: a record always has its folder.
@@ -611,17 +624,10 @@ fn namespace(key: &str) -> &str {
     key.split_once('/').map_or("default", |(namespace, _)| namespace)
 }
 
-/// A layer that has others below it, and a client that will name them only when it commits: a snapshotter that is
-/// announced with `rebase` is asked so. An answer that there is nothing to pull would leave the layers below out, and what
-/// containerd unpacks without them has lost its whiteouts.
-fn parentless(request: &LayerRequest) -> Error {
-    let doing = format!(
-        "prepare layer {} of {}: it has others below it and comes without a parent; take `rebase` out of this \
-         snapshotter's capabilities in containerd's configuration",
-        request.layer, request.image
-    );
-    Error::new(ErrorKind::FailedPrecondition, doing)
-}
+/// A snapshotter that is announced with `rebase` is asked for each layer by itself, with what is below it named with the
+/// commit. An answer that there is nothing to pull would leave the layers below out.
+const PARENTLESS: &str = "it has others below it and comes without a parent; for it to be lazy, `rebase` must not be among \
+                          this snapshotter's capabilities in containerd's configuration";
 
 /// containerd's agreed sign that there is nothing to pull.
 fn exists(target: &str) -> Error {

@@ -5,11 +5,14 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
+        Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Sender, channel},
     },
     thread::Builder,
 };
+
+use crate::sync::Mutex;
 
 /// See the module.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Rubbish {
     /// Its other end is the thread's, which ends with it.
     moved: Sender<PathBuf>,
     next: AtomicU64,
+    /// Held while a folder is removed: who waits for it knows that nobody else is at one.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Rubbish {
@@ -28,8 +33,19 @@ impl Rubbish {
         for left in fs::read_dir(&folder)?.flatten() {
             let _ = moved.send(left.path());
         }
-        Builder::new().name("remove".into()).spawn(move || remove_all(&folders))?;
-        Ok(Self { folder, moved, next: AtomicU64::new(0) })
+        let turn = Arc::new(Mutex::default());
+        let ours = turn.clone();
+        let work = move || folders.iter().for_each(|folder| remove(&ours, &folder));
+        Builder::new().name("remove".into()).spawn(work)?;
+        Ok(Self { folder, moved, next: AtomicU64::new(0), turn })
+    }
+
+    /// All that was taken so far is off the disk when this is back.
+    pub(super) fn empty(&self) -> io::Result<()> {
+        for left in fs::read_dir(&self.folder)?.flatten() {
+            remove(&self.turn, &left.path());
+        }
+        Ok(())
     }
 
     /// Takes a folder of the same disk away.
@@ -54,14 +70,13 @@ impl Rubbish {
     }
 }
 
-fn remove_all(folders: &Receiver<PathBuf>) {
-    for folder in folders {
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(folder = %folder.display(), %error, "take a removed layer off the disk");
-            }
-            _ => {}
+fn remove(turn: &Mutex<()>, folder: &Path) {
+    let _turn = turn.lock();
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "take a removed layer off the disk");
         }
+        _ => {}
     }
 }
 
@@ -88,6 +103,11 @@ mod tests {
             assert!(!layer.exists());
         }
         assert_eq!(rubbish.take(&layer).unwrap_err().kind(), io::ErrorKind::NotFound);
+        rubbish.empty().unwrap();
+        assert!(fs::read_dir(&home).unwrap().next().is_none());
+        make(&layer);
+        rubbish.take(&layer).unwrap();
+        // The thread comes to it by itself, too.
         while fs::read_dir(&home).unwrap().next().is_some() {
             thread::yield_now();
         }

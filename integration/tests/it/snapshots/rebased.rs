@@ -1,17 +1,29 @@
 //! Commits that name the parent, and why `rebase` is not announced.
 
+use std::{fs, path::Path};
+
 use anyhow::{Result, ensure};
-use integration::{daemon::with_containerd, lab::Lab};
+use integration::{
+    containerd::{Containerd, Options},
+    daemon::{Daemon, with_containerd},
+    lab::Lab,
+    machine::skip,
+    parts,
+    reference::{Unpacked, mount},
+    tree::{Skip, assert_same, walk},
+};
 use oci::Digest;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tonic::Code;
 
+use super::option;
 use crate::{
     conformance::{
         client::{Stage, code},
         content::{Change, Mounted, apply, file},
     },
-    image::{SMALL, stage},
-    read_path::NO_FILL,
+    image::{SMALL, stage, zoo},
+    read_path::{NO_FILL, reasons},
 };
 use integration::images::{Layer, Tar, tar::Entry};
 
@@ -37,15 +49,15 @@ fn fuse_snapshots_made_without_a_parent_get_it_with_the_commit() -> Result<()> {
     stage.prepare("third", "one")?;
     ensure!(code(stage.commit_with("three", "third", "two", &[])) == Code::InvalidArgument, "it has another");
     let mounted = Mounted::at(&stage.work.join("m"), &stage.view("view", "two")?)?;
-    ensure!(std::fs::read_to_string(mounted.path().join("a"))? == "low");
-    ensure!(std::fs::read_to_string(mounted.path().join("b"))? == "high");
+    ensure!(fs::read_to_string(mounted.path().join("a"))? == "low");
+    ensure!(fs::read_to_string(mounted.path().join("b"))? == "high");
     mounted.end()
 }
 
 /// As containerd asks a snapshotter that is announced with `rebase`: labels of a layer that has others below it, and no
 /// parent.
 #[test]
-fn containerd_lazy_layers_without_their_parent_are_refused_and_not_left_without_it() -> Result<()> {
+fn containerd_lazy_layers_without_their_parent_are_left_to_containerd_with_whiteouts() -> Result<()> {
     let lab = Lab::new("parentless")?;
     let layers: Vec<_> = (0..2)
         .map(|n| Layer::gzip(&Tar::new([Entry::file(format!("{n}"), vec![n; 1000])]).bytes()))
@@ -58,6 +70,7 @@ fn containerd_lazy_layers_without_their_parent_are_refused_and_not_left_without_
     let manifest = crate::image::manifest(image.registry.host(), "app", "soci")?;
     let (daemon, _containerd) = with_containerd(&lab, NO_FILL)?;
     let client = Stage::of(lab, daemon)?;
+    let key = |number: usize| format!("default/{number}/extract {}", chains[number]);
     let ask = |number: usize, parent: &str| {
         let (chain, layer) = (chains[number].to_string(), image.pushed.layers[number].digest.to_string());
         let labels = [
@@ -66,20 +79,68 @@ fn containerd_lazy_layers_without_their_parent_are_refused_and_not_left_without_
             ("containerd.io/snapshot/cri.manifest-digest", manifest.as_str()),
             ("containerd.io/snapshot/cri.layer-digest", layer.as_str()),
         ];
-        client.prepare_with(&format!("default/{number}/extract {chain}"), parent, &labels)
+        client.prepare_with(&key(number), parent, &labels)
     };
     ensure!(code(ask(0, "")) == Code::AlreadyExists, "the lowest one has no parent");
-    let refused = ask(1, "").expect_err("the other one has");
-    ensure!(refused.code() == Code::FailedPrecondition && refused.message().contains("rebase"), "{refused}");
-    ensure!(
-        client.names(&[])? == [chains[0].to_string()],
-        "and nothing is left of it: {:?}",
-        client.names(&[])
-    );
+    let mounts = ask(1, "")?;
+    ensure!(reasons(&client.daemon) == ["no_parent"], "{:?}", reasons(&client.daemon));
+    // What has containerd write whiteouts as overlayfs reads them, and no folder below to look into.
+    let upper = option(&mounts, "upperdir").unwrap_or_default();
+    ensure!(mounts.len() == 1 && mounts[0].r#type == "overlay" && !upper.is_empty(), "{mounts:?}");
+    ensure!(option(&mounts, "lowerdir").is_none(), "{mounts:?}");
+    fs::write(Path::new(upper).join("1"), [1; 1000])?;
+    mknodat(CWD, Path::new(upper).join("0"), FileType::CharacterDevice, Mode::empty(), 0)?;
+    client.commit_with(&chains[1].to_string(), &key(1), &chains[0].to_string(), &[])?;
+    let mounted = Mounted::at(&client.work.join("m"), &client.view("view", &chains[1].to_string())?)?;
+    ensure!(fs::read(mounted.path().join("1"))? == [1; 1000] && !mounted.path().join("0").exists());
+    mounted.end()?;
+    client.remove("view")?;
+    client.remove(&chains[1].to_string())?;
+    // With its parent it is lazy.
     ensure!(code(ask(1, &chains[0].to_string())) == Code::AlreadyExists);
     ensure!(client.stat(&chains[1].to_string())?.parent == chains[0].to_string());
     // Asked again, by another pull: it is there, and the new key is not.
     ensure!(code(ask(1, &chains[0].to_string())) == Code::AlreadyExists);
     ensure!(client.names(&["kind!=committed"])?.is_empty());
+    Ok(())
+}
+
+/// Not lazy, and right: also what a layer removes.
+#[test]
+fn containerd_images_are_unpacked_side_by_side_where_rebase_is_announced() -> Result<()> {
+    const PARALLEL: &str = r#"
+        [plugins."io.containerd.transfer.v1.local"]
+        max_concurrent_unpacks = 4
+        [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+        platform = "linux"
+        snapshotter = "soci"
+        [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+        platform = "linux"
+        snapshotter = "overlayfs"
+    "#;
+    let binaries = match parts::containerd_from(2, 2) {
+        Ok(binaries) => binaries,
+        Err(error) => {
+            skip(&format!("layers that containerd unpacks side by side: {error:#}"));
+            return Ok(());
+        }
+    };
+    let lab = Lab::new("parallel")?;
+    let image = stage(&lab, zoo(), SMALL)?;
+    let daemon = Daemon::start(&lab, &format!("{}{NO_FILL}", Daemon::configuration(&lab)))?;
+    let proxies = vec![("soci".to_owned(), daemon.address())];
+    let (capabilities, binaries, extra) = (&["rebase"][..], Some(binaries), PARALLEL.into());
+    let containerd =
+        Containerd::start_with(&lab, Options { proxies, capabilities, binaries, extra, cri: None })?;
+    let truth = Unpacked::image(&lab, &containerd, &image.plain)?.tree()?;
+    for reference in [&image.plain, &image.lazy] {
+        containerd.pull(reference, "soci")?;
+        let mounted = mount(&lab, &containerd, "soci")?;
+        let skip = Skip { top: true, directory_mtimes: true, ..Skip::default() };
+        assert_same(&truth, &walk(mounted.path())?, &skip);
+        drop(mounted);
+        containerd.ctr(&["images", "rm", "--sync", reference])?;
+    }
+    ensure!(daemon.prepared().iter().all(|lazy| !lazy), "{:?}", daemon.prepared());
     Ok(())
 }
