@@ -42,8 +42,10 @@ const ZTOC_BYTES_A_SECOND: u64 = 256 << 10;
 const MAX_PREFETCH_BYTES: u64 = 16 << 20;
 /// How long a stop waits for spans that are being stored: a few on a busy machine.
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
-/// Layers of one registry that are streamed whole at once: each holds a thread.
+/// Layers of one registry that are streamed whole at once.
 const STREAMS: usize = 4;
+/// Of all registries: each holds a thread, and there are to be some left for calls.
+const ALL_STREAMS: usize = 32;
 /// Registries, generously; of those that nothing comes from nothing is kept.
 const MOST_HOSTS: usize = 256;
 
@@ -97,6 +99,7 @@ pub(crate) struct Layers {
     shown: Mutex<HashMap<u32, Arc<Layer>>>,
     /// What may be on its way from each registry: one that is slow is waited for by nobody else.
     lanes: Mutex<HashMap<String, Arc<Lane>>>,
+    streams: Semaphore,
     durations: Durations,
     fill: bool,
     quarantine: Quarantine,
@@ -118,6 +121,7 @@ impl Layers {
             open: Mutex::default(),
             shown: Mutex::default(),
             lanes: Mutex::default(),
+            streams: Semaphore::new(ALL_STREAMS),
             durations: Durations::default(),
             fill,
             quarantine,
@@ -267,7 +271,9 @@ impl Layers {
             return Ok(self.sourced(opened, registry, layer));
         }
         let lane = self.lane(registry);
-        let _turn = lane.streams.acquire().await.map_err(|e| (Reason::Internal, e.to_string()))?;
+        let closed = |e: tokio::sync::AcquireError| (Reason::Internal, e.to_string());
+        let _turn = lane.streams.acquire().await.map_err(closed)?;
+        let _thread = self.streams.acquire().await.map_err(closed)?;
         let blob = registry.blob(&layer.digest, Some(layer.size));
         let origin = registry.name();
         let streamed = Layer::stream(&self.store, &self.engine, &origin, blob, compression).await;

@@ -238,6 +238,10 @@ impl Supervisor {
             Ok(Mended::Anew) => {
                 tracing::error!("the FUSE connection was ended by somebody else; there is a new one");
                 self.has_lost = true;
+                // One that still lives serves what is no more.
+                if let Some(worker) = &mut self.worker {
+                    worker.kill();
+                }
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "mount again"),
         }
