@@ -112,19 +112,18 @@ fn containerd_all_layers_are_opened_when_the_first_is_asked_for() -> Result<()> 
     let (daemon, containerd) = with_containerd(&lab, "")?;
     pull(&lab, &containerd, &format!("{}/app:soci", link.host()))?;
     ensure!(daemon.prepared() == [true; 6], "{:?}", daemon.prepared());
-    // Everything comes by itself, each layer and each ztoc once.
-    wait_until("all of it", LOG_LIMIT, || Ok((ranged(&link) >= 6 * SIZE as u64).then_some(())))?;
+    // Everything comes by itself, each layer and each ztoc once. What is complete is compared as a whole with what the
+    // image's configuration names, layer by layer.
+    let right = |line: &Value| line["msg"] == "the layer is complete, and is what the image names";
+    wait_until("all of it", LOG_LIMIT, || {
+        Ok((daemon.logs().iter().filter(|line| right(line)).count() == 6).then_some(()))
+    })?;
     link.cut();
     let mounted = mount(&lab, &containerd, "soci")?;
     for seed in 0..6 {
         let found = std::fs::read(mounted.path().join(format!("file{seed}")))?;
         ensure!(found == noise(seed, SIZE), "file{seed} has other bytes");
     }
-    // What is complete is compared as a whole with what the image's configuration names, layer by layer.
-    let right = |line: &Value| line["msg"] == "the layer is complete, and is what the image names";
-    wait_until("all compared", LOG_LIMIT, || {
-        Ok((daemon.logs().iter().filter(|line| right(line)).count() == 6).then_some(()))
-    })?;
     let blobs = link.exchanges().into_iter().filter(|exchange| exchange.path.contains("/blobs/"));
     let mut asked: Vec<_> = blobs.map(|exchange| (exchange.path, exchange.range)).collect();
     let all = asked.len();
