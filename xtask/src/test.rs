@@ -14,7 +14,7 @@ use crate::fuzz;
 
 /// Most tests of the whole wait for processes of theirs most of the time, so there are more than a small machine has cores;
 /// each runs a containerd, a registry and a daemon.
-const TEST_THREADS: &str = "4";
+const TEST_THREADS: &str = "3";
 
 /// The chore's arguments.
 #[derive(Debug, Default)]
