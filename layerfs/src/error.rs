@@ -76,11 +76,7 @@ impl Error {
 
     /// A failed system call; a full disk has a kind of its own.
     pub(crate) fn io(doing: impl Into<String>, source: io::Error) -> Self {
-        let kind = match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
-            _ => ErrorKind::Io,
-        };
-        Self::with(kind, doing, source)
+        Self::with(kind_of(&source), doing, source)
     }
 
     pub(crate) fn blob(doing: impl Into<String>, source: oci::Error) -> Self {
@@ -100,7 +96,10 @@ impl Error {
         let kind = match source.kind() {
             ztoc::ErrorKind::Corrupt => ErrorKind::Corrupt,
             ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => ErrorKind::Unsupported,
-            ztoc::ErrorKind::Io => ErrorKind::Io,
+            // Our own reader's or writer's.
+            ztoc::ErrorKind::Io => error::Error::source(&source)
+                .and_then(<dyn error::Error>::downcast_ref)
+                .map_or(ErrorKind::Io, kind_of),
         };
         Self::with(kind, doing, source)
     }
@@ -108,6 +107,13 @@ impl Error {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+}
+
+fn kind_of(source: &io::Error) -> ErrorKind {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+        _ => ErrorKind::Io,
     }
 }
 
@@ -126,5 +132,36 @@ impl fmt::Display for Error {
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         self.0.source.as_deref().map(|source| source as &(dyn error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Disk(io::ErrorKind);
+
+    impl io::Write for Disk {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_one_whoever_wrote_to_it() {
+        for (said, expected) in
+            [(io::ErrorKind::StorageFull, ErrorKind::Full), (io::ErrorKind::BrokenPipe, ErrorKind::Io)]
+        {
+            let mut builder = ztoc::Builder::new(ztoc::Compression::Uncompressed, &ztoc::Options::default()).unwrap();
+            let mut disk = Disk(said);
+            let failed =
+                builder.push(&[0; 2048], &mut disk).and_then(|()| builder.finish(&mut disk).map(drop));
+            assert_eq!(Error::ztoc("stream a layer", failed.unwrap_err()).kind(), expected);
+            assert_eq!(Error::io("write", said.into()).kind(), expected);
+        }
     }
 }
