@@ -156,7 +156,8 @@ mod tests {
         for (said, expected) in
             [(io::ErrorKind::StorageFull, ErrorKind::Full), (io::ErrorKind::BrokenPipe, ErrorKind::Io)]
         {
-            let mut builder = ztoc::Builder::new(ztoc::Compression::Uncompressed, &ztoc::Options::default()).unwrap();
+            let mut builder =
+                ztoc::Builder::new(ztoc::Compression::Uncompressed, &ztoc::Options::default()).unwrap();
             let mut disk = Disk(said);
             let failed =
                 builder.push(&[0; 2048], &mut disk).and_then(|()| builder.finish(&mut disk).map(drop));
