@@ -47,7 +47,7 @@ use ztoc::{SpanId, UncompressedOffset};
 
 use self::rubbish::Rubbish;
 use crate::{
-    error::Error,
+    error::{self, Error, ErrorKind},
     map::Map,
     sync::{Mutex, RwLock},
     work::{AtWork, Mark, Work},
@@ -512,7 +512,7 @@ impl LayerFiles {
     pub(crate) fn put_ztoc(&self, bytes: &[u8], digest: &Digest) -> Result<Arc<Map>, Error> {
         let doing = || format!("store ztoc of layer {}", self.id);
         if bytes.len() as u64 > MAX_ZTOC_BYTES {
-            return Err(Error::new(crate::ErrorKind::Unsupported, doing()));
+            return Err(Error::new(ErrorKind::Unsupported, doing()));
         }
         self.write(|| replace(&self.folder.join("ztoc"), bytes)).map_err(|e| Error::io(doing(), e))?;
         self.note_ztoc(digest).map_err(|e| Error::io(doing(), e))?;
@@ -573,7 +573,9 @@ impl LayerFiles {
             let stored = what();
             match &stored {
                 Ok(()) => self.store.full.store(false, Ordering::Release),
-                Err(error) if is_for_lack_of_room(error) => self.store.full.store(true, Ordering::Release),
+                Err(error) if error::kind_of(error) == ErrorKind::Full => {
+                    self.store.full.store(true, Ordering::Release);
+                }
                 Err(_) => {}
             }
             stored
@@ -711,10 +713,6 @@ impl LayerFiles {
         }
         Ok(())
     }
-}
-
-fn is_for_lack_of_room(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A stream on its way to the disk; gone again if it is not adopted.

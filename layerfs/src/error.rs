@@ -110,7 +110,8 @@ impl Error {
     }
 }
 
-fn kind_of(source: &io::Error) -> ErrorKind {
+/// What an error of the disk is, whoever met it.
+pub(crate) fn kind_of(source: &io::Error) -> ErrorKind {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
         _ => ErrorKind::Io,
