@@ -5,6 +5,8 @@
 //! that has another. One that was streamed whole and verified by its own digest serves everybody. Which snapshots
 //! stand on a slot is the database's knowledge; this room is told when a slot is free.
 
+pub(crate) mod quarantine;
+
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
@@ -20,11 +22,11 @@ use tokio::sync::Semaphore;
 
 use crate::{
     error::told,
-    per_layer::{self, Durations, Operation},
-    quarantine::Quarantine,
+    layers::quarantine::Quarantine,
     reason::Reason,
-    store::Lazy,
+    snapshots::store::Lazy,
     sync::lock,
+    telemetry::per_layer::{self, Durations, Operation},
 };
 
 /// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.

@@ -10,41 +10,13 @@
 //! down the list.
 
 mod args;
-mod worker;
-mod supervisor;
-mod daemon;
-mod service;
-mod control;
-mod metrics;
-mod status;
-mod snapshotter;
-mod opening;
+mod process;
+mod api;
+mod snapshots;
 mod images;
-mod search;
 mod layers;
-mod quarantine;
-mod plan;
-mod chain;
-mod overlay;
-mod mapping;
-mod standing;
-mod filter;
-mod folders;
-mod store;
-mod labels;
-mod containerd;
-mod held;
-mod handover;
-mod manager;
-mod channel;
-mod descriptors;
-mod foreign;
-mod mounts;
-mod config;
 mod telemetry;
-mod counters;
-mod per_layer;
-mod health;
+mod config;
 mod reason;
 mod sync;
 mod error;
@@ -52,9 +24,9 @@ mod error;
 pub use args::{Args, Command, ConfigCommand, DEFAULT_CONFIG};
 pub use config::{Address, Config, Remark, Unindexed, commented as config_commented, plain as config_plain};
 pub use error::{Error, ErrorKind};
+pub use process::worker::run;
 pub use reason::Reason;
-pub use telemetry::{Format, fatal_line, start as start_logging};
-pub use worker::run;
+pub use telemetry::log::{Format, fatal_line, start as start_logging};
 
 /// The commit this was built from, where the build said so (`SOCI_REVISION`).
 pub const REVISION: &str = match option_env!("SOCI_REVISION") {

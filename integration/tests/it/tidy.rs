@@ -34,10 +34,9 @@ const DOORS: &[(&str, &[&str])] = &[
     (
         "tonic",
         &[
-            "snapshotter/src/service.rs",
-            "snapshotter/src/control.rs",
-            "snapshotter/src/containerd.rs",
-            "snapshotter/src/daemon.rs",
+            "snapshotter/src/api/",
+            "snapshotter/src/images/containerd.rs",
+            "snapshotter/src/process/worker/wiring.rs",
             "cli/src/store.rs",
             "cli/src/store/",
             "cli/src/control.rs",
@@ -45,7 +44,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "integration/",
         ],
     ),
-    ("axum", &["snapshotter/src/metrics.rs"]),
+    ("axum", &["snapshotter/src/api/metrics.rs"]),
     (
         "clap",
         &[
@@ -60,7 +59,7 @@ const DOORS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "ztoc/src/gzip/inflate.rs",
     "layerfs/src/map.rs",
-    "snapshotter/src/descriptors.rs",
+    "snapshotter/src/process/descriptors.rs",
     "integration/src/process.rs",
 ];
 const LINES_MAX: usize = 800;

@@ -16,9 +16,11 @@ use layerfs::Layer;
 use oci::{Descriptor, Digest};
 
 use crate::{
-    images::Image,
+    images::{
+        image_index::Image,
+        plan::{self, Second, Whole},
+    },
     layers::{Layers, Refusal},
-    plan::{self, Second, Whole},
     reason::Reason,
     sync::lock,
 };

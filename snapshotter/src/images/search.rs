@@ -21,9 +21,11 @@ use serde::Deserialize;
 use tokio::{net::TcpStream, sync::OnceCell, time::timeout};
 
 use crate::{
-    chain,
-    containerd::{Containerd, Listed},
-    labels::LayerRequest,
+    images::{
+        chain_id,
+        containerd::{Containerd, Listed},
+        labels::LayerRequest,
+    },
     layers::Refusal,
     reason::Reason,
     sync::lock,
@@ -244,7 +246,7 @@ fn chains(config: &[u8], layers: &[Digest]) -> Option<Vec<(Digest, Digest)>> {
     let mut found = Vec::with_capacity(layers.len());
     let mut below = None;
     for (diff, layer) in diffs.iter().zip(layers) {
-        let own = chain::id(below.as_ref(), &Digest::from_str(diff).ok()?);
+        let own = chain_id::id(below.as_ref(), &Digest::from_str(diff).ok()?);
         found.push((own, *layer));
         below = Some(own);
     }

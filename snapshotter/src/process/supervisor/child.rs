@@ -13,11 +13,11 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::program::Program;
-use crate::{
+use crate::process::{
     channel::{CHANNEL, Channel, News, Order},
     descriptors::Passing,
     handover::is_readable,
-    held::{CONFIG, FUSE, Held, LISTENER, LOCK, NOTES},
+    resources::{CONFIG, FUSE, Held, LISTENER, LOCK, NOTES},
 };
 
 /// What only the first process is to say to the service manager, or to hear from it.

@@ -10,7 +10,7 @@ use regex::Regex;
 
 use crate::{
     error::{Error, ErrorKind},
-    store::{Kind, Record},
+    snapshots::store::{Kind, Record},
 };
 
 mod words;

@@ -7,13 +7,15 @@ use layerfs::LayerStatus;
 use oci::Digest;
 
 use crate::{
-    chain,
-    counters::Outcome,
     error::Error,
-    labels,
+    images::{chain_id, labels},
     reason::Reason,
-    snapshotter::{Snapshotter, needs::standing},
-    store::{Lazy, Record},
+    snapshots::{
+        dependents::standing,
+        snapshotter::Snapshotter,
+        store::{Lazy, Record},
+    },
+    telemetry::outcomes::Outcome,
 };
 
 /// A layer that is shown.
@@ -117,7 +119,7 @@ impl Compared {
 
 fn compared(layer: Option<&LayerStatus>, record: &Record) -> Compared {
     let Some(diff) = layer.and_then(|layer| layer.whole) else { return Compared::NotYet };
-    match chain::agrees(&record.parent, &record.name, &diff) {
+    match chain_id::agrees(&record.parent, &record.name, &diff) {
         Some(true) => Compared::Right,
         Some(false) => Compared::Wrong,
         None => Compared::Unknown,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use oci::{Descriptor, Digest};
 
 use crate::{
-    labels::{Asked, LayerRequest},
+    images::labels::{Asked, LayerRequest},
     reason::Reason,
 };
 

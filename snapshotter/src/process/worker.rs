@@ -3,6 +3,8 @@
 //! It never unwinds: a request of the kernel that it drops is answered with an error, one that dies with it comes
 //! again to the next worker. So its end is an exit, or SIGKILL, once nobody waits or somebody takes over.
 
+pub(crate) mod wiring;
+
 use std::{
     fs::File,
     io,
@@ -32,14 +34,16 @@ use tokio::{
 };
 
 use crate::{
-    channel::{Begin, CHANNEL, Channel, News, Order},
+    api::control,
     config::Config,
-    control,
-    daemon::{Calls, Daemon, Start},
-    descriptors::{self, Named},
-    handover,
-    held::{self, CONFIG, FUSE, LISTENER, LOCK, NOTES},
-    mounts, supervisor,
+    process::{
+        channel::{Begin, CHANNEL, Channel, News, Order},
+        descriptors::{self, Named},
+        handover, mount_users,
+        resources::{self, CONFIG, FUSE, LISTENER, LOCK, NOTES},
+        supervisor,
+        worker::wiring::{Calls, Daemon, Start},
+    },
     sync::lock,
 };
 
@@ -81,7 +85,7 @@ pub fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<
         .build()
         .context("start the runtime")?;
     let root = std::fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
-    let socket = held::path_of(address).unwrap_or_default();
+    let socket = resources::path_of(address).unwrap_or_default();
     let begun = runtime.block_on(Worker::begin(&root, socket, config, &handed, begin));
     let ended = begun.and_then(|worker| {
         worker.say_who_lost(begin.has_lost);
@@ -168,7 +172,7 @@ impl Worker {
     ) -> anyhow::Result<Self> {
         let Begin { is_first, has_crashed, parameters, .. } = begin;
         let fuse = handed.fuse.try_clone()?;
-        let mounted = Mounted::inherited(&held::mount_path(root), fuse, parameters);
+        let mounted = Mounted::inherited(&resources::mount_path(root), fuse, parameters);
         let (upgrades, wishes) = mpsc::unbounded_channel();
         let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
         let above = control::Above { pid: Arc::new(AtomicU32::new(supervisor)), upgrades };
@@ -403,8 +407,8 @@ impl Worker {
     }
 
     async fn is_mount_used(&self) -> bool {
-        let mount = held::mount_path(&self.root);
-        tokio::task::spawn_blocking(move || mounts::are_over(&mount)).await.unwrap_or(true)
+        let mount = resources::mount_path(&self.root);
+        tokio::task::spawn_blocking(move || mount_users::are_over(&mount)).await.unwrap_or(true)
     }
 
     /// Nobody is to serve this mount any more.

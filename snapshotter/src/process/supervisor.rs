@@ -13,7 +13,7 @@ mod backoff;
 mod configuration;
 mod program;
 mod signals;
-mod worker;
+mod child;
 
 use std::{
     os::fd::AsFd,
@@ -27,16 +27,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
 
 use crate::{
-    channel::{Begin, News, Order},
-    held::{Held, Mended},
-    manager,
-    quarantine::Quarantine,
+    layers::quarantine::Quarantine,
+    process::{
+        channel::{Begin, News, Order},
+        resources::{Held, Mended},
+        systemd,
+    },
 };
 use backoff::{Backoff, End};
+use child::Worker;
 use configuration::Configuration;
 use program::Program;
 use signals::{Asked, Signals};
-use worker::Worker;
 
 /// Calls that containerd has begun are finished: a layer that is fetched whole takes that long on a slow line.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
@@ -203,7 +205,7 @@ impl Supervisor {
             }
         }
         if self.watchdog.is_some() {
-            manager::mention(NotifyState::Watchdog);
+            systemd::mention(NotifyState::Watchdog);
         }
     }
 
@@ -252,7 +254,7 @@ impl Supervisor {
             (Asked::Stop, State::Stopping(_)) => {}
             (Asked::Stop, _) => {
                 tracing::info!("stopping");
-                let _ = manager::tell(&[NotifyState::Stopping], &[]);
+                let _ = systemd::tell(&[NotifyState::Stopping], &[]);
                 self.state = State::Stopping(Instant::now() + STOP_LIMIT);
                 self.order(&Order::Stop { is_kept: self.held.is_kept });
             }
@@ -295,7 +297,7 @@ impl Supervisor {
                 self.has_served = true;
                 self.has_lost = false;
                 self.program.works();
-                if let Err(error) = manager::tell(&[NotifyState::Ready], &[]) {
+                if let Err(error) = systemd::tell(&[NotifyState::Ready], &[]) {
                     tracing::warn!(%error, "tell the service manager that we are ready");
                 }
                 if let State::Stopping(_) = self.state {
@@ -307,7 +309,7 @@ impl Supervisor {
             News::Needed(by) if matches!(self.state, State::Stopping(_)) => return Some(self.leave(&by)),
             News::Upgrade => self.asked(Asked::Upgrade),
             News::Status(text) => {
-                manager::mention(NotifyState::Status(&text));
+                systemd::mention(NotifyState::Status(&text));
             }
             News::Pong | News::Ended | News::Needed(_) | News::Unknown => {}
         }

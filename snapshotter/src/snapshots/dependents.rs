@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::Snapshotter;
 use crate::{
     error::Error,
-    store::{Kind, Record},
+    snapshots::{
+        snapshotter::Snapshotter,
+        store::{Kind, Record},
+    },
 };
 
 impl Snapshotter {
@@ -38,7 +40,7 @@ mod tests {
     use oci::Digest;
 
     use super::*;
-    use crate::store::Lazy;
+    use crate::snapshots::store::Lazy;
 
     fn record(name: &str, parent: &str, kind: Kind, slot: Option<u32>) -> Record {
         let layer =

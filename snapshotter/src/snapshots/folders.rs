@@ -23,7 +23,7 @@ use std::{
 
 use layerfs::{Below, Inherited};
 
-use crate::{error::Error, store::Kind, sync::lock};
+use crate::{error::Error, snapshots::store::Kind, sync::lock};
 
 /// All folders of snapshots.
 #[derive(Debug)]

@@ -27,10 +27,10 @@ use rustix::{
 };
 use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
 
-use crate::{
-    descriptors, foreign,
+use crate::process::{
+    descriptors, go_state,
     handover::{self, Given},
-    manager,
+    systemd,
 };
 
 /// A worker that ends closes its files within moments; one that is started listens within a second.
@@ -99,7 +99,7 @@ impl Held {
         make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
         // As the kernel will name it: mounts of an earlier process are found by their path.
         let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
-        foreign::check(&root).map_err(anyhow::Error::msg)?;
+        go_state::check(&root).map_err(anyhow::Error::msg)?;
         let mut passed = descriptors::of_service_manager().context("take what the service manager passes")?;
         let mut kept = |wanted: &str| {
             let place = passed.iter().position(|(name, _)| name == wanted)?;
@@ -159,8 +159,8 @@ impl Held {
     fn store(&mut self) {
         self.is_kept = has_store();
         for (name, descriptor) in [(FUSE, self.mounted.as_fd()), (LOCK, self.lock.as_fd())] {
-            let stored = manager::tell(&[FdStoreRemove, FdName(name)], &[])
-                .and_then(|()| manager::tell(&[FdStore, FdName(name)], &[descriptor]));
+            let stored = systemd::tell(&[FdStoreRemove, FdName(name)], &[])
+                .and_then(|()| systemd::tell(&[FdStore, FdName(name)], &[descriptor]));
             if let Err(error) = stored {
                 tracing::warn!(%error, name, "give a descriptor to the service manager");
                 self.is_kept = false;
@@ -171,7 +171,7 @@ impl Held {
     /// The last one to use all this leaves nothing.
     pub(crate) fn forget(&self) {
         for name in [FUSE, LOCK] {
-            let _ = manager::tell(&[FdStoreRemove, FdName(name)], &[]);
+            let _ = systemd::tell(&[FdStoreRemove, FdName(name)], &[]);
         }
     }
 

@@ -20,19 +20,17 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
+    api::{
+        control::{Above, Control, HealthDoor},
+        health::Health,
+        metrics,
+        snapshots::{Door, UnderWay},
+    },
     config::{Address, Config},
-    containerd::Containerd,
-    control::{Above, Control, HealthDoor},
-    health::Health,
-    held,
-    images::Images,
-    layers::Layers,
-    metrics,
-    opening::Opening,
-    plan::Modes,
-    quarantine::Quarantine,
-    service::{Door, UnderWay},
-    snapshotter::{Given, Snapshotter},
+    images::{containerd::Containerd, image_index::Images, opening::Opening, plan::Modes},
+    layers::{Layers, quarantine::Quarantine},
+    process::resources,
+    snapshots::snapshotter::{Given, Snapshotter},
 };
 
 /// For calls that take moments.
@@ -101,7 +99,7 @@ impl Daemon {
         match &config.metrics {
             None => {}
             Some(Address::Unix(path)) => {
-                let listener = held::listen(path)?;
+                let listener = resources::listen(path)?;
                 listener.set_nonblocking(true)?;
                 let listener = tokio::net::UnixListener::from_std(listener)?;
                 metrics::serve(listener, self.snapshotter.clone(), self.health.clone());

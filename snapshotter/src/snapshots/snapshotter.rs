@@ -3,8 +3,6 @@
 //! Nothing here holds a transaction across anything slow. A layer that cannot be lazy is never an error: it
 //! is streamed into the store, or left to containerd, with a reason that is logged once.
 
-pub(crate) mod needs;
-
 use std::{
     collections::HashMap,
     fs,
@@ -20,23 +18,29 @@ use tokio::task::block_in_place;
 use tracing::field::display;
 
 use crate::{
-    chain,
-    counters::{Counters, Outcome, Prepared},
     error::{Error, ErrorKind},
-    filter,
-    folders::{self, Folders},
-    images::Images,
-    labels::{self, LayerRequest},
+    images::{
+        chain_id,
+        image_index::Images,
+        labels::{self, LayerRequest},
+        opening::{Opened, Opening},
+        plan::{self, First, Modes},
+    },
     layers::{Layers, Refusal},
-    mapping,
-    opening::{Opened, Opening},
-    overlay::{self, Mount, Use},
-    per_layer::Operation,
-    plan::{self, First, Modes},
     reason::Reason,
-    standing::Standing,
-    store::{Commit, Kind, Lazy, Record, Store},
+    snapshots::{
+        filter,
+        folders::{self, Folders},
+        idmap,
+        overlay::{self, Mount, Use},
+        slot_refs::Standing,
+        store::{Commit, Kind, Lazy, Record, Store},
+    },
     sync::lock,
+    telemetry::{
+        outcomes::{Counters, Outcome, Prepared},
+        per_layer::Operation,
+    },
 };
 
 /// The snapshotter behind the gRPC door.
@@ -398,7 +402,7 @@ impl Snapshotter {
         parent: &str,
         labels: HashMap<String, String>,
     ) -> Result<Record, Error> {
-        let owner = match mapping::root(&labels)? {
+        let owner = match idmap::root(&labels)? {
             Some(root) => Some(root),
             None => self.chain(parent)?.first().map(|above| self.root_owner(above)).transpose()?,
         };
@@ -436,7 +440,7 @@ impl Snapshotter {
         let mapping = if self.is_shifted(record, lowers.first())? {
             Vec::new()
         } else {
-            mapping::options(&record.labels)
+            idmap::options(&record.labels)
         };
         let lowers: Vec<_> = lowers.iter().map(|lower| self.lower_path(lower)).collect();
         let what = if record.kind == Kind::View { Use::Look } else { Use::Write };
@@ -447,7 +451,7 @@ impl Snapshotter {
     /// told it that this snapshotter has the kernel do it (`capabilities`), and sends the labels all the same.
     fn is_shifted(&self, record: &Record, parent: Option<&Record>) -> Result<bool, Error> {
         let Some(parent) = parent.filter(|parent| parent.lazy.is_none()) else { return Ok(false) };
-        match mapping::root(&record.labels) {
+        match idmap::root(&record.labels) {
             Ok(Some(root)) if root != (0, 0) => Ok(self.root_owner(parent)? == root),
             _ => Ok(false),
         }
@@ -508,7 +512,7 @@ impl Snapshotter {
             Err(refusal) => return Ok(Err(refusal)),
         };
         let whole = opened.layer.whole();
-        if whole.and_then(|diff| chain::agrees(&record.parent, &request.target, &diff)) == Some(false) {
+        if whole.and_then(|diff| chain_id::agrees(&record.parent, &request.target, &diff)) == Some(false) {
             let why = format!("its uncompressed bytes do not make the snapshot {}", request.target);
             return Ok(Err((Reason::OtherContent, why)));
         }
@@ -566,7 +570,7 @@ impl Snapshotter {
         let (digest, parent, name) = (*layer.digest(), parent.to_owned(), name.to_owned());
         let counters = self.counters.clone();
         layer.when_whole(move |diff| {
-            let agrees = diff.and_then(|diff| chain::agrees(&parent, &name, diff));
+            let agrees = diff.and_then(|diff| chain_id::agrees(&parent, &name, diff));
             let diff = diff.map(display);
             counters.compared(agrees);
             match agrees {

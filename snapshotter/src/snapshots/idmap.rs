@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::{
     error::{Error, ErrorKind},
-    labels::{GID_MAPPING, UID_MAPPING},
+    images::labels::{GID_MAPPING, UID_MAPPING},
 };
 
 type Labels = HashMap<String, String>;

@@ -16,8 +16,8 @@ use axum::{
 use layerfs::{Family, Kind, Name, Value};
 
 use crate::{
-    health::{Health, Phase},
-    snapshotter::Snapshotter,
+    api::health::{Health, Phase},
+    snapshots::snapshotter::Snapshotter,
 };
 
 /// Serves `GET /metrics`, `/healthz` and `/readyz` as long as the daemon lives.

@@ -28,12 +28,14 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
+    api::health::{Health, Phase},
     config::{Address, Config, Remark},
-    counters::Outcome,
-    health::{Health, Phase},
     reason::Reason,
-    snapshotter::Snapshotter,
-    status::{Compared, Shown},
+    snapshots::{
+        snapshotter::Snapshotter,
+        status::{Compared, Shown},
+    },
+    telemetry::outcomes::Outcome,
 };
 
 /// What health is told of, by name: everything, and what containerd calls.

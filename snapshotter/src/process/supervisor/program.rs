@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::handover::is_readable;
+use crate::process::handover::is_readable;
 
 /// To say its version.
 const LIMIT: Duration = Duration::from_secs(10);

@@ -22,9 +22,11 @@ use tonic::{Code, Request, Response, Status, async_trait};
 
 use crate::{
     error::{Error, ErrorKind},
-    overlay::Mount,
-    snapshotter::Snapshotter,
-    store::{Kind, Record},
+    snapshots::{
+        overlay::Mount,
+        snapshotter::Snapshotter,
+        store::{Kind, Record},
+    },
 };
 
 /// Infos in one message of a list, as containerd sends them.
