@@ -60,7 +60,7 @@ fn causes(to: &mut impl fmt::Write, error: &dyn error::Error) -> fmt::Result {
 }
 
 /// Another crate's error with all its causes.
-pub(crate) fn told(error: &dyn error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn error::Error) -> String {
     let mut text = error.to_string();
     causes(&mut text, error).expect("a string takes everything");
     text

@@ -1,55 +1,45 @@
 //! Layers in use: opened once each, shown in slots, shown again after a restart, released.
 //!
-//! A layer is opened by one caller at a time, whoever comes first; the others find it open. It is known by its own
-//! digest *and* that of the ztoc it is read by: what one image's ztoc says of a layer is not shown to another image
-//! that has another. One that was streamed whole and verified by its own digest serves everybody. Which snapshots
-//! stand on a slot is the database's knowledge; this room is told when a slot is free.
+//! One task at a time opens a layer; the others wait and find it open. A layer is known by its own digest *and* the
+//! digest of the ztoc it is read by, so one image's ztoc never describes the layer to another image. A layer that was
+//! streamed whole and verified by its own digest serves every image. The database knows which snapshots use a slot;
+//! `snapshots::slot_refs` tells this room when a slot is free.
 
+pub(crate) mod fetch_limits;
+pub(crate) mod open_layers;
+pub(crate) mod shown;
+pub(crate) mod stoppable;
 pub(crate) mod quarantine;
 
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use index::prefetch::Prefetch;
 use layerfs::{Connection, Engine, Family, Inherited, Kind, Layer, LayerId, Name, Store};
-use oci::{Descriptor, Patience, Registry, Store as _};
-use tokio::sync::Semaphore;
+use oci::{Descriptor, Registry, Store as _};
 
 use crate::{
-    error::told,
-    layers::quarantine::Quarantine,
-    reason::Reason,
-    snapshots::store::Lazy,
+    layers::{
+        fetch_limits::{FetchLimits, MAX_ZTOC_BYTES, ztoc_patience},
+        open_layers::OpenLayers,
+        quarantine::Quarantine,
+        shown::ShownLayer,
+        stoppable::{Stop, StoppableBlob, never},
+    },
+    reason::{NotLazy, Reason},
     sync::lock,
     telemetry::per_layer::{self, Durations, Operation},
 };
 
-/// A ztoc larger than this is refused before it is fetched: windows of a layer of 40 GiB in 4 MiB spans.
-const MAX_ZTOC_BYTES: u64 = 384 << 20;
-/// Bytes in a permit: a semaphore counts in 32 bits.
-const UNIT: u64 = 1024;
-/// A registry that is silent for longer is one whose ztoc we do without: an answer takes less than a second, and one
-/// that has to be asked for again comes within a few.
-const ZTOC_SILENCE: Duration = Duration::from_secs(10);
-/// A ztoc of no size may take so long, and a second more for each so many bytes. On a line slower than that nothing is
-/// quick; the layer, some hundred times as long, least of all.
-const ZTOC_TOTAL: Duration = Duration::from_secs(60);
-const ZTOC_BYTES_A_SECOND: u64 = 256 << 10;
-/// As many bytes as the most spans that an artifact may name take.
+/// The size of a prefetch artifact that names as many spans as an artifact may.
 const MAX_PREFETCH_BYTES: u64 = 16 << 20;
 /// How long a stop waits for spans that are being stored: a few on a busy machine.
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
-/// Layers of one registry that are streamed whole at once.
-const STREAMS: usize = 4;
-/// Of all registries: each holds a thread, and there are to be some left for calls.
-const ALL_STREAMS: usize = 32;
-/// Registries, generously; of those that nothing comes from nothing is kept.
-const MOST_HOSTS: usize = 256;
 
 const QUARANTINED: Name = Name {
     name: "soci_layers_quarantined",
@@ -58,34 +48,10 @@ const QUARANTINED: Name = Name {
     help: "layers that processes crashed on: they are not served until the daemon is started anew",
 };
 
-type Gate = Arc<tokio::sync::Mutex<()>>;
-
-/// Why a layer could not be opened.
-pub(crate) type Refusal = (Reason, String);
-
-fn another_size(known: &Layer, stated: u64) -> Refusal {
+fn another_size(known: &Layer, stated: u64) -> NotLazy {
     let (layer, size) = (known.digest(), known.compressed_size());
-    (Reason::ZtocInvalid, format!("layer {layer} has {size} bytes, and {stated} in the image's manifest"))
-}
-
-fn ztoc_patience(bytes: u64) -> Patience {
-    let total = ZTOC_TOTAL + Duration::from_secs(bytes / ZTOC_BYTES_A_SECOND);
-    Patience { silence: ZTOC_SILENCE, total }
-}
-
-/// From one registry.
-#[derive(Debug)]
-struct Lane {
-    /// Layers that are streamed whole.
-    streams: Semaphore,
-    /// Bytes of ztocs, in units.
-    ztocs: Semaphore,
-}
-
-impl Default for Lane {
-    fn default() -> Self {
-        Self { streams: Semaphore::new(STREAMS), ztocs: Semaphore::new((MAX_ZTOC_BYTES / UNIT) as usize) }
-    }
+    let detail = format!("layer {layer} has {size} bytes, but the image's manifest says {stated}");
+    NotLazy::new(Reason::ZtocInvalid, detail)
 }
 
 /// All layers of the daemon.
@@ -96,12 +62,12 @@ pub(crate) struct Layers {
     /// Of the connection, which never changes.
     mount: PathBuf,
     connection: Mutex<Connection>,
-    /// Open layers, as long as anything shows them, and the gate in front of opening and removing.
-    open: Mutex<HashMap<LayerId, (Gate, Weak<Layer>)>>,
+    open: OpenLayers,
+    /// Layers to be removed once nothing has them open.
+    unused: Mutex<HashSet<LayerId>>,
+    /// By slot.
     shown: Mutex<HashMap<u32, Arc<Layer>>>,
-    /// What may be on its way from each registry: one that is slow is waited for by nobody else.
-    lanes: Mutex<HashMap<String, Arc<Lane>>>,
-    streams: Semaphore,
+    limits: FetchLimits,
     durations: Durations,
     fill: bool,
     quarantine: Quarantine,
@@ -120,10 +86,10 @@ impl Layers {
             engine,
             mount: connection.mounted().path().to_owned(),
             connection: Mutex::new(connection),
-            open: Mutex::default(),
+            open: OpenLayers::default(),
+            unused: Mutex::default(),
             shown: Mutex::default(),
-            lanes: Mutex::default(),
-            streams: Semaphore::new(ALL_STREAMS),
+            limits: FetchLimits::default(),
             durations: Durations::default(),
             fill,
             quarantine,
@@ -135,42 +101,17 @@ impl Layers {
         lock(&self.connection).serve(lost)
     }
 
-    fn lane(&self, registry: &Registry) -> Arc<Lane> {
-        let origin = registry.name();
-        let host = origin.split('/').next().unwrap_or_default();
-        let mut lanes = lock(&self.lanes);
-        if lanes.len() >= MOST_HOSTS {
-            lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
-        }
-        lanes.entry(host.to_owned()).or_default().clone()
-    }
-
-    fn gate(&self, id: &LayerId) -> Gate {
-        lock(&self.open).entry(*id).or_default().0.clone()
-    }
-
-    fn opened(&self, id: &LayerId) -> Option<Arc<Layer>> {
-        let open = lock(&self.open).get(id).and_then(|(_, layer)| layer.upgrade());
-        open.or_else(|| lock(&self.shown).values().find(|shown| shown.id() == id).cloned())
-    }
-
-    fn note(&self, layer: &Arc<Layer>) {
-        let mut open = lock(&self.open);
-        open.retain(|_, (gate, layer)| layer.strong_count() > 0 || Arc::strong_count(gate) > 1);
-        open.entry(*layer.id()).or_default().1 = Arc::downgrade(layer);
-    }
-
-    fn check(&self, id: &LayerId) -> Result<(), Refusal> {
+    fn check(&self, id: &LayerId) -> Result<(), NotLazy> {
         if self.quarantine.holds(id) {
-            return Err((Reason::Quarantined, format!("processes crashed on layer {id}")));
+            return Err(NotLazy::new(Reason::Quarantined, format!("workers crashed on layer {id}")));
         }
         Ok(())
     }
 
     /// What is open or in the store under `id`. A manifest that gives the layer another size lies: what others read is
     /// not opened anew for it.
-    async fn at_hand(&self, id: &LayerId, size: u64) -> Result<Option<Arc<Layer>>, Refusal> {
-        let found = match self.opened(id) {
+    async fn open_or_stored(&self, id: &LayerId, size: u64) -> Result<Option<Arc<Layer>>, NotLazy> {
+        let found = match self.open.get(id) {
             Some(open) => Some(open),
             None => self.stored(id).await,
         };
@@ -203,20 +144,20 @@ impl Layers {
         registry: &Registry,
         layer: &Descriptor,
         ztoc: &Descriptor,
-    ) -> Result<Arc<Layer>, Refusal> {
+    ) -> Result<Arc<Layer>, NotLazy> {
         let own = LayerId { layer: layer.digest, ztoc: None };
         self.check(&own).and_then(|()| self.check(&LayerId { ztoc: Some(ztoc.digest), ..own }))?;
-        let gate = self.gate(&own);
+        let gate = self.open.gate(&own);
         let held = gate.lock().await;
-        if let Some(opened) = self.at_hand(&own, layer.size).await? {
-            return Ok(self.sourced(opened, registry, layer));
+        if let Some(opened) = self.open_or_stored(&own, layer.size).await? {
+            return Ok(self.with_source(opened, registry, layer));
         }
         drop(held);
         let id = LayerId { ztoc: Some(ztoc.digest), ..own };
-        let gate = self.gate(&id);
+        let gate = self.open.gate(&id);
         let _held = gate.lock().await;
-        if let Some(opened) = self.at_hand(&id, layer.size).await? {
-            return Ok(self.sourced(opened, registry, layer));
+        if let Some(opened) = self.open_or_stored(&id, layer.size).await? {
+            return Ok(self.with_source(opened, registry, layer));
         }
         let opened = self.fetched(registry, layer, ztoc).await?;
         if opened.compressed_size() != layer.size {
@@ -228,7 +169,7 @@ impl Layers {
             }
             return Err(refusal);
         }
-        Ok(self.sourced(opened, registry, layer))
+        Ok(self.with_source(opened, registry, layer))
     }
 
     async fn fetched(
@@ -236,51 +177,45 @@ impl Layers {
         registry: &Registry,
         layer: &Descriptor,
         ztoc: &Descriptor,
-    ) -> Result<Arc<Layer>, Refusal> {
+    ) -> Result<Arc<Layer>, NotLazy> {
         if ztoc.size > MAX_ZTOC_BYTES {
-            return Err((Reason::ZtocInvalid, format!("ztoc {} has {} bytes", ztoc.digest, ztoc.size)));
+            let detail = format!("ztoc {} has {} bytes, more than {MAX_ZTOC_BYTES}", ztoc.digest, ztoc.size);
+            return Err(NotLazy::new(Reason::ZtocInvalid, detail));
         }
-        let room = u32::try_from(ztoc.size.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let lane = self.lane(registry);
-        let _room = lane.ztocs.acquire_many(room).await.map_err(|e| (Reason::Internal, e.to_string()))?;
+        let _room = self.limits.ztoc(registry, ztoc.size).await.map_err(|e| NotLazy::internal(&e))?;
         let doing = format!("fetch ztoc {}", ztoc.digest);
         let fetch = ztoc_patience(ztoc.size).bound(&doing, registry.blob_bytes(ztoc, MAX_ZTOC_BYTES));
         let began = Instant::now();
-        let bytes =
-            fetch.await.flatten().map_err(|e| (Reason::of_registry(&e, Reason::ZtocInvalid), told(&e)))?;
+        let bytes = fetch.await.flatten().map_err(|e| NotLazy::of_registry(&e, Reason::ZtocInvalid))?;
         self.durations.note(Operation::ZtocFetch, &layer.digest, began.elapsed());
         let (store, engine) = (self.store.clone(), self.engine.clone());
         let (layer, ztoc) = (layer.digest, ztoc.digest);
-        let created =
-            tokio::task::spawn_blocking(move || Layer::create(&store, &engine, &layer, &ztoc, &bytes)).await;
-        created
-            .map_err(|e| (Reason::Internal, e.to_string()))?
-            .map_err(|e| (Reason::of_layer(&e), e.to_string()))
+        let create = move || Layer::create(&store, &engine, &layer, &ztoc, &bytes);
+        let created = tokio::task::spawn_blocking(create).await.map_err(|e| NotLazy::internal(&e))?;
+        created.map_err(|e| NotLazy::of_layer(&e))
     }
 
-    /// A layer without a ztoc that can be used: whole.
+    /// A layer without a usable ztoc, streamed whole, unless it is stopped before.
     pub(crate) async fn stream(
         &self,
         registry: &Registry,
         layer: &Descriptor,
         compression: ztoc::Compression,
-    ) -> Result<Arc<Layer>, Refusal> {
+        stop: Stop,
+    ) -> Result<Arc<Layer>, NotLazy> {
         let own = LayerId { layer: layer.digest, ztoc: None };
         self.check(&own)?;
-        let gate = self.gate(&own);
+        let gate = self.open.gate(&own);
         let _held = gate.lock().await;
-        if let Some(opened) = self.at_hand(&own, layer.size).await? {
-            return Ok(self.sourced(opened, registry, layer));
+        if let Some(opened) = self.open_or_stored(&own, layer.size).await? {
+            return Ok(self.with_source(opened, registry, layer));
         }
-        let lane = self.lane(registry);
-        let closed = |e: tokio::sync::AcquireError| (Reason::Internal, e.to_string());
-        let _turn = lane.streams.acquire().await.map_err(closed)?;
-        let _thread = self.streams.acquire().await.map_err(closed)?;
-        let blob = registry.blob(&layer.digest, Some(layer.size));
+        let _room = self.limits.stream(registry).await.map_err(|e| NotLazy::internal(&e))?;
+        let blob = StoppableBlob::new(registry.blob(&layer.digest, Some(layer.size)), stop);
         let origin = registry.name();
         let streamed = Layer::stream(&self.store, &self.engine, &origin, blob, compression).await;
-        let streamed = streamed.map_err(|e| (Reason::of_layer(&e), e.to_string()))?;
-        Ok(self.sourced(streamed, registry, layer))
+        let streamed = streamed.map_err(|e| NotLazy::of_layer(&e))?;
+        Ok(self.with_source(streamed, registry, layer))
     }
 
     /// Has what the artifact names brought first. Nobody waits for it, and nothing fails without it.
@@ -311,27 +246,25 @@ impl Layers {
         }
     }
 
-    fn sourced(&self, opened: Arc<Layer>, registry: &Registry, layer: &Descriptor) -> Arc<Layer> {
+    fn with_source(&self, opened: Arc<Layer>, registry: &Registry, layer: &Descriptor) -> Arc<Layer> {
         opened.add_source(&registry.name(), registry.blob(&layer.digest, Some(layer.size)));
         if self.fill {
             opened.start_fill();
         }
-        self.note(&opened);
+        self.open.add(opened.id(), &opened);
         opened
     }
 
     /// Shows a layer over its lower layers and returns its slot.
-    pub(crate) fn show(&self, layer: &Layer, inherited: &[Inherited]) -> Result<u32, Refusal> {
+    pub(crate) fn show(&self, layer: &Layer, inherited: &[Inherited]) -> Result<u32, NotLazy> {
         let layer = layer.inheriting(inherited);
-        let slot = lock(&self.connection)
-            .show(&layer, inherited)
-            .map_err(|e| (Reason::of_layer(&e), e.to_string()))?;
-        self.keep(slot, layer);
+        let slot = lock(&self.connection).show(&layer, inherited).map_err(|e| NotLazy::of_layer(&e))?;
+        self.set_shown(slot, layer);
         Ok(slot)
     }
 
-    fn keep(&self, slot: u32, layer: Arc<Layer>) {
-        self.note(&layer);
+    fn set_shown(&self, slot: u32, layer: Arc<Layer>) {
+        self.open.add(layer.id(), &layer);
         lock(&self.shown).entry(slot).or_insert(layer);
     }
 
@@ -367,53 +300,65 @@ impl Layers {
     }
 
     /// No snapshot is of an image from `place` that stands on the layer of this slot.
-    pub(crate) fn disown(&self, slot: u32, place: &str) {
+    pub(crate) fn remove_source(&self, slot: u32, place: &str) {
         if let Some(layer) = self.shown(slot) {
             layer.remove_source(place);
         }
     }
 
-    /// What is stored of a layer goes, unless somebody else has it open.
+    /// Removes what is stored of a layer. While something still has it open it stays, and the next removal or
+    /// cleanup tries again.
     pub(crate) fn forget(&self, layer: Arc<Layer>) {
         let id = *layer.id();
         drop(layer);
-        // Who is just opening it has the gate, and keeps what is there.
-        let gate = self.gate(&id);
-        let Ok(_held) = gate.try_lock() else { return };
-        if self.opened(&id).is_none()
-            && let Err(error) = self.store.remove(&id)
-        {
-            tracing::warn!(layer = %id, %error, "remove a layer from the store");
+        lock(&self.unused).insert(id);
+        self.remove_unused();
+    }
+
+    fn remove_unused(&self) {
+        let unused: Vec<_> = lock(&self.unused).iter().copied().collect();
+        for id in unused {
+            // A task that is opening the layer holds the gate, and keeps what is stored.
+            let gate = self.open.gate(&id);
+            let Ok(_held) = gate.try_lock() else { continue };
+            if self.open.get(&id).is_some() {
+                continue;
+            }
+            lock(&self.unused).remove(&id);
+            if let Err(error) = self.store.remove(&id) {
+                tracing::warn!(layer = %id, %error, "remove a layer from the store");
+            }
         }
     }
 
-    /// What was forgotten is off the disk when this is back.
+    /// Removes what snapshots no longer use. When this returns, it is off the disk.
     pub(crate) fn cleanup(&self) -> Result<(), layerfs::Error> {
+        self.remove_unused();
         self.store.sweep()
     }
 
     /// Shows again what an earlier process showed, from the disk alone. Answers with those whose ztoc is lost.
-    pub(crate) fn restore(&self, slots: &HashMap<u32, (Lazy, Vec<Registry>)>) -> Vec<u32> {
+    pub(crate) fn restore(&self, slots: &HashMap<u32, (ShownLayer, Vec<Registry>)>) -> Vec<u32> {
         let mut lost = Vec::new();
-        let opened = self.open_stored(slots.values().map(|(lazy, _)| lazy.id()).collect());
-        for (slot, (lazy, registries)) in slots {
+        let opened = self.open_stored(slots.values().map(|(shown, _)| shown.id()).collect());
+        for (slot, (shown, registries)) in slots {
             lock(&self.connection).skip(*slot);
-            if self.quarantine.holds(&lazy.id()) {
+            if self.quarantine.holds(&shown.id()) {
                 tracing::error!(
-                    slot, layer = %lazy.layer.digest, reason = %Reason::Quarantined,
+                    slot, layer = %shown.layer.digest, reason = %Reason::Quarantined,
                     "the layer is not served: processes crashed on it; a new start of the daemon tries again"
                 );
                 lock(&self.connection).refuse(*slot);
                 continue;
             }
-            let Some(layer) = opened.get(&lazy.id()) else {
+            let Some(layer) = opened.get(&shown.id()) else {
                 lost.push(*slot);
                 continue;
             };
             for registry in registries {
-                self.sourced(layer.clone(), registry, &lazy.layer);
+                self.with_source(layer.clone(), registry, &shown.layer);
             }
-            self.show_again(*slot, lazy, layer);
+            self.show_again(*slot, shown, layer);
         }
         lost
     }
@@ -451,29 +396,31 @@ impl Layers {
         }
     }
 
-    fn show_again(&self, slot: u32, lazy: &Lazy, layer: &Arc<Layer>) {
-        let layer = layer.inheriting(&lazy.inherited);
-        match lock(&self.connection).show_again(slot, &layer, &lazy.inherited) {
+    fn show_again(&self, slot: u32, shown: &ShownLayer, layer: &Arc<Layer>) {
+        let layer = layer.inheriting(&shown.inherited);
+        match lock(&self.connection).show_again(slot, &layer, &shown.inherited) {
             Ok(()) => {}
             Err(error) => return tracing::error!(slot, %error, "show a layer again"),
         }
-        self.keep(slot, layer);
+        self.set_shown(slot, layer);
     }
 
     /// Brings a layer back whose ztoc was lost with the machine's last minutes.
-    pub(crate) async fn recover(&self, slot: u32, lazy: &Lazy, registries: &[Registry]) {
+    pub(crate) async fn recover(&self, slot: u32, shown: &ShownLayer, registries: &[Registry]) {
         for registry in registries {
-            let brought = match (&lazy.ztoc, index::compression_of(&lazy.layer.media_type)) {
-                (Some(ztoc), _) => self.lazy(registry, &lazy.layer, ztoc).await,
-                (None, Some(compression)) => self.stream(registry, &lazy.layer, compression).await,
+            let opened = match (&shown.ztoc, index::compression_of(&shown.layer.media_type)) {
+                (Some(ztoc), _) => self.lazy(registry, &shown.layer, ztoc).await,
+                (None, Some(compression)) => self.stream(registry, &shown.layer, compression, never()).await,
                 (None, None) => continue,
             };
-            match brought {
-                Ok(layer) => return self.show_again(slot, lazy, &layer),
-                Err((reason, why)) => tracing::error!(slot, %reason, why, "bring a lost layer back"),
+            match opened {
+                Ok(layer) => return self.show_again(slot, shown, &layer),
+                Err(NotLazy { reason, detail }) => {
+                    tracing::error!(slot, %reason, why = detail, "fetch a lost layer again");
+                }
             }
         }
-        tracing::error!(slot, layer = %lazy.layer.digest, "the layer is lost; remove the image and pull it again");
+        tracing::error!(slot, layer = %shown.layer.digest, "the layer is lost; remove the image and pull it again");
     }
 
     /// A line for people.
@@ -487,11 +434,11 @@ impl Layers {
             tracing::warn!(%error, "the FUSE mount stays");
         }
         lock(&self.shown).clear();
-        self.rest();
+        self.stop_writing();
     }
 
     /// Ends all writing, and leaves the store marked as whole; what is asked for is served on, and not kept.
-    pub(crate) fn rest(&self) {
+    pub(crate) fn stop_writing(&self) {
         self.engine.finish(FINISH_LIMIT);
         if let Err(error) = self.store.close() {
             tracing::warn!(%error, "the next start verifies what is stored");

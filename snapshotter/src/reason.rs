@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::error::with_causes;
+
 /// Every outcome of Prepare that is not a lazily loaded layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -104,6 +106,36 @@ impl Reason {
             layerfs::ErrorKind::Full => Self::DiskFull,
             layerfs::ErrorKind::Io => Self::Internal,
         }
+    }
+}
+
+/// Why a layer is not lazy, and what exactly was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NotLazy {
+    pub(crate) reason: Reason,
+    /// One sentence for log and status. A registry may have written part of it.
+    pub(crate) detail: String,
+}
+
+impl NotLazy {
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+
+    /// A registry's failure to deliver the thing that `missing` is about.
+    pub(crate) fn of_registry(error: &oci::Error, missing: Reason) -> Self {
+        Self::new(Reason::of_registry(error, missing), with_causes(error))
+    }
+
+    /// A failure to open or stream a layer.
+    pub(crate) fn of_layer(error: &layerfs::Error) -> Self {
+        // It displays its causes itself.
+        Self::new(Reason::of_layer(error), error.to_string())
+    }
+
+    /// A failure of the daemon itself.
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        Self::new(Reason::Internal, with_causes(error))
     }
 }
 

@@ -35,7 +35,7 @@ use crate::{
         snapshotter::Snapshotter,
         status::{Compared, Shown},
     },
-    telemetry::outcomes::Outcome,
+    telemetry::outcomes::NotLazyLayer,
 };
 
 /// What health is told of, by name: everything, and what containerd calls.
@@ -162,14 +162,14 @@ fn layer(shown: Shown) -> Layer {
     layer
 }
 
-fn outcome(outcome: Outcome) -> ProtoOutcome {
+fn outcome(outcome: NotLazyLayer) -> ProtoOutcome {
     ProtoOutcome {
         time: Some(timestamp(outcome.time)),
         key: outcome.key,
         image: outcome.image.unwrap_or_default(),
         layer: outcome.layer.map(|layer| layer.to_string()).unwrap_or_default(),
         reason: outcome.reason.to_string(),
-        why: outcome.why,
+        why: outcome.detail,
         whole: outcome.whole,
     }
 }

@@ -1,8 +1,8 @@
-//! One image's index, looked up once, whoever asks first, and shared by its layers.
+//! One image's index, looked up once and shared by all requests for its layers.
 //!
-//! A lookup is a task of its own: it does not die with the client that happened to ask first. What it found is
-//! kept for a while, what it did not find for seconds, so that an index pushed later is found later. An image without
-//! one is left to containerd, or is one whose layers all come whole, as the configuration says.
+//! A lookup is a task of its own, so it does not end with the request that started it. A found index is kept for
+//! minutes. A failed lookup is kept for seconds, so that an index that is pushed later is found. The configuration
+//! decides about an image without an index: its layers are left to containerd, or each of them is streamed whole.
 
 use std::{
     collections::HashMap,
@@ -10,78 +10,99 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt, future::BoxFuture, future::Shared};
+use bytes::Bytes;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use oci::{Client, Credentials, Digest, Manifest, Patience, Reference, Registry};
 
 use crate::{
     config::Unindexed,
-    error::told,
     images::{
         containerd::Containerd,
-        labels::{Asked, LayerRequest},
-        plan::{Contents, Modes},
+        labels::{LayerRequest, PrepareRequest},
+        plan::{Contents, MAX_LAYERS, Modes},
         search::Search,
     },
-    reason::Reason,
+    reason::{NotLazy, Reason},
     sync::lock,
 };
 
 const KEEP_FOUND: Duration = Duration::from_secs(600);
 const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
-/// A lookup is three small requests, each answered within a second or asked again within a few: a registry that is
-/// silent for longer holds up a pull that could do without it, and so does one that takes forever over kilobytes.
+/// A lookup is three small requests, each answered within a second or repeated within a few. A registry that is silent
+/// for longer, or takes minutes for kilobytes, would delay a pull that can do without it.
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
-/// For a registry that the client has not named: a lookup takes far less.
-const GUESS: Duration = Duration::from_secs(3);
-/// More than overlayfs mounts; each is opened with the first, in a task of its own.
-const MOST_LAYERS: usize = 512;
-/// Images pulled at the same time on one node, generously.
-const MOST: usize = 256;
+/// For a registry that the client has not named, or a question that is asked for caution's sake.
+const SHORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Images that a node pulls at the same time, generously.
+const MAX_IMAGES: usize = 256;
 
-/// An image whose layers we bring.
+const NO_INDEX: &str = "no valid SOCI index found";
+
+/// An image whose layers the daemon serves.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) registry: Registry,
     pub(crate) contents: Contents,
 }
 
-type Answer = Result<Arc<Image>, (Reason, String)>;
-/// An answer, and when it came.
-type Dated = (Answer, Instant);
+type LookupResult = Result<Arc<Image>, NotLazy>;
+
+/// What a lookup found, and when.
+#[derive(Clone)]
+struct Found {
+    image: LookupResult,
+    /// The layers of the manifest, the lowest first. None when the manifest could not be read.
+    layers: Option<Arc<[Digest]>>,
+    at: Instant,
+}
 
 #[derive(PartialEq, Eq, Hash, Clone)]
-struct Key {
+struct ImageKey {
     registry: String,
     repository: String,
     manifest: Digest,
     index: Option<Digest>,
 }
 
-struct Entry {
-    since: Instant,
-    answer: Shared<BoxFuture<'static, Dated>>,
-}
-
-impl Entry {
-    fn is_fresh(&self) -> bool {
-        match self.answer.peek() {
-            None => true,
-            // As long as its layers are on their way it is the same one to all of them.
-            Some((Ok(image), at)) if !image.contents.is_indexed() => {
-                at.elapsed() < KEEP_NOT_FOUND || Arc::strong_count(image) > 1
-            }
-            Some((Ok(_), at)) => at.elapsed() < KEEP_FOUND,
-            Some((Err(_), at)) => at.elapsed() < KEEP_NOT_FOUND,
+impl ImageKey {
+    fn of(request: &LayerRequest) -> Self {
+        Self {
+            registry: request.image.registry().to_owned(),
+            repository: request.image.repository().to_owned(),
+            manifest: request.manifest,
+            index: request.index,
         }
     }
 }
 
-/// All images asked for lately.
+struct CachedLookup {
+    since: Instant,
+    found: Shared<BoxFuture<'static, Found>>,
+}
+
+impl CachedLookup {
+    fn is_fresh(&self) -> bool {
+        let Some(Found { image, at, .. }) = self.found.peek() else { return true };
+        match image {
+            // All layers of one pull get the same answer.
+            Ok(image) if !image.contents.is_indexed() => {
+                at.elapsed() < KEEP_NOT_FOUND || Arc::strong_count(image) > 1
+            }
+            Ok(_) => at.elapsed() < KEEP_FOUND,
+            Err(_) => at.elapsed() < KEEP_NOT_FOUND,
+        }
+    }
+}
+
+/// The images that containerd asked for lately.
 pub(crate) struct Images {
     lookup: Arc<Lookup>,
     search: Search,
     /// Never held across an await.
-    known: Mutex<HashMap<Key, Entry>>,
+    lookups: Mutex<HashMap<ImageKey, CachedLookup>>,
 }
 
 struct Lookup {
@@ -103,45 +124,46 @@ impl Images {
         let containerd = Arc::new(containerd);
         let search = Search::new(containerd.clone());
         let lookup = Arc::new(Lookup { client, credentials, containerd, modes, unindexed });
-        Self { lookup, search, known: Mutex::default() }
+        Self { lookup, search, lookups: Mutex::default() }
     }
 
-    /// What a client that only names the snapshot has not said.
-    pub(crate) async fn layer(
-        &self,
-        namespace: &str,
-        target: &str,
-    ) -> Result<LayerRequest, (Reason, String)> {
+    /// The layer that makes the snapshot `target`, for a client that names only the snapshot.
+    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Result<LayerRequest, NotLazy> {
         self.search.layer(namespace, target).await
     }
 
-    /// The same as [`Images::image`] for what was found out and not said. The registry's name may be none: it is not waited
-    /// for as long, and not asked for each layer.
-    pub(crate) async fn guessed(&self, namespace: &str, request: &LayerRequest) -> Answer {
-        let answer = tokio::time::timeout(GUESS, self.image(namespace, request)).await;
-        let answer = answer.unwrap_or_else(|_| {
-            Err((Reason::Unreachable, format!("{} does not answer in time", request.image)))
+    /// The image of a request that the daemon found out itself. Its registry's name may be wrong, so the daemon waits for it
+    /// for a shorter time, and does not ask it again for each layer.
+    pub(crate) async fn guessed(&self, namespace: &str, request: &LayerRequest) -> LookupResult {
+        let image = tokio::time::timeout(SHORT_PATIENCE, self.image(namespace, request)).await;
+        let image = image.unwrap_or_else(|_| {
+            Err(NotLazy::new(Reason::Unreachable, format!("{} does not answer in time", request.image)))
         });
-        answer.inspect_err(|why| self.search.doubt(request.manifest, why.clone()))
+        image.inspect_err(|not_lazy| self.search.doubt(request.manifest, not_lazy.clone()))
     }
 
-    /// Whether the layer that a client asks for is known to have others below it in its image.
-    pub(crate) async fn is_above(&self, namespace: &str, asked: Asked) -> bool {
-        let request = match asked {
-            Asked::Layer(request) => request,
-            Asked::Unnamed(target) => return self.search.is_above(namespace, &target).await,
-            Asked::Plain | Asked::Unclear(_) => return false,
+    /// Whether the requested layer is known to have others below it in its image.
+    pub(crate) async fn is_above(&self, namespace: &str, request: PrepareRequest) -> bool {
+        let request = match request {
+            PrepareRequest::Layer(request) => request,
+            PrepareRequest::ByChainId(target) => return self.search.is_above(namespace, &target).await,
+            PrepareRequest::Container | PrepareRequest::Incomplete(_) => return false,
         };
-        let Some(bytes) = self.lookup.containerd.content(namespace, &request.manifest).await else {
-            return false;
-        };
-        let manifest = Manifest::parse(&bytes, "read image manifest");
-        manifest.is_ok_and(|manifest| match manifest.layers() {
-            [lowest, above @ ..] => {
-                lowest.digest != request.layer && above.iter().any(|one| one.digest == request.layer)
+        let layers = match self.layers_looked_up(&request) {
+            Some(layers) => Some(layers),
+            None => {
+                let read =
+                    tokio::time::timeout(SHORT_PATIENCE, self.lookup.layers(namespace, &request)).await;
+                read.ok().and_then(Result::ok)
             }
-            [] => false,
-        })
+        };
+        layers.is_some_and(|layers| layers.iter().position(|layer| *layer == request.layer) > Some(0))
+    }
+
+    /// The layers of the request's manifest, if a lookup has just read it.
+    fn layers_looked_up(&self, request: &LayerRequest) -> Option<Arc<[Digest]>> {
+        let lookups = lock(&self.lookups);
+        lookups.get(&ImageKey::of(request))?.found.peek()?.layers.clone()
     }
 
     /// The repository that an image reference names.
@@ -150,63 +172,82 @@ impl Images {
     }
 
     /// The image that `request` is about, with its index.
-    pub(crate) async fn image(&self, namespace: &str, request: &LayerRequest) -> Answer {
-        let key = Key {
-            registry: request.image.registry().to_owned(),
-            repository: request.image.repository().to_owned(),
-            manifest: request.manifest,
-            index: request.index,
-        };
-        let answer = {
-            let mut known = lock(&self.known);
-            known.retain(|_, entry| entry.is_fresh());
-            if known.len() >= MOST {
-                let oldest = known.iter().min_by_key(|(_, entry)| entry.since).map(|(key, _)| key.clone());
-                oldest.map(|key| known.remove(&key));
+    pub(crate) async fn image(&self, namespace: &str, request: &LayerRequest) -> LookupResult {
+        let found = {
+            let mut lookups = lock(&self.lookups);
+            lookups.retain(|_, lookup| lookup.is_fresh());
+            if lookups.len() >= MAX_IMAGES {
+                let oldest = lookups.iter().min_by_key(|(_, lookup)| lookup.since);
+                let oldest = oldest.map(|(key, _)| key.clone());
+                oldest.map(|key| lookups.remove(&key));
             }
-            let start = || {
-                let (lookup, namespace, request) =
-                    (self.lookup.clone(), namespace.to_owned(), request.clone());
-                let task = tokio::spawn(async move {
-                    let doing = format!("find the index of {}", request.image);
-                    let found = PATIENCE.bound(&doing, lookup.image(&namespace, &request)).await;
-                    found.unwrap_or_else(|silence| Err((Reason::Unreachable, told(&silence))))
-                });
-                let answer = task.map(|joined| {
-                    let found = joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string())));
-                    (found.map(Arc::new), Instant::now())
-                });
-                Entry { since: Instant::now(), answer: answer.boxed().shared() }
+            let start = || CachedLookup {
+                since: Instant::now(),
+                found: self.lookup.clone().start(namespace.to_owned(), request.clone()),
             };
-            known.entry(key).or_insert_with(start).answer.clone()
+            lookups.entry(ImageKey::of(request)).or_insert_with(start).found.clone()
         };
-        answer.await.0
+        found.await.image
     }
 }
 
 impl Lookup {
+    fn start(self: Arc<Self>, namespace: String, request: LayerRequest) -> Shared<BoxFuture<'static, Found>> {
+        let task = tokio::spawn(async move {
+            let doing = format!("find the index of {}", request.image);
+            let mut layers = None;
+            let found = PATIENCE.bound(&doing, self.image(&namespace, &request, &mut layers)).await;
+            let image =
+                found.unwrap_or_else(|silence| Err(NotLazy::of_registry(&silence, Reason::Unreachable)));
+            (image, layers)
+        });
+        let found = task.map(|joined| {
+            let (image, layers) = joined.unwrap_or_else(|panic| (Err(NotLazy::internal(&panic)), None));
+            Found { image: image.map(Arc::new), layers, at: Instant::now() }
+        });
+        found.boxed().shared()
+    }
+
     fn registry(&self, image: &Reference) -> Result<Registry, oci::Error> {
         Registry::new(&self.client, image, self.credentials.clone())
     }
 
-    async fn image(&self, namespace: &str, request: &LayerRequest) -> Result<Image, (Reason, String)> {
-        let registry = self.registry(&request.image).map_err(|e| (Reason::NoLabels, e.to_string()))?;
+    /// The request's manifest, from containerd, which has just fetched it, or else from the registry.
+    async fn manifest(&self, namespace: &str, request: &LayerRequest) -> Result<(Bytes, Manifest), NotLazy> {
         let bytes = match self.containerd.content(namespace, &request.manifest).await {
             Some(bytes) => bytes,
             None => {
+                let registry = self.registry(&request.image);
+                let registry = registry.map_err(|e| NotLazy::of_registry(&e, Reason::NoLabels))?;
                 let fetched = registry.manifest(&request.manifest.to_string()).await;
-                fetched.map_err(|e| (Reason::of_registry(&e, Reason::IndexInvalid), e.to_string()))?.1
+                fetched.map_err(|e| NotLazy::of_registry(&e, Reason::IndexInvalid))?.1
             }
         };
-        let manifest = Manifest::parse(&bytes, "read image manifest")
-            .map_err(|e| (Reason::IndexInvalid, e.to_string()))?;
+        let manifest = Manifest::parse(&bytes, "read image manifest");
+        let manifest = manifest.map_err(|e| NotLazy::of_registry(&e, Reason::IndexInvalid))?;
         let count = manifest.layers().len();
-        if count > MOST_LAYERS {
-            return Err((
-                Reason::UnsupportedLayer,
-                format!("the image has {count} layers, more than {MOST_LAYERS}"),
-            ));
+        if count > MAX_LAYERS {
+            let detail = format!("the image has {count} layers, more than {MAX_LAYERS}");
+            return Err(NotLazy::new(Reason::UnsupportedLayer, detail));
         }
+        Ok((bytes, manifest))
+    }
+
+    async fn layers(&self, namespace: &str, request: &LayerRequest) -> Result<Arc<[Digest]>, NotLazy> {
+        Ok(digests(&self.manifest(namespace, request).await?.1))
+    }
+
+    /// Notes the manifest's layers in `layers`, also when the image has no index.
+    async fn image(
+        &self,
+        namespace: &str,
+        request: &LayerRequest,
+        layers: &mut Option<Arc<[Digest]>>,
+    ) -> Result<Image, NotLazy> {
+        let registry = self.registry(&request.image);
+        let registry = registry.map_err(|e| NotLazy::new(Reason::NoLabels, e.to_string()))?;
+        let (bytes, manifest) = self.manifest(namespace, request).await?;
+        *layers = Some(digests(&manifest));
         let ask = |open: bool| if open { index::Source::Ask } else { index::Source::Skip };
         let sources = index::Sources {
             explicit: request.index,
@@ -214,22 +255,34 @@ impl Lookup {
             referrers: ask(self.modes.v1),
         };
         let found = index::locate(&registry, &request.manifest, Some(&bytes), &sources).await;
-        let layers = manifest.layers().to_vec();
-        let index = match found {
-            Ok(Some(index)) => index,
-            Ok(None) if self.unindexed == Unindexed::Store => {
-                let (ztocs, prefetch) = (HashMap::new(), HashMap::new());
-                let contents = Contents { bare: Reason::NoIndex, layers, ztocs, prefetch };
-                return Ok(Image { registry, contents });
+        let index = found.map_err(|e| NotLazy::new(reason_of_index(&e), format!("{NO_INDEX}: {e}")))?;
+        let contents = match index {
+            Some(index) => {
+                tracing::info!(
+                    digest = %index.digest, image = %request.image,
+                    "fetching SOCI artifacts using index descriptor"
+                );
+                Contents {
+                    reason_without_ztoc: Reason::NoZtoc,
+                    layers: manifest.layers().to_vec(),
+                    ztocs: index.ztocs.into_iter().collect(),
+                    prefetch: index.prefetch.into_iter().collect(),
+                }
             }
-            Ok(None) => return Err((Reason::NoIndex, "no valid SOCI index found".into())),
-            Err(e) => return Err((reason_of_index(&e), format!("no valid SOCI index found: {e}"))),
+            None if self.unindexed == Unindexed::Store => Contents {
+                reason_without_ztoc: Reason::NoIndex,
+                layers: manifest.layers().to_vec(),
+                ztocs: HashMap::new(),
+                prefetch: HashMap::new(),
+            },
+            None => return Err(NotLazy::new(Reason::NoIndex, NO_INDEX)),
         };
-        let ztocs = index.ztocs.into_iter().collect();
-        let prefetch = index.prefetch.into_iter().collect();
-        tracing::info!(digest = %index.digest, image = %request.image, "fetching SOCI artifacts using index descriptor");
-        Ok(Image { registry, contents: Contents { bare: Reason::NoZtoc, layers, ztocs, prefetch } })
+        Ok(Image { registry, contents })
     }
+}
+
+fn digests(manifest: &Manifest) -> Arc<[Digest]> {
+    manifest.layers().iter().map(|layer| layer.digest).collect()
 }
 
 fn reason_of_index(error: &index::Error) -> Reason {

@@ -1,9 +1,11 @@
-//! Layers on their way to being shown: all of an image's at once, as soon as the first of them is asked for.
+//! Opens the layers of an image side by side, as soon as containerd asks for the first of them.
 //!
-//! containerd asks for one layer after the other. Whoever asks for one will ask for those above it, so their ztocs
-//! are fetched, and layers without one streamed, beside it; what is missing of them then begins to come while
-//! containerd is still asking. Each layer is opened once; who asks finds it open, or waits for it. What nobody
-//! asks for in the end is forgotten a while after the last layer of the image has come.
+//! containerd prepares one layer after the other. A client that asks for one layer will ask for those above it, so
+//! their ztocs are fetched, and layers without a ztoc are streamed, beside it. Each layer is opened by one task, and
+//! every request for it waits for that task. A layer that nothing asks for is forgotten some time after the last
+//! layer of its image has been opened.
+//!
+//! When a layer turns out to be one for containerd, streams of layers above it end: containerd fetches those itself.
 
 use std::{
     collections::HashMap,
@@ -11,121 +13,160 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, future::BoxFuture, future::Shared};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use layerfs::Layer;
 use oci::{Descriptor, Digest};
+use tokio::sync::watch;
 
 use crate::{
     images::{
         image_index::Image,
-        plan::{self, Second, Whole},
+        plan::{self, Fallback, FromIndex},
     },
-    layers::{Layers, Refusal},
-    reason::Reason,
+    layers::Layers,
+    reason::{NotLazy, Reason},
     sync::lock,
 };
 
-/// How long a layer is kept that was opened and not asked for, with no other layer of its image on the way.
+/// How long an opened layer is kept for a request, counted from when the last layer of its image was opened.
 const KEEP: Duration = Duration::from_secs(120);
 
 /// A layer that can be shown.
 #[derive(Debug, Clone)]
 pub(crate) struct Opened {
     pub(crate) layer: Arc<Layer>,
-    /// As the image's manifest has it.
+    /// The layer as the image's manifest describes it.
     pub(crate) descriptor: Descriptor,
-    /// The index's ztoc, where that is what it was opened with.
+    /// The ztoc that the image's index names, if the layer was opened with it.
     pub(crate) ztoc: Option<Descriptor>,
-    /// Set when it is not lazy, but was streamed whole.
+    /// Set when the layer is not lazy, but was streamed whole.
     pub(crate) reason: Option<Reason>,
 }
 
-type Outcome = Shared<BoxFuture<'static, Result<Opened, Refusal>>>;
+type OpenTask = Shared<BoxFuture<'static, Result<Opened, NotLazy>>>;
 
-/// An image, by its place in memory, and one of its layers.
-type Key = (usize, Digest);
+/// An image, by its address in memory, and one of its layers.
+type LayerKey = (usize, Digest);
 
 /// All layers that are being opened, or are open and not asked for yet.
 pub(crate) struct Opening {
     layers: Arc<Layers>,
     min_layer_size: u64,
     prefetch: bool,
-    /// The image is held with its key, so that no other gets its place. Never held across an await.
-    begun: Mutex<HashMap<Key, (Arc<Image>, Outcome)>>,
+    /// Never held across an await.
+    pulls: Mutex<Pulls>,
+}
+
+#[derive(Default)]
+struct Pulls {
+    /// The image is held with its key, so that no other image gets its address.
+    tasks: HashMap<LayerKey, (Arc<Image>, OpenTask)>,
+    /// By image: ends the streams of layers above the lowest one that is left to containerd.
+    stops: HashMap<usize, Vec<StreamStop>>,
+}
+
+/// Ends the stream of the layer at a position of its image.
+struct StreamStop {
+    position: usize,
+    stop: watch::Sender<Option<String>>,
 }
 
 impl Opening {
     pub(crate) fn new(layers: Arc<Layers>, min_layer_size: u64, prefetch: bool) -> Arc<Self> {
-        Arc::new(Self { layers, min_layer_size, prefetch, begun: Mutex::default() })
+        Arc::new(Self { layers, min_layer_size, prefetch, pulls: Mutex::default() })
     }
 
-    /// Opens a layer of `image`, and begins to open those above it; or says why containerd has to do it.
+    /// Opens a layer of `image`, and begins to open those above it.
+    ///
+    /// # Errors
+    /// Why the layer is left to containerd.
     pub(crate) async fn open(
         self: &Arc<Self>,
         image: &Arc<Image>,
         layer: &Digest,
-    ) -> Result<Opened, Refusal> {
-        let place = Arc::as_ptr(image) as usize;
-        let Some((mine, above)) = image.contents.upwards(layer).and_then(<[_]>::split_first) else {
-            return Err((Reason::IndexInvalid, "the image has no such layer".into()));
+    ) -> Result<Opened, NotLazy> {
+        let Some(position) = image.contents.position(layer) else {
+            return Err(NotLazy::new(Reason::IndexInvalid, "the image has no such layer"));
         };
-        let mine = {
-            let mut begun = lock(&self.begun);
-            let mut begin = |layer: &Descriptor| {
-                let begin = || (image.clone(), self.begin(image, place, layer));
-                begun.entry((place, layer.digest)).or_insert_with(begin).1.clone()
-            };
-            let mine = begin(mine);
-            for layer in above {
-                drop(begin(layer)); // who asks for it finds it
+        let key = |layer: &Digest| (address(image), *layer);
+        let task = {
+            let mut pulls = lock(&self.pulls);
+            for (above, descriptor) in image.contents.layers.iter().enumerate().skip(position) {
+                let start = || (image.clone(), self.start(image, above, descriptor.clone()));
+                pulls.tasks.entry(key(&descriptor.digest)).or_insert_with(start);
             }
-            mine
+            pulls.tasks.get(&key(layer)).map(|(_, task)| task.clone())
         };
-        let outcome = mine.await;
-        // Another pull of it looks again.
-        lock(&self.begun).remove(&(place, *layer));
-        outcome
+        let Some(task) = task else {
+            return Err(NotLazy::new(Reason::Internal, "the layer is not being opened"));
+        };
+        let opened = task.await;
+        // The next pull of the image opens the layer anew.
+        lock(&self.pulls).tasks.remove(&key(layer));
+        opened
     }
 
-    /// Opens a layer in a task that does not die with who asked.
-    fn begin(self: &Arc<Self>, image: &Arc<Image>, place: usize, layer: &Descriptor) -> Outcome {
-        let key = (place, layer.digest);
-        let (opening, image, layer) = (self.clone(), image.clone(), layer.clone());
-        let task = tokio::spawn(async move { opening.bring(&image, layer).await });
-        let outcome: Outcome = task
-            .map(|joined| joined.unwrap_or_else(|panic| Err((Reason::Internal, panic.to_string()))))
-            .boxed()
-            .shared();
-        let (opening, held) = (Arc::downgrade(self), outcome.clone());
+    /// Opens a layer in a task of its own, so that it does not end with the request.
+    fn start(self: &Arc<Self>, image: &Arc<Image>, position: usize, layer: Descriptor) -> OpenTask {
+        let key = (address(image), layer.digest);
+        let (opening, image) = (self.clone(), image.clone());
+        let task = tokio::spawn(async move {
+            let opened = opening.open_now(&image, position, layer).await;
+            if opened.is_err() {
+                opening.stop_streams_above(&image, position);
+            }
+            opened
+        });
+        let task: OpenTask =
+            task.map(|joined| joined.unwrap_or_else(|panic| Err(NotLazy::internal(&panic)))).boxed().shared();
+        self.forget_later(key, &task);
+        task
+    }
+
+    /// Forgets a layer that nothing has asked for.
+    fn forget_later(self: &Arc<Self>, key: LayerKey, task: &OpenTask) {
+        let Some(unasked) = task.downgrade() else { return };
+        let (opening, opened) = (Arc::downgrade(self), task.clone().map(drop));
         tokio::spawn(async move {
-            let opened = held.await;
-            // Who waits for a large layer has not asked for those above it yet.
+            opened.await;
+            // A client that waits for a large layer has not asked for those above it yet.
             let mut quiet = 0;
             while quiet < 2 {
                 tokio::time::sleep(KEEP / 2).await;
                 let Some(opening) = opening.upgrade() else { return };
-                quiet = if opening.is_bringing(key.0) { 0 } else { quiet + 1 };
+                quiet = if opening.is_opening(key.0) { 0 } else { quiet + 1 };
             }
-            let Some(opening) = opening.upgrade() else { return };
-            drop(lock(&opening.begun).remove(&key));
-            // Also when it was asked for: it may have been refused then. What is shown stays.
-            if let Ok(opened) = opened {
+            let (Some(opening), Some(task)) = (opening.upgrade(), unasked.upgrade()) else { return };
+            {
+                let mut pulls = lock(&opening.pulls);
+                if pulls.tasks.get(&key).is_some_and(|(_, known)| known.ptr_eq(&task)) {
+                    drop(pulls.tasks.remove(&key));
+                }
+            }
+            if let Some(Ok(opened)) = task.now_or_never() {
                 opening.layers.forget(opened.layer);
             }
         });
-        outcome
     }
 
-    /// Whether a layer of the image at `place` is on its way.
-    fn is_bringing(&self, place: usize) -> bool {
-        let begun = lock(&self.begun);
-        begun.iter().any(|((image, _), (_, outcome))| *image == place && outcome.peek().is_none())
+    /// Whether a layer of the image at this address is being opened.
+    fn is_opening(&self, address: usize) -> bool {
+        let pulls = lock(&self.pulls);
+        pulls.tasks.iter().any(|((image, _), (_, task))| *image == address && task.peek().is_none())
     }
 
-    async fn bring(&self, image: &Image, layer: Descriptor) -> Result<Opened, Refusal> {
-        let ztoc = match plan::second(&image.contents, &layer, self.min_layer_size) {
-            Second::Lazy(ztoc) => ztoc,
-            Second::Whole(whole) => return self.whole(image, layer, whole).await,
+    async fn open_now(
+        &self,
+        image: &Arc<Image>,
+        position: usize,
+        layer: Descriptor,
+    ) -> Result<Opened, NotLazy> {
+        let ztoc = match plan::from_index(&image.contents, &layer, self.min_layer_size) {
+            FromIndex::Lazy(ztoc) => ztoc,
+            FromIndex::NotLazy(fallback) => return self.fall_back(image, position, layer, fallback).await,
         };
         match self.layers.lazy(&image.registry, &layer, ztoc).await {
             Ok(opened) => {
@@ -133,15 +174,18 @@ impl Opening {
                 let ztoc = opened.id().ztoc.map(|_| ztoc.clone());
                 Ok(Opened { layer: opened, descriptor: layer, ztoc, reason: None })
             }
-            Err((reason, why)) => {
-                tracing::warn!(layer = %layer.digest, %reason, why, "the layer cannot be lazy; it is fetched whole");
-                let whole = plan::whole(&layer, reason);
-                self.whole(image, layer, whole).await
+            Err(NotLazy { reason, detail }) => {
+                tracing::warn!(
+                    layer = %layer.digest, %reason, why = detail,
+                    "the layer cannot be lazy; it is fetched whole"
+                );
+                let fallback = plan::fallback(&layer, reason);
+                self.fall_back(image, position, layer, fallback).await
             }
         }
     }
 
-    /// Has what the image's artifact names brought first; nobody waits for it.
+    /// Fetches the spans first that the image's prefetch artifact names. Nothing waits for it.
     fn replay(&self, image: &Image, opened: &Arc<Layer>) {
         let artifact = image.contents.prefetch.get(opened.digest()).filter(|_| self.prefetch);
         let Some(artifact) = artifact.cloned() else { return };
@@ -149,13 +193,44 @@ impl Opening {
         tokio::spawn(async move { layers.replay(&registry, &opened, &artifact).await });
     }
 
-    async fn whole(&self, image: &Image, layer: Descriptor, whole: Whole) -> Result<Opened, Refusal> {
-        match whole {
-            Whole::Stream(compression, reason) => {
-                let opened = self.layers.stream(&image.registry, &layer, compression).await?;
-                Ok(Opened { layer: opened, descriptor: layer, ztoc: None, reason: Some(reason) })
+    async fn fall_back(
+        &self,
+        image: &Arc<Image>,
+        position: usize,
+        layer: Descriptor,
+        fallback: Fallback,
+    ) -> Result<Opened, NotLazy> {
+        let (compression, reason) = match fallback {
+            Fallback::Stream(compression, reason) => (compression, reason),
+            Fallback::Leave(reason) => {
+                return Err(NotLazy::new(reason, "the layer cannot be fetched whole either"));
             }
-            Whole::Leave(reason) => Err((reason, "the layer cannot be fetched whole either".into())),
+        };
+        let (stop, stopped) = watch::channel(None);
+        lock(&self.pulls).stops.entry(address(image)).or_default().push(StreamStop { position, stop });
+        let streamed = self.layers.stream(&image.registry, &layer, compression, stopped).await;
+        self.remove_stop(image, position);
+        Ok(Opened { layer: streamed?, descriptor: layer, ztoc: None, reason: Some(reason) })
+    }
+
+    fn stop_streams_above(&self, image: &Arc<Image>, left: usize) {
+        let pulls = lock(&self.pulls);
+        let stops = pulls.stops.get(&address(image)).map_or(&[][..], Vec::as_slice);
+        for above in stops.iter().filter(|stop| stop.position > left) {
+            above.stop.send_replace(Some("a layer below it is left to containerd".to_owned()));
         }
     }
+
+    fn remove_stop(&self, image: &Arc<Image>, position: usize) {
+        let mut pulls = lock(&self.pulls);
+        let Some(stops) = pulls.stops.get_mut(&address(image)) else { return };
+        stops.retain(|stop| stop.position != position);
+        if stops.is_empty() {
+            pulls.stops.remove(&address(image));
+        }
+    }
+}
+
+fn address(image: &Arc<Image>) -> usize {
+    Arc::as_ptr(image) as usize
 }

@@ -5,107 +5,123 @@ use std::collections::HashMap;
 use oci::{Descriptor, Digest};
 
 use crate::{
-    images::labels::{Asked, LayerRequest},
-    reason::Reason,
+    images::labels::{LayerRequest, PrepareRequest},
+    reason::{NotLazy, Reason},
 };
+
+/// Layers of one image that the daemon serves, more than overlayfs mounts: it opens all of them side by side, each in a
+/// task of its own.
+pub(crate) const MAX_LAYERS: usize = 512;
 
 /// What the labels alone decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum First {
-    /// A writable layer, or a layer that containerd unpacks unasked.
+pub(crate) enum FromLabels {
+    /// Mounts for a container, or for a layer that the client unpacks without asking for more.
     Writable,
-    /// Ask for the image's index.
+    /// Look for the image's index.
     Try(Box<LayerRequest>),
-    /// Find out which layer is to make this snapshot.
+    /// Find out which layer makes the snapshot of this name, then look for its image's index.
     Search(String),
-    /// containerd does it.
-    Leave(Reason),
+    /// Leave the layer to containerd.
+    Leave(NotLazy),
 }
 
 /// What the image's index decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Second<'a> {
-    /// Show it with this ztoc.
+pub(crate) enum FromIndex<'a> {
+    /// Show the layer with this ztoc.
     Lazy(&'a Descriptor),
-    /// It cannot be lazy.
-    Whole(Whole),
+    NotLazy(Fallback),
 }
 
-/// What becomes of a layer that cannot be lazy.
+/// What happens to a layer that cannot be lazy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whole {
-    /// Bring it whole, into the same store; the reason is why it is not lazy.
+pub(crate) enum Fallback {
+    /// Stream it whole into the daemon's store. The reason says why it is not lazy.
     Stream(ztoc::Compression, Reason),
-    /// containerd does it.
+    /// Leave it to containerd.
     Leave(Reason),
 }
 
-/// What there is of an image: its layers, and the ztocs of those that have one.
+/// What an image has: its layers, and the ztocs of those that have one.
 #[derive(Debug, Clone)]
 pub(crate) struct Contents {
-    /// Why a layer without a ztoc has none: the image has no index at all, or none for it in its index.
-    pub(crate) bare: Reason,
-    /// Lowest first.
+    /// Why a layer without a ztoc has none: the image has no index, or its index names none for this layer.
+    pub(crate) reason_without_ztoc: Reason,
+    /// The lowest first.
     pub(crate) layers: Vec<Descriptor>,
+    /// By layer.
     pub(crate) ztocs: HashMap<Digest, Descriptor>,
-    /// Artifacts that say what is read first, by layer.
+    /// By layer: artifacts that name the spans to fetch first.
     pub(crate) prefetch: HashMap<Digest, Descriptor>,
 }
 
-/// Which ways to an index are open.
+/// Index versions that the configuration allows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Modes {
     pub(crate) v1: bool,
     pub(crate) v2: bool,
 }
 
-pub(crate) fn first(asked: Asked, modes: Modes) -> First {
-    match asked {
-        Asked::Plain => First::Writable,
-        Asked::Unclear(reason) => First::Leave(reason),
-        // An index that the client chose is used whatever the modes say.
-        Asked::Layer(request) if request.index.is_none() && !modes.v1 && !modes.v2 => {
-            First::Leave(Reason::Disabled)
-        }
-        Asked::Unnamed(_) if !modes.v1 && !modes.v2 => First::Leave(Reason::Disabled),
-        Asked::Unnamed(target) => First::Search(target),
-        Asked::Layer(request) => First::Try(request),
+impl Modes {
+    fn is_disabled(self) -> bool {
+        !self.v1 && !self.v2
+    }
+}
+
+pub(crate) fn from_labels(request: PrepareRequest, modes: Modes) -> FromLabels {
+    let disabled = || {
+        let detail = "the configuration enables neither v1 nor v2 indexes";
+        FromLabels::Leave(NotLazy::new(Reason::Disabled, detail))
+    };
+    match request {
+        PrepareRequest::Container => FromLabels::Writable,
+        PrepareRequest::Incomplete(not_lazy) => FromLabels::Leave(not_lazy),
+        // An index that the client chose is used whatever the modes are.
+        PrepareRequest::Layer(request) if request.index.is_none() && modes.is_disabled() => disabled(),
+        PrepareRequest::ByChainId(_) if modes.is_disabled() => disabled(),
+        PrepareRequest::ByChainId(target) => FromLabels::Search(target),
+        PrepareRequest::Layer(request) => FromLabels::Try(request),
     }
 }
 
 impl Contents {
     pub(crate) fn is_indexed(&self) -> bool {
-        self.bare != Reason::NoIndex
+        self.reason_without_ztoc != Reason::NoIndex
     }
 
-    /// A layer, and those above it. None: it is not one of this image, whatever the label says.
-    pub(crate) fn upwards(&self, layer: &Digest) -> Option<&[Descriptor]> {
-        let place = self.layers.iter().position(|known| known.digest == *layer)?;
-        Some(&self.layers[place..])
+    /// The position of a layer, counted from the lowest. None if the image has no such layer, whatever the client's label
+    /// says.
+    pub(crate) fn position(&self, layer: &Digest) -> Option<usize> {
+        self.layers.iter().position(|known| known.digest == *layer)
     }
 }
 
-/// For one of the layers of `contents`.
-pub(crate) fn second<'a>(contents: &'a Contents, layer: &Descriptor, min_layer_size: u64) -> Second<'a> {
+/// Decides about one of the layers of `contents`.
+pub(crate) fn from_index<'a>(
+    contents: &'a Contents,
+    layer: &Descriptor,
+    min_layer_size: u64,
+) -> FromIndex<'a> {
     let reason = match contents.ztocs.get(&layer.digest) {
         Some(_) if layer.size < min_layer_size => Reason::BelowMinSize,
-        Some(ztoc) => return Second::Lazy(ztoc),
-        None => contents.bare,
+        Some(ztoc) => return FromIndex::Lazy(ztoc),
+        None => contents.reason_without_ztoc,
     };
-    // containerd fetches everything above the first layer that it does, so that nothing is won by doing those, too.
-    // (A lazy one is: it need not be unpacked.)
+    // containerd fetches every layer above the first one that is left to it, so streaming those would fetch them twice.
+    // A lazy layer is still worth it: containerd need not unpack it.
     let mut below = contents.layers.iter().take_while(|below| below.digest != layer.digest);
-    if !contents.is_indexed() && below.any(|below| index::compression_of(&below.media_type).is_none()) {
-        return Second::Whole(Whole::Leave(Reason::UnsupportedLayer));
+    if below.any(|below| index::compression_of(&below.media_type).is_none()) {
+        return FromIndex::NotLazy(Fallback::Leave(Reason::UnsupportedLayer));
     }
-    Second::Whole(whole(layer, reason))
+    FromIndex::NotLazy(fallback(layer, reason))
 }
 
-/// What is left when a layer cannot be lazy, for this reason.
-pub(crate) fn whole(layer: &Descriptor, reason: Reason) -> Whole {
+/// What happens to a layer that cannot be lazy for this reason.
+pub(crate) fn fallback(layer: &Descriptor, reason: Reason) -> Fallback {
     match index::compression_of(&layer.media_type) {
-        Some(compression) => Whole::Stream(compression, reason),
-        None => Whole::Leave(Reason::UnsupportedLayer),
+        Some(compression) => Fallback::Stream(compression, reason),
+        None => Fallback::Leave(Reason::UnsupportedLayer),
     }
 }
 
@@ -135,24 +151,28 @@ mod tests {
     fn what_the_labels_decide() {
         let both = Modes { v1: false, v2: true };
         let none = Modes { v1: false, v2: false };
+        let incomplete = NotLazy::new(Reason::NoLabels, "no label");
         let chosen = LayerRequest { index: Some(digest("index")), ..request("a") };
         let rows = [
-            (Asked::Plain, both, First::Writable),
-            (Asked::Plain, none, First::Writable),
-            (Asked::Unclear(Reason::NoLabels), both, First::Leave(Reason::NoLabels)),
-            (Asked::Layer(request("a").into()), both, First::Try(request("a").into())),
+            (PrepareRequest::Container, both, FromLabels::Writable),
+            (PrepareRequest::Container, none, FromLabels::Writable),
+            (PrepareRequest::Incomplete(incomplete.clone()), both, FromLabels::Leave(incomplete)),
+            (PrepareRequest::Layer(request("a").into()), both, FromLabels::Try(request("a").into())),
             (
-                Asked::Layer(request("a").into()),
+                PrepareRequest::Layer(request("a").into()),
                 Modes { v1: true, v2: false },
-                First::Try(request("a").into()),
+                FromLabels::Try(request("a").into()),
             ),
-            (Asked::Layer(request("a").into()), none, First::Leave(Reason::Disabled)),
-            (Asked::Unnamed("chain".into()), both, First::Search("chain".into())),
-            (Asked::Unnamed("chain".into()), none, First::Leave(Reason::Disabled)),
-            (Asked::Layer(chosen.clone().into()), none, First::Try(chosen.into())),
+            (PrepareRequest::ByChainId("chain".into()), both, FromLabels::Search("chain".into())),
+            (PrepareRequest::Layer(chosen.clone().into()), none, FromLabels::Try(chosen.into())),
         ];
-        for (asked, modes, expected) in rows {
-            assert_eq!(first(asked.clone(), modes), expected, "{asked:?} {modes:?}");
+        for (request, modes, expected) in rows {
+            assert_eq!(from_labels(request.clone(), modes), expected, "{request:?} {modes:?}");
+        }
+        for request in [PrepareRequest::Layer(request("a").into()), PrepareRequest::ByChainId("chain".into())]
+        {
+            let FromLabels::Leave(left) = from_labels(request, none) else { panic!("it is disabled") };
+            assert_eq!(left.reason, Reason::Disabled);
         }
     }
 
@@ -160,22 +180,22 @@ mod tests {
     const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
     const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-    fn contents(bare: Reason, layers: &[(&str, &str, u64)]) -> Contents {
+    fn contents(reason_without_ztoc: Reason, layers: &[(&str, &str, u64)]) -> Contents {
         let layer =
             |(name, media_type, size): &(&str, &str, u64)| Descriptor::new(*media_type, digest(name), *size);
         let layers = layers.iter().map(layer).collect();
-        Contents { bare, layers, ztocs: HashMap::new(), prefetch: HashMap::new() }
+        Contents { reason_without_ztoc, layers, ztocs: HashMap::new(), prefetch: HashMap::new() }
     }
 
     /// What is decided of each layer: lazy, whole for a reason, or left for one.
     fn decided(contents: &Contents) -> Vec<Result<Option<Reason>, Reason>> {
-        let decided = contents.layers.iter().map(|layer| match second(contents, layer, 50) {
-            Second::Lazy(ztoc) => {
+        let decided = contents.layers.iter().map(|layer| match from_index(contents, layer, 50) {
+            FromIndex::Lazy(ztoc) => {
                 assert_eq!(Some(ztoc), contents.ztocs.get(&layer.digest));
                 Ok(None)
             }
-            Second::Whole(Whole::Stream(_, reason)) => Ok(Some(reason)),
-            Second::Whole(Whole::Leave(reason)) => Err(reason),
+            FromIndex::NotLazy(Fallback::Stream(_, reason)) => Ok(Some(reason)),
+            FromIndex::NotLazy(Fallback::Leave(reason)) => Err(reason),
         });
         decided.collect()
     }
@@ -187,6 +207,7 @@ mod tests {
             ("small", GZIP, 10),
             ("bare", GZIP, 100),
             ("zstd", ZSTD, 100),
+            ("above", GZIP, 100),
             ("top", GZIP, 100),
         ];
         let mut contents = contents(Reason::NoZtoc, &layers);
@@ -198,6 +219,7 @@ mod tests {
             Ok(None),
             Ok(Some(Reason::BelowMinSize)),
             Ok(Some(Reason::NoZtoc)),
+            Err(Reason::UnsupportedLayer),
             Err(Reason::UnsupportedLayer),
             Ok(None),
         ];
@@ -213,11 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_has_those_above_it_and_a_stranger_has_none() {
-        let contents = contents(Reason::NoZtoc, &[("a", GZIP, 1), ("b", GZIP, 1), ("c", GZIP, 1)]);
-        for (place, name) in ["a", "b", "c"].iter().enumerate() {
-            assert_eq!(contents.upwards(&digest(name)), Some(&contents.layers[place..]), "{name}");
-        }
-        assert_eq!(contents.upwards(&digest("stranger")), None);
+    fn a_layer_has_a_position_and_a_stranger_has_none() {
+        let contents = contents(Reason::NoZtoc, &[("a", GZIP, 1), ("b", GZIP, 1)]);
+        assert_eq!(contents.position(&digest("b")), Some(1));
+        assert_eq!(contents.position(&digest("stranger")), None);
     }
 }

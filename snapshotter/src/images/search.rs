@@ -25,9 +25,9 @@ use crate::{
         chain_id,
         containerd::{Containerd, Listed},
         labels::LayerRequest,
+        plan::MAX_LAYERS,
     },
-    layers::Refusal,
-    reason::Reason,
+    reason::{NotLazy, Reason},
     sync::lock,
 };
 
@@ -44,8 +44,6 @@ const KNOCK: Duration = Duration::from_millis(200);
 /// For how long an image is left alone whose registry did not have its index, or was not there.
 const DOUBT: Duration = Duration::from_secs(60);
 const MOST_DOUBTED: usize = 1024;
-/// Far more than overlayfs mounts.
-const MOST_LAYERS: usize = 1024;
 
 /// Images whose layers were asked for lately.
 #[derive(Debug)]
@@ -54,7 +52,7 @@ pub(crate) struct Search {
     /// By namespace. Whoever searches holds it: the others find what was found.
     known: tokio::sync::Mutex<HashMap<String, Known>>,
     /// Manifests that led nowhere, when, and why.
-    doubted: Mutex<HashMap<Digest, (Instant, Refusal)>>,
+    doubted: Mutex<HashMap<Digest, (Instant, NotLazy)>>,
 }
 
 #[derive(Debug)]
@@ -80,7 +78,7 @@ impl Search {
     }
 
     /// What was found led nowhere: nobody waits for it again soon.
-    pub(crate) fn doubt(&self, manifest: Digest, why: Refusal) {
+    pub(crate) fn doubt(&self, manifest: Digest, why: NotLazy) {
         let mut doubted = lock(&self.doubted);
         doubted.retain(|_, (since, _)| since.elapsed() < DOUBT);
         if doubted.len() < MOST_DOUBTED {
@@ -89,7 +87,7 @@ impl Search {
     }
 
     /// The request as it is, or why it would lead nowhere.
-    fn checked(&self, request: LayerRequest) -> Result<LayerRequest, Refusal> {
+    fn checked(&self, request: LayerRequest) -> Result<LayerRequest, NotLazy> {
         match lock(&self.doubted).get(&request.manifest) {
             Some((since, why)) if since.elapsed() < DOUBT => Err(why.clone()),
             _ => Ok(request),
@@ -97,11 +95,11 @@ impl Search {
     }
 
     /// The layer whose snapshot is to be called `target`, in an image that containerd has in this namespace.
-    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Result<LayerRequest, Refusal> {
+    pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Result<LayerRequest, NotLazy> {
         let found = self.find_in_time(namespace, target).await;
         let why =
             "the client does not say which image it is of, and containerd has none that is known to have it";
-        self.checked(found.ok_or((Reason::NoLabels, why.to_owned()))?)
+        self.checked(found.ok_or_else(|| NotLazy::new(Reason::NoLabels, why))?)
     }
 
     /// Whether the snapshot is known to be one of an image's that has others below it.
@@ -240,7 +238,7 @@ struct RootFs {
 fn chains(config: &[u8], layers: &[Digest]) -> Option<Vec<(Digest, Digest)>> {
     let config: Config = serde_json::from_slice(config).ok()?;
     let diffs = config.rootfs.diff_ids;
-    if diffs.len() != layers.len() || diffs.len() > MOST_LAYERS {
+    if diffs.len() != layers.len() || diffs.len() > MAX_LAYERS {
         return None;
     }
     let mut found = Vec::with_capacity(layers.len());

@@ -206,7 +206,7 @@ impl Worker {
         if !has_lost {
             return;
         }
-        match self.daemon.snapshotter.needing_mount() {
+        match self.daemon.snapshotter.dependents() {
             Ok(lost) if lost.is_empty() => {}
             Ok(lost) => tracing::error!(
                 containers = names(lost).join(" "),
@@ -328,7 +328,7 @@ impl Worker {
     /// `true`: nothing is left to be served.
     async fn stop(&mut self, channel: &Channel, is_kept: bool) -> anyhow::Result<bool> {
         self.drain(STOP_LIMIT, Err(STOPPING.into())).await;
-        let needing = self.daemon.snapshotter.needing_mount().unwrap_or_else(|error| {
+        let needing = self.daemon.snapshotter.dependents().unwrap_or_else(|error| {
             tracing::error!(%error, "look for containers that need the mount");
             vec!["(it cannot be told)".into()]
         });
@@ -341,7 +341,7 @@ impl Worker {
         if is_kept {
             // Somebody else has the descriptors: we are about to be killed.
             let layers = self.daemon.layers.clone();
-            tokio::task::spawn_blocking(move || layers.rest()).await?;
+            tokio::task::spawn_blocking(move || layers.stop_writing()).await?;
         }
         self.above = Above::Stopped;
         // It may have lost its patience, or its life: what is needed is served all the same.

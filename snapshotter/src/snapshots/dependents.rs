@@ -1,34 +1,25 @@
-//! Who needs the mount: containers whose snapshots stand on layers that are shown there.
+//! The snapshots that need the FUSE mount: those of containers, with a layer below them that is shown there. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::{
-    error::Error,
-    snapshots::{
-        snapshotter::Snapshotter,
-        store::{Kind, Record},
-    },
-};
+use crate::snapshots::store::{Kind, Record};
 
-impl Snapshotter {
-    /// Keys of the active and view snapshots with a lazily shown layer below them, in order.
-    pub(crate) fn needing_mount(&self) -> Result<Vec<String>, Error> {
-        let records = self.store.all()?;
-        let users: BTreeSet<&str> = standing(&records).into_iter().map(|(_, user)| user).collect();
-        Ok(users.into_iter().map(ToOwned::to_owned).collect())
-    }
+/// Keys of the active and view snapshots with a shown layer below them, in order.
+pub(crate) fn keys(records: &[Record]) -> Vec<String> {
+    let keys: BTreeSet<&str> = slots(records).into_iter().map(|(_, key)| key).collect();
+    keys.into_iter().map(ToOwned::to_owned).collect()
 }
 
-/// Each active or view snapshot with each slot that it stands on.
-pub(crate) fn standing(records: &[Record]) -> Vec<(u32, &str)> {
+/// Each active or view snapshot's key with each slot below it.
+pub(crate) fn slots(records: &[Record]) -> Vec<(u32, &str)> {
     let by_name: HashMap<_, _> = records.iter().map(|record| (record.name.as_str(), record)).collect();
     let mut found = Vec::new();
-    for user in records.iter().filter(|record| record.kind != Kind::Committed) {
-        let mut next = by_name.get(user.parent.as_str());
-        // A parent is committed before its child is made, so this ends; that a database is whole is not taken for granted.
+    for dependent in records.iter().filter(|record| record.kind != Kind::Committed) {
+        let mut next = by_name.get(dependent.parent.as_str());
+        // A parent is committed before its child is made, so a chain ends. A damaged database may have a circle.
         for _ in 0..records.len() {
             let Some(record) = next else { break };
-            found.extend(record.lazy.as_ref().map(|lazy| (lazy.slot, user.name.as_str())));
+            found.extend(record.shown.as_ref().map(|shown| (shown.slot, dependent.name.as_str())));
             next = by_name.get(record.parent.as_str());
         }
     }
@@ -40,12 +31,12 @@ mod tests {
     use oci::Digest;
 
     use super::*;
-    use crate::snapshots::store::Lazy;
+    use crate::layers::shown::ShownLayer;
 
     fn record(name: &str, parent: &str, kind: Kind, slot: Option<u32>) -> Record {
         let layer =
             serde_json::json!({ "mediaType": "x", "size": 1, "digest": Digest::sha256(b"x").to_string() });
-        let lazy = slot.map(|slot| Lazy {
+        let shown = slot.map(|slot| ShownLayer {
             slot,
             layer: serde_json::from_value(layer).unwrap(),
             ztoc: None,
@@ -60,12 +51,12 @@ mod tests {
             updated: 0,
             labels: HashMap::new(),
             usage: (0, 0),
-            lazy,
+            shown,
         }
     }
 
     #[test]
-    fn who_stands_on_what() {
+    fn each_container_has_the_slots_below_it() {
         let records = [
             record("low", "", Kind::Committed, Some(1)),
             record("middle", "low", Kind::Committed, None),
@@ -77,7 +68,7 @@ mod tests {
             record("circle", "circle", Kind::Committed, None),
             record("lost", "circle", Kind::Active, None),
         ];
-        let mut found = standing(&records);
+        let mut found = slots(&records);
         found.sort_unstable();
         assert_eq!(found, [(1, "container"), (1, "look"), (2, "container")]);
     }

@@ -145,7 +145,7 @@ mod tests {
             updated: 0,
             labels: HashMap::from(labels.map(|(name, value)| (name.to_owned(), value.to_owned()))),
             usage: (0, 0),
-            lazy: None,
+            shown: None,
         }
     }
 

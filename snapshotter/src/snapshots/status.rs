@@ -9,13 +9,10 @@ use oci::Digest;
 use crate::{
     error::Error,
     images::{chain_id, labels},
+    layers::shown::ShownLayer,
     reason::Reason,
-    snapshots::{
-        dependents::standing,
-        snapshotter::Snapshotter,
-        store::{Lazy, Record},
-    },
-    telemetry::outcomes::Outcome,
+    snapshots::{dependents, snapshotter::Snapshotter, store::Record},
+    telemetry::outcomes::NotLazyLayer,
 };
 
 /// A layer that is shown.
@@ -56,46 +53,46 @@ pub(crate) struct Status {
     pub(crate) shown: Vec<Shown>,
     pub(crate) not_lazy: Vec<(Reason, u64)>,
     /// The newest first.
-    pub(crate) recent: Vec<Outcome>,
+    pub(crate) recent: Vec<NotLazyLayer>,
 }
 
 impl Snapshotter {
     /// How everything stands now. Reads the database: blocks.
     pub(crate) fn status(&self) -> Result<Status, Error> {
         let records = self.list(&[])?;
-        let recent = self.counters().recent();
+        let recent = self.outcomes().recent();
         let mut shown: HashMap<u32, Shown> = HashMap::new();
         for record in &records {
-            let Some(lazy) = &record.lazy else { continue };
-            let entry = shown.entry(lazy.slot).or_insert_with(|| self.look(lazy, record, &recent));
+            let Some(found) = &record.shown else { continue };
+            let entry = shown.entry(found.slot).or_insert_with(|| self.look(found, record, &recent));
             entry.snapshots.insert(record.name.clone());
-            entry.images.extend(labels::source(&record.labels).map(|image| image.to_string()));
+            entry.images.extend(labels::image(&record.labels).map(|image| image.to_string()));
             entry.compared = entry.compared.and(compared(entry.layer.as_ref(), record));
         }
-        for (slot, key) in standing(&records) {
+        for (slot, key) in dependents::slots(&records) {
             shown.get_mut(&slot).map(|entry| entry.users.insert(key.to_owned()));
         }
         let mut shown: Vec<_> = shown.into_values().collect();
         shown.sort_by_key(|entry| entry.slot);
-        Ok(Status { shown, not_lazy: self.counters().reasons(), recent })
+        Ok(Status { shown, not_lazy: self.outcomes().reasons(), recent })
     }
 
-    fn look(&self, lazy: &Lazy, record: &Record, recent: &[Outcome]) -> Shown {
-        let digest = lazy.layer.digest;
+    fn look(&self, shown: &ShownLayer, record: &Record, recent: &[NotLazyLayer]) -> Shown {
+        let digest = shown.layer.digest;
         let whole = recent.iter().find(|outcome| outcome.whole && outcome.layer == Some(digest));
-        let bare = !record.labels.contains_key(labels::HAS_INDEX);
-        let reason = match (&lazy.ztoc, whole) {
+        let bare = !labels::has_index(&record.labels);
+        let reason = match (&shown.ztoc, whole) {
             (Some(_), _) => None,
             (None, _) if bare => Some(Reason::NoIndex),
             (None, whole) => whole.map(|outcome| outcome.reason),
         };
         Shown {
-            slot: lazy.slot,
-            mountpoint: self.layers().path(lazy.slot).to_string_lossy().into_owned(),
+            slot: shown.slot,
+            mountpoint: self.layers().path(shown.slot).to_string_lossy().into_owned(),
             digest,
-            ztoc: lazy.ztoc.as_ref().map(|ztoc| ztoc.digest),
-            layer: self.layers().shown(lazy.slot).map(|layer| layer.status()),
-            size: lazy.layer.size,
+            ztoc: shown.ztoc.as_ref().map(|ztoc| ztoc.digest),
+            layer: self.layers().shown(shown.slot).map(|layer| layer.status()),
+            size: shown.layer.size,
             snapshots: BTreeSet::new(),
             users: BTreeSet::new(),
             images: BTreeSet::new(),

@@ -19,12 +19,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use layerfs::{Inherited, LayerId};
-use oci::Descriptor;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    layers::shown::ShownLayer,
+};
 
 const USE: &str = "use snapshot database";
 
@@ -43,25 +44,6 @@ pub(crate) enum Kind {
     Active,
     /// Immutable; can be a parent.
     Committed,
-}
-
-/// A layer of an image as shown through FUSE.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Lazy {
-    /// Slot of the connection.
-    pub(crate) slot: u32,
-    /// The layer as the image's manifest has it.
-    pub(crate) layer: Descriptor,
-    /// The index's ztoc; none for one that was built here.
-    pub(crate) ztoc: Option<Descriptor>,
-    /// Attributes of the directories that the layer only implies.
-    pub(crate) inherited: Vec<Inherited>,
-}
-
-impl Lazy {
-    pub(crate) fn id(&self) -> LayerId {
-        LayerId { layer: self.layer.digest, ztoc: self.ztoc.as_ref().map(|ztoc| ztoc.digest) }
-    }
 }
 
 /// One snapshot.
@@ -84,7 +66,8 @@ pub(crate) struct Record {
     /// Bytes and inodes at commit.
     pub(crate) usage: (u64, u64),
     /// Set for layers that are shown through FUSE.
-    pub(crate) lazy: Option<Lazy>,
+    #[serde(rename = "lazy")]
+    pub(crate) shown: Option<ShownLayer>,
 }
 
 /// The name of a record, and what is wrong with it.
@@ -152,7 +135,7 @@ impl Store {
             updated: now,
             labels,
             usage: (0, 0),
-            lazy: None,
+            shown: None,
         };
         self.write(&format!("create snapshot {key:?}"), |snapshots, children| {
             if key.is_empty() {
@@ -200,7 +183,7 @@ impl Store {
             record.kind = Kind::Committed;
             record.labels = without_empty(commit.labels);
             record.usage = commit.usage;
-            record.lazy = commit.lazy;
+            record.shown = commit.shown;
             record.updated = now();
             record.created = record.updated;
             put(snapshots, children, &record)?;
@@ -367,7 +350,7 @@ pub(crate) struct Commit {
     pub(crate) parent: String,
     pub(crate) labels: HashMap<String, String>,
     pub(crate) usage: (u64, u64),
-    pub(crate) lazy: Option<Lazy>,
+    pub(crate) shown: Option<ShownLayer>,
 }
 
 /// As containerd's snapshotters, which drop them whenever they write labels.

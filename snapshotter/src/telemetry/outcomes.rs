@@ -16,9 +16,9 @@ use oci::Digest;
 use crate::{reason::Reason, sync::lock};
 
 /// Layers that were not lazy, remembered: those of a few pulls.
-const MOST_REMEMBERED: usize = 256;
+const MAX_REMEMBERED: usize = 256;
 /// Characters of a sentence that is remembered; a registry may have put its part in.
-const MOST_SAID: usize = 500;
+const MAX_DETAIL: usize = 500;
 
 const PREPARED: Name = Name {
     name: "soci_snapshots_prepared_total",
@@ -43,7 +43,7 @@ const COMPARED: Name = Name {
 
 /// What became of a Prepare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Prepared {
+pub(crate) enum PrepareOutcome {
     Plain,
     Lazy,
     Whole(Reason),
@@ -52,7 +52,7 @@ pub(crate) enum Prepared {
 
 /// A layer that was not lazy.
 #[derive(Debug, Clone)]
-pub(crate) struct Outcome {
+pub(crate) struct NotLazyLayer {
     pub(crate) time: SystemTime,
     /// Of the snapshot that was prepared.
     pub(crate) key: String,
@@ -60,14 +60,14 @@ pub(crate) struct Outcome {
     pub(crate) image: Option<String>,
     pub(crate) layer: Option<Digest>,
     pub(crate) reason: Reason,
-    pub(crate) why: String,
+    pub(crate) detail: String,
     /// Fetched whole here; else left to containerd.
     pub(crate) whole: bool,
 }
 
 /// What the daemon itself counts.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct Outcomes {
     plain: AtomicU64,
     lazy: AtomicU64,
     whole: AtomicU64,
@@ -77,16 +77,16 @@ pub(crate) struct Counters {
     wrong: AtomicU64,
     unknown: AtomicU64,
     /// The newest in front.
-    recent: Mutex<VecDeque<Outcome>>,
+    recent: Mutex<VecDeque<NotLazyLayer>>,
 }
 
-impl Counters {
-    pub(crate) fn prepared(&self, what: Prepared) {
-        let (counter, reason) = match what {
-            Prepared::Plain => (&self.plain, None),
-            Prepared::Lazy => (&self.lazy, None),
-            Prepared::Whole(reason) => (&self.whole, Some(reason)),
-            Prepared::Left(reason) => (&self.left, Some(reason)),
+impl Outcomes {
+    pub(crate) fn prepared(&self, outcome: PrepareOutcome) {
+        let (counter, reason) = match outcome {
+            PrepareOutcome::Plain => (&self.plain, None),
+            PrepareOutcome::Lazy => (&self.lazy, None),
+            PrepareOutcome::Whole(reason) => (&self.whole, Some(reason)),
+            PrepareOutcome::Left(reason) => (&self.left, Some(reason)),
         };
         counter.fetch_add(1, Relaxed);
         if let Some(place) = Reason::ALL.iter().position(|known| Some(*known) == reason) {
@@ -95,15 +95,15 @@ impl Counters {
     }
 
     /// A layer was not lazy.
-    pub(crate) fn remember(&self, mut outcome: Outcome) {
-        outcome.why = outcome.why.chars().take(MOST_SAID).collect();
+    pub(crate) fn remember(&self, mut layer: NotLazyLayer) {
+        layer.detail = layer.detail.chars().take(MAX_DETAIL).collect();
         let mut recent = lock(&self.recent);
-        recent.truncate(MOST_REMEMBERED - 1);
-        recent.push_front(outcome);
+        recent.truncate(MAX_REMEMBERED - 1);
+        recent.push_front(layer);
     }
 
     /// The last layers that were not lazy, the newest first.
-    pub(crate) fn recent(&self) -> Vec<Outcome> {
+    pub(crate) fn recent(&self) -> Vec<NotLazyLayer> {
         lock(&self.recent).iter().cloned().collect()
     }
 
@@ -149,12 +149,12 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_number() {
-        let counters = Counters::default();
+        let counters = Outcomes::default();
         for reason in Reason::ALL {
-            counters.prepared(Prepared::Left(*reason));
+            counters.prepared(PrepareOutcome::Left(*reason));
         }
-        counters.prepared(Prepared::Whole(Reason::NoZtoc));
-        counters.prepared(Prepared::Lazy);
+        counters.prepared(PrepareOutcome::Whole(Reason::NoZtoc));
+        counters.prepared(PrepareOutcome::Lazy);
         let families = counters.families();
         let of = |name: &str| families.iter().find(|family| family.name.name == name).unwrap();
         for (reason, value) in &of("soci_layers_not_lazy_total").values {
@@ -167,21 +167,21 @@ mod tests {
 
     #[test]
     fn the_last_outcomes_are_remembered_and_no_more() {
-        let counters = Counters::default();
-        for number in 0..MOST_REMEMBERED + 10 {
-            counters.remember(Outcome {
+        let counters = Outcomes::default();
+        for number in 0..MAX_REMEMBERED + 10 {
+            counters.remember(NotLazyLayer {
                 time: SystemTime::UNIX_EPOCH,
                 key: number.to_string(),
                 image: None,
                 layer: None,
                 reason: Reason::Internal,
-                why: "ä".repeat(MOST_SAID + 1),
+                detail: "ä".repeat(MAX_DETAIL + 1),
                 whole: false,
             });
         }
         let recent = counters.recent();
-        assert_eq!(recent.len(), MOST_REMEMBERED);
-        assert_eq!(recent[0].key, (MOST_REMEMBERED + 9).to_string());
-        assert_eq!(recent[0].why.chars().count(), MOST_SAID);
+        assert_eq!(recent.len(), MAX_REMEMBERED);
+        assert_eq!(recent[0].key, (MAX_REMEMBERED + 9).to_string());
+        assert_eq!(recent[0].detail.chars().count(), MAX_DETAIL);
     }
 }

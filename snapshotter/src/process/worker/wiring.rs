@@ -30,7 +30,7 @@ use crate::{
     images::{containerd::Containerd, image_index::Images, opening::Opening, plan::Modes},
     layers::{Layers, quarantine::Quarantine},
     process::resources,
-    snapshots::snapshotter::{Given, Snapshotter},
+    snapshots::snapshotter::{SnapshotOptions, Snapshotter},
 };
 
 /// For calls that take moments.
@@ -84,7 +84,7 @@ impl Daemon {
         let images =
             Images::new(client, Arc::new(DockerConfig::from_env()), containerd, modes, config.unindexed);
         let opening = Opening::new(layers.clone(), config.min_layer_size, config.prefetch);
-        let given = Given { modes, mount_options: &config.mount_options };
+        let given = SnapshotOptions { modes, mount_options: &config.mount_options };
         let snapshotter = Arc::new(Snapshotter::new(root, images, layers.clone(), opening, given)?);
         let restored = snapshotter.clone();
         tokio::task::spawn_blocking(move || restored.restore()).await?.context("show layers again")?;

@@ -5,8 +5,11 @@ use std::collections::HashMap;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
-use super::{Commit, Kind, Lazy, Store};
-use crate::error::{Error, ErrorKind};
+use super::{Commit, Kind, Store};
+use crate::{
+    error::{Error, ErrorKind},
+    layers::shown::ShownLayer,
+};
 
 fn store() -> (TempDir, Store) {
     let folder = TempDir::new().unwrap();
@@ -131,15 +134,15 @@ fn another_process_finds_everything_and_gives_no_number_twice() {
     let (folder, store) = store();
     active(&store, "a", "").unwrap();
     let layer = oci::Descriptor::new("application/x", oci::Digest::sha256(b"layer"), 5);
-    let lazy = Lazy { slot: 3, layer, ztoc: None, inherited: Vec::new() };
-    store.commit("a", "one", Commit { lazy: Some(lazy.clone()), ..Commit::default() }).unwrap();
+    let shown = ShownLayer { slot: 3, layer, ztoc: None, inherited: Vec::new() };
+    store.commit("a", "one", Commit { shown: Some(shown.clone()), ..Commit::default() }).unwrap();
     active(&store, "b", "one").unwrap();
     let last = store.get("b").unwrap().id;
     drop(store);
     let store = Store::open(&folder.path().join("db")).unwrap();
     let chain = store.chain("b", usize::MAX).unwrap();
     assert_eq!(chain.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["b", "one"]);
-    assert_eq!(chain[1].lazy, Some(lazy));
+    assert_eq!(chain[1].shown, Some(shown));
     assert!(store.new_id() > last);
     let record = store
         .relabel("b", |labels| {
