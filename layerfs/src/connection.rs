@@ -11,7 +11,7 @@
 //! Nobody of ours opens, stats or walks below the mount, the mount itself included: it would wait for itself.
 //! What is mounted where is read from `/proc/self/mountinfo`.
 
-mod mounted;
+mod mount;
 #[cfg(test)]
 mod tests;
 
@@ -28,18 +28,18 @@ use std::{
 use fuser::{INodeNo, Notifier, Session};
 
 use crate::{
-    cache::Store,
     error::Error,
     fetch::Engine,
     fuse::{Counts, Door},
     layer::Layer,
     metrics::{self, Family},
     slots::Slots,
+    store::Store,
     tree::Inherited,
 };
 
 pub use crate::fuse::init::Parameters;
-pub use mounted::Mounted;
+pub use mount::Mounted;
 
 /// A mounted connection, served once it was told so.
 ///

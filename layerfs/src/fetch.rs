@@ -17,7 +17,9 @@
 
 mod attempt;
 mod background;
+mod budget;
 mod inflate;
+mod pace;
 #[cfg(test)]
 mod tests;
 
@@ -36,17 +38,18 @@ use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
 use crate::{
-    budget::{Budget, Limits, Permit, Streaming},
-    cache::Store,
     error::{Error, ErrorKind},
     metrics::{Counters, Family, Now, Tally},
-    pace::Line,
+    store::Store,
     sync::Mutex,
 };
 
 use background::Background;
 pub(crate) use background::{Turn, Wanting, Which};
+pub use budget::Limits;
+use budget::{Budget, Permit, Streaming};
 use inflate::Inflaters;
+use pace::Line;
 
 /// A digest that stays wrong this often, over more than a second, is not a fault of the line.
 const WRONG_DIGESTS: u32 = 6;

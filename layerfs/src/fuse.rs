@@ -33,13 +33,13 @@ use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::{
-    cache::Store,
+    crash_notes::AtWork,
     error::{Error, ErrorKind},
     layer::Answer,
     metrics::Counters,
     slots::{Shown, Slots},
+    store::Store,
     tree::{Attributes, NodeId, NodeKind},
-    work::AtWork,
 };
 
 pub(crate) use counts::{Asked, Counts};

@@ -19,15 +19,15 @@ use oci::{Blob, Digest};
 use ztoc::{EntryKind, Ztoc};
 
 use crate::{
-    cache::{LayerFiles, LayerId, Store},
+    crash_notes::Mark,
     error::{Error, ErrorKind},
     fetch::Engine,
-    map::Map,
     metrics::Tally,
+    raw::Map,
     spans::{LayerStatus, Spans},
+    store::{LayerFiles, LayerId, Store},
     stream,
     tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
-    work::Mark,
 };
 
 /// Uncompressed bytes of one span that are held in memory at once; a deflate block without end makes one as

@@ -12,11 +12,11 @@
 //! a reader does not.
 
 mod landing;
-mod near;
+mod fill_order;
 mod state;
 mod status;
 mod table;
-mod whole;
+mod diff_id;
 #[cfg(test)]
 mod schedules;
 
@@ -34,16 +34,16 @@ use tokio::time::Instant;
 use ztoc::{SpanId, UncompressedOffset, Ztoc};
 
 use crate::{
-    cache::{Evict, LayerFiles, LayerId, Record},
     error::{Error, ErrorKind},
     fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Which, Wish},
     metrics::Tally,
     spans::{
-        near::Near,
+        diff_id::Whole,
+        fill_order::Near,
         state::{State, Word},
         table::{Claims, Flight, Reached, Table},
-        whole::Whole,
     },
+    store::{Evict, LayerFiles, LayerId, Record},
     sync::{self, Mutex, RwLock},
 };
 

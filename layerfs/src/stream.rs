@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use ztoc::{Builder, Compression, Options, SpanId, Ztoc};
 
 use crate::{
-    cache::LayerFiles,
     error::{Error, ErrorKind},
-    map::Map,
+    raw::Map,
+    store::LayerFiles,
 };
 
 /// Chunks between the network and the builder: a few, so that neither waits for each hand-over.

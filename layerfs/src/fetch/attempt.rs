@@ -9,12 +9,10 @@ use ztoc::{SpanId, Ztoc};
 
 use super::{
     Engine, Flow, Priority, Source,
+    budget::Permit,
     inflate::{self, Job},
 };
-use crate::{
-    budget::Permit,
-    error::{Error, ErrorKind},
-};
+use crate::error::{Error, ErrorKind};
 
 impl Engine {
     /// One request for what has not landed of a wish, to the source of that number. In the room of `permit` if it

@@ -17,8 +17,8 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Engine, Wish};
-use crate::{budget::Permit, sync::Mutex};
+use super::{Engine, Wish, budget::Permit};
+use crate::sync::Mutex;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);

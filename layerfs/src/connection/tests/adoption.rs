@@ -165,7 +165,7 @@ async fn fuse_a_connection_that_has_ended_is_not_taken_over() {
     };
     assert!(!held.mounted.has_ended());
     handed().unwrap();
-    let device = crate::connection::mounted::mounted_device(held.mounted.path()).unwrap().unwrap();
+    let device = crate::connection::mount::mounted_device(held.mounted.path()).unwrap().unwrap();
     let minor = device.split_once(':').unwrap().1;
     // It is mounted still, and nothing will ever be answered.
     let control = held.root.path().join("control");
@@ -188,7 +188,7 @@ async fn fuse_a_mount_that_somebody_takes_away_is_put_back_and_taken_over_meanwh
     let mut connection = held.adopt();
     connection.show(&held.layer(&made), &[]).unwrap();
     connection.serve(|| {}).unwrap();
-    let at = |held: &Held| crate::connection::mounted::mounted_device(held.mounted.path()).unwrap();
+    let at = |held: &Held| crate::connection::mount::mounted_device(held.mounted.path()).unwrap();
     let device = at(&held);
     rustix::mount::unmount(held.mounted.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
     assert!(at(&held).is_none() && !held.mounted.has_ended());

@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use rustix::io::Errno;
 
 use super::*;
-use crate::{connection::mounted::mounted_device, fuse::Asked};
+use crate::{connection::mount::mounted_device, fuse::Asked};
 
 /// A directory of files, each with a few bytes.
 fn many(count: usize) -> Tar {

@@ -22,8 +22,8 @@ use ztoc::{Compression, SpanId, UncompressedOffset};
 use super::{Layer, read, sample::packed};
 use crate::{
     LayerId, Room, Store,
-    cache::LayerFiles,
     fetch::Engine,
+    store::LayerFiles,
     testing::{Made, Tar, engine, noise},
 };
 

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, ErrorKind},
     fuse::init::{self, Parameters},
-    map::put_in_place,
+    raw::put_in_place,
 };
 
 /// Three requests are dealt with at once on few cores: none of them waits for a network.

@@ -26,7 +26,7 @@
 //! new one punches holes that the old one's pins do not hold off. After the mark of an orderly stop nothing is
 //! written by anybody: it says that everything is on the disk.
 
-mod rubbish;
+mod trash;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -45,12 +45,12 @@ use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use ztoc::{SpanId, UncompressedOffset};
 
-use self::rubbish::Rubbish;
+use self::trash::Rubbish;
 use crate::{
+    crash_notes::{AtWork, Mark, Work},
     error::{self, Error, ErrorKind},
-    map::Map,
+    raw::Map,
     sync::{Mutex, RwLock},
-    work::{AtWork, Mark, Work},
 };
 
 /// Of a ztoc: a layer of 10 GiB in 4 MiB spans has 84 MB of windows; four times that is hostile.

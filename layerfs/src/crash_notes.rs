@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use crate::{error::Error, map::Words};
+use crate::{error::Error, raw::Words};
 
 /// Far more than there are threads.
 const WORDS: usize = 64;

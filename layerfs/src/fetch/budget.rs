@@ -14,7 +14,8 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{pace::Allowance, sync::Mutex};
+use super::pace::Allowance;
+use crate::sync::Mutex;
 
 /// Arrivals are told in steps of this many bytes: each may wake a fill.
 const TOLD: u64 = 256 << 10;
