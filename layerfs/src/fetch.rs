@@ -1,9 +1,9 @@
-//! The engine that brings spans: wishes by priority in, verified and inflated spans out.
+//! The engine that brings spans: requests by priority in, verified and inflated spans out.
 //!
-//! A wish is a run of neighbouring spans of one layer, asked for as one range. Each span is cut out of the
+//! A request is a run of neighbouring spans of one layer, asked for as one range. Each span is cut out of the
 //! stream as soon as its last byte has arrived (`attempt`), and handed to whoever wished for it on a thread for such
 //! work (`inflate`), where it is verified and inflated, while the rest of the range is still coming. What could
-//! not be had is handed over as an error: every span of a wish lands, and one that lands twice is ignored the
+//! not be had is handed over as an error: every span of a request lands, and one that lands twice is ignored the
 //! second time.
 //!
 //! A failed attempt moves on to the next source. Faults that may pass (a source cannot be reached, or denies what
@@ -39,13 +39,13 @@ use ztoc::{SpanId, Ztoc};
 
 use crate::{
     error::{Error, ErrorKind},
-    metrics::{Counters, Family, Now, Tally},
+    metrics::{Counters, Family, Gauges, Tally},
     store::Store,
     sync::Mutex,
 };
 
 use background::Background;
-pub(crate) use background::{Turn, Wanting, Which};
+pub(crate) use background::{FillScope, FillSource, FillStep};
 pub use budget::Limits;
 use budget::{Budget, Permit, Streaming};
 use inflate::Inflaters;
@@ -62,7 +62,7 @@ const HEDGED_PART: i64 = 20;
 /// What may be asked for twice before anything was asked for once, and is saved up at most.
 const HEDGED_FIRST: i64 = 16 << 20;
 
-/// Who waits for a wish.
+/// Who waits for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// A reader.
@@ -73,8 +73,8 @@ pub(crate) enum Priority {
     Fill,
 }
 
-/// Takes what a wish brings. Called on threads that may block.
-pub(crate) trait Landing: Send + Sync + Debug {
+/// Takes what a request brings. Called on threads that may block.
+pub(crate) trait SpanSink: Send + Sync + Debug {
     /// Whether a reader waits for `span`.
     fn is_awaited(&self, span: SpanId) -> bool;
 
@@ -96,7 +96,7 @@ pub(crate) trait Landing: Send + Sync + Debug {
 /// A place where a layer can be had.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    /// Which place it is: `HOST/REPOSITORY`.
+    /// FillScope place it is: `HOST/REPOSITORY`.
     pub(crate) origin: Arc<str>,
     /// What limits are for.
     pub(crate) host: Arc<str>,
@@ -121,16 +121,16 @@ fn host_of(origin: &str) -> Arc<str> {
 
 /// Neighbouring spans of one layer, to be brought.
 #[derive(Debug)]
-pub(crate) struct Wish {
+pub(crate) struct FetchRequest {
     /// Where it can be had, at least one; asked in this order, and round again.
     pub(crate) sources: Vec<Source>,
     pub(crate) ztoc: Arc<Ztoc>,
     pub(crate) spans: Range<u32>,
     pub(crate) priority: Priority,
-    pub(crate) landing: Arc<dyn Landing>,
+    pub(crate) sink: Arc<dyn SpanSink>,
 }
 
-impl Wish {
+impl FetchRequest {
     fn digest(&self) -> &Digest {
         self.sources[0].blob.digest()
     }
@@ -148,23 +148,23 @@ impl Wish {
     }
 }
 
-/// A wish under way, shared by the attempts to grant it.
+/// A request under way, shared by the attempts to grant it.
 #[derive(Debug)]
-struct Flow {
-    wish: Wish,
-    /// By place in the wish.
+struct FetchInProgress {
+    request: FetchRequest,
+    /// By place in the request.
     landed: Box<[AtomicBool]>,
 }
 
-impl Flow {
-    fn new(wish: Wish) -> Self {
-        let landed = wish.spans.clone().map(|_| AtomicBool::new(false)).collect();
-        Self { wish, landed }
+impl FetchInProgress {
+    fn new(request: FetchRequest) -> Self {
+        let landed = request.spans.clone().map(|_| AtomicBool::new(false)).collect();
+        Self { request, landed }
     }
 
     /// The spans that have not landed.
     fn missing(&self) -> impl Iterator<Item = u32> {
-        let spans = self.wish.spans.clone().zip(&self.landed);
+        let spans = self.request.spans.clone().zip(&self.landed);
         spans.filter(|(_, landed)| !landed.load(Ordering::Acquire)).map(|(span, _)| span)
     }
 
@@ -173,8 +173,8 @@ impl Flow {
     }
 
     fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error> {
-        self.wish.landing.land(span, compressed)?;
-        self.landed[(span.0 - self.wish.spans.start) as usize].store(true, Ordering::Release);
+        self.request.sink.land(span, compressed)?;
+        self.landed[(span.0 - self.request.spans.start) as usize].store(true, Ordering::Release);
         Ok(())
     }
 }
@@ -198,9 +198,9 @@ pub struct Engine {
     proving: Arc<Semaphore>,
 }
 
-/// Work on the disk that nobody waits for.
-pub(crate) trait Prove: Send + Sync + 'static {
-    fn prove_stored(&self);
+/// CrashNotes on the disk that nobody waits for.
+pub(crate) trait StoredCheck: Send + Sync + 'static {
+    fn check_stored(&self);
 }
 
 impl Engine {
@@ -246,15 +246,15 @@ impl Engine {
     pub fn metrics(&self, store: &Store) -> Vec<Family> {
         let (requests, bytes) = self.budget.in_flight();
         let (spans, store_bytes) = store.counts();
-        self.counters.families(&Now { spans, store_bytes, requests, bytes })
+        self.counters.families(&Gauges { spans, store_bytes, requests, bytes })
     }
 
     /// Compares a layer with its checksums, after those that came before it.
-    pub(crate) fn prove(&self, layer: Arc<impl Prove>) {
+    pub(crate) fn prove(&self, layer: Arc<impl StoredCheck>) {
         let proving = self.proving.clone();
         self.runtime.spawn(async move {
             let turn = proving.acquire_owned().await;
-            let proven = tokio::task::spawn_blocking(move || layer.prove_stored()).await;
+            let proven = tokio::task::spawn_blocking(move || layer.check_stored()).await;
             if let Err(error) = proven {
                 tracing::error!(%error, "compare a layer with its checksums");
             }
@@ -282,7 +282,7 @@ impl Engine {
     }
 
     /// Brings what `table` wants with nobody waiting, as long as it lives and anything of it is missing.
-    pub(crate) fn fill(&self, table: Weak<dyn Wanting>) {
+    pub(crate) fn fill(&self, table: Weak<dyn FillSource>) {
         self.background.add(table);
     }
 
@@ -292,10 +292,10 @@ impl Engine {
         self.budget.stream(&host_of(origin))
     }
 
-    /// Starts on a reader's wish and returns at once. Every span of it lands, one way or the other.
-    pub(crate) fn wish(self: &Arc<Self>, wish: Wish) {
+    /// Starts on a reader's request and returns at once. Every span of it lands, one way or the other.
+    pub(crate) fn fetch(self: &Arc<Self>, request: FetchRequest) {
         let engine = self.clone();
-        self.runtime.spawn(async move { engine.brought(wish, None).await });
+        self.runtime.spawn(async move { engine.brought(request, None).await });
     }
 
     /// Somebody began to wait: perhaps for what is on its way already, and what is near is likely to be wanted next.
@@ -315,12 +315,12 @@ impl Engine {
         self.began.elapsed().saturating_sub(Duration::from_millis(self.demanded.load(Ordering::Acquire)))
     }
 
-    /// Lands every span of a wish, one way or the other; false when not everything could be had. `permit`: the
+    /// Lands every span of a request, one way or the other; false when not everything could be had. `permit`: the
     /// first attempt has its room already.
-    async fn brought(&self, wish: Wish, permit: Option<Permit>) -> bool {
-        let flow = Arc::new(Flow::new(wish));
-        let granted = AssertUnwindSafe(self.grant(&flow, permit)).catch_unwind();
-        let limit = match flow.wish.priority {
+    async fn brought(&self, request: FetchRequest, permit: Option<Permit>) -> bool {
+        let fetch = Arc::new(FetchInProgress::new(request));
+        let granted = AssertUnwindSafe(self.grant(&fetch, permit)).catch_unwind();
+        let limit = match fetch.request.priority {
             Priority::Demand => self.limits.read_timeout,
             Priority::Ahead | Priority::Fill => Duration::MAX,
         };
@@ -328,43 +328,44 @@ impl Engine {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
                 self.counters.panics.add(1);
-                tracing::error!(layer = %flow.wish.digest(), "fetching spans made us panic");
+                tracing::error!(layer = %fetch.request.digest(), "fetching spans made us panic");
                 Some(Error::new(ErrorKind::Io, "fetch spans"))
             }
             Err(_) => {
-                let layer = flow.wish.digest();
+                let layer = fetch.request.digest();
                 let why = format!("fetch spans of layer {layer}: nothing came within {} s", limit.as_secs());
                 Some(Error::new(ErrorKind::Unreachable, why))
             }
         };
-        if let Some(tally) = flow.wish.landing.tally().filter(|_| flow.wish.priority != Priority::Demand) {
-            let missing = flow.missing().count() as u64;
+        if let Some(tally) = fetch.request.sink.tally().filter(|_| fetch.request.priority != Priority::Demand)
+        {
+            let missing = fetch.missing().count() as u64;
             tally.background_failed.add(missing);
-            tally.background_spans.add(flow.landed.len() as u64 - missing);
+            tally.background_spans.add(fetch.landed.len() as u64 - missing);
         }
         let Some(error) = error else { return true };
         // What has landed may be gone from the disk again, and on its way for somebody else: none of our business.
-        for span in flow.missing() {
-            flow.wish.landing.fail(SpanId(span), error.clone());
+        for span in fetch.missing() {
+            fetch.request.sink.fail(SpanId(span), error.clone());
         }
         false
     }
 
-    /// The error, if not everything of the wish has landed.
-    async fn grant(&self, flow: &Arc<Flow>, mut permit: Option<Permit>) -> Option<Error> {
-        let wish = &flow.wish;
+    /// The error, if not everything of the request has landed.
+    async fn grant(&self, fetch: &Arc<FetchInProgress>, mut permit: Option<Permit>) -> Option<Error> {
+        let request = &fetch.request;
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
-        let mut refusals = vec![0; wish.sources.len()];
+        let mut refusals = vec![0; request.sources.len()];
         for turn in 0.. {
-            let source = turn % wish.sources.len();
-            let before = flow.next();
-            let attempt = match wish.priority {
-                Priority::Demand => self.hedged(flow, source).await,
-                Priority::Ahead | Priority::Fill => self.attempt(flow, source, permit.take()).await,
+            let source = turn % request.sources.len();
+            let before = fetch.next();
+            let attempt = match request.priority {
+                Priority::Demand => self.hedged(fetch, source).await,
+                Priority::Ahead | Priority::Fill => self.attempt(fetch, source, permit.take()).await,
             };
             let Err(error) = attempt else { return None };
-            if flow.next() > before {
+            if fetch.next() > before {
                 pause = FIRST_PAUSE;
                 refusals.fill(0);
             }
@@ -375,15 +376,15 @@ impl Engine {
                 ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::Full => WRONG_DIGESTS,
             };
             let refused = refusals.iter().all(|count| *count >= WRONG_DIGESTS);
-            let round = source + 1 == wish.sources.len();
-            let patient = match wish.priority {
+            let round = source + 1 == request.sources.len();
+            let patient = match request.priority {
                 Priority::Demand => started.elapsed() + pause < self.limits.read_timeout,
                 Priority::Ahead | Priority::Fill => !round,
             };
             if refused || !patient {
                 return Some(error);
             }
-            tracing::debug!(layer = %wish.digest(), span = flow.next(), %error, "fetch spans again");
+            tracing::debug!(layer = %request.digest(), span = fetch.next(), %error, "fetch spans again");
             if round {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -394,13 +395,13 @@ impl Engine {
 
     /// One attempt; beside it a second one from the next source, if the first takes unusually long. The first that
     /// succeeds counts, and what either brought is there.
-    async fn hedged(&self, flow: &Arc<Flow>, source: usize) -> Result<(), Error> {
-        let bytes = flow.wish.bytes();
+    async fn hedged(&self, fetch: &Arc<FetchInProgress>, source: usize) -> Result<(), Error> {
+        let bytes = fetch.request.bytes();
         let cost = i64::try_from(bytes).unwrap_or(i64::MAX);
         let saved = |saved: i64| Some(saved.saturating_add(cost / HEDGED_PART).min(HEDGED_FIRST));
         let _ = self.hedge.fetch_update(Ordering::AcqRel, Ordering::Acquire, saved);
         let patience = self.line.lock().patience(bytes);
-        let mut first = std::pin::pin!(self.attempt(flow, source, None));
+        let mut first = std::pin::pin!(self.attempt(fetch, source, None));
         tokio::select! {
             outcome = &mut first => return outcome,
             () = tokio::time::sleep(patience) => {}
@@ -411,9 +412,9 @@ impl Engine {
             return first.await;
         }
         self.counters.hedged.add(1);
-        tracing::debug!(layer = %flow.wish.digest(), ?patience, "a request takes long; another is tried");
-        let next = (source + 1) % flow.wish.sources.len();
-        let mut second = std::pin::pin!(self.attempt(flow, next, None));
+        tracing::debug!(layer = %fetch.request.digest(), ?patience, "a request takes long; another is tried");
+        let next = (source + 1) % fetch.request.sources.len();
+        let mut second = std::pin::pin!(self.attempt(fetch, next, None));
         tokio::select! {
             outcome = &mut first => if outcome.is_ok() { outcome } else { second.await },
             outcome = &mut second => if outcome.is_ok() { outcome } else { first.await },

@@ -33,16 +33,16 @@ use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::{
-    crash_notes::AtWork,
+    crash_notes::InProgress,
     error::{Error, ErrorKind},
-    layer::Answer,
+    layer::ReadAnswer,
     metrics::Counters,
-    slots::{Shown, Slots},
+    slots::{ShownSlot, Slots},
     store::Store,
     tree::{Attributes, NodeId, NodeKind},
 };
 
-pub(crate) use counts::{Asked, Counts};
+pub(crate) use counts::{Counts, RequestKind};
 
 /// Layers never change. The kernel takes what is more than it can count as never.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -59,20 +59,20 @@ pub(crate) struct Door {
 }
 
 /// A node of the connection: its root, or a node of a layer in a slot, which is noted as long as the value lives.
-enum Place {
+enum Target {
     Root,
-    In(Shown, NodeId, AtWork),
+    In(ShownSlot, NodeId, InProgress),
 }
 
 impl Door {
-    fn place(&self, number: INodeNo) -> Result<Place, Errno> {
+    fn place(&self, number: INodeNo) -> Result<Target, Errno> {
         if number == INodeNo::ROOT {
-            return Ok(Place::Root);
+            return Ok(Target::Root);
         }
         match self.slots.of_node(number.0) {
             Some((slot, node)) => {
                 let at = self.store.at(slot.layer.mark());
-                Ok(Place::In(slot, node, at))
+                Ok(Target::In(slot, node, at))
             }
             None if self.slots.is_refused(number.0) => Err(Errno::EIO),
             // A slot that was hidden: whoever still holds one of its nodes has a stale handle.
@@ -82,20 +82,20 @@ impl Door {
 
     fn attributes(&self, number: INodeNo) -> Result<FileAttr, Errno> {
         Ok(match self.place(number)? {
-            Place::Root => root(),
-            Place::In(slot, node, _at) => file_attr(&slot, node),
+            Target::Root => root(),
+            Target::In(slot, node, _at) => file_attr(&slot, node),
         })
     }
 
     fn lookup_in(&self, parent: INodeNo, name: &OsStr) -> Result<(Duration, FileAttr), Errno> {
         match self.place(parent)? {
-            Place::Root => {
+            Target::Root => {
                 let refused = || self.slots.is_name_refused(name.as_bytes());
                 let absent = || if refused() { Errno::EIO } else { Errno::ENOENT };
                 let slot = self.slots.named(name.as_bytes()).ok_or_else(absent)?;
                 Ok((SHORT, file_attr(&slot, NodeId::ROOT)))
             }
-            Place::In(slot, node, _at) => {
+            Target::In(slot, node, _at) => {
                 let found = slot.layer.lookup(node, name.as_bytes());
                 Ok((FOREVER, found.map_or_else(absent, |node| file_attr(&slot, node))))
             }
@@ -112,9 +112,9 @@ impl Door {
         let skip = usize::try_from(skip).map_err(|_| Errno::EINVAL)?;
         let place = self.place(directory)?;
         let (own, above) = match &place {
-            Place::Root => (root(), root()),
-            Place::In(slot, node, _) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
-            Place::In(slot, node, _) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
+            Target::Root => (root(), root()),
+            Target::In(slot, node, _) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
+            Target::In(slot, node, _) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
         };
         for (number, (name, attr)) in [(&b"."[..], own), (b"..", above)].iter().enumerate().skip(skip) {
             if add(number as u64 + 1, name, FOREVER, attr) {
@@ -124,7 +124,7 @@ impl Door {
         let from = skip.saturating_sub(2);
         let mut next = from as u64 + 2;
         match place {
-            Place::Root => {
+            Target::Root => {
                 for slot in self.slots.all().iter().skip(from) {
                     next += 1;
                     if add(next, slot.number.to_string().as_bytes(), SHORT, &file_attr(slot, NodeId::ROOT)) {
@@ -132,7 +132,7 @@ impl Door {
                     }
                 }
             }
-            Place::In(slot, node, _at) => {
+            Target::In(slot, node, _at) => {
                 for child in slot.layer.children(node, from) {
                     next += 1;
                     if add(next, child.name, FOREVER, &file_attr(&slot, child.node)) {
@@ -147,7 +147,7 @@ impl Door {
     fn xattr(&self, number: INodeNo, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let security = name == b"security.selinux";
         let acl = name.starts_with(b"system.posix_acl_");
-        let Place::In(slot, node, _at) = self.place(number)? else {
+        let Target::In(slot, node, _at) = self.place(number)? else {
             return Err(if security || acl { Errno::EOPNOTSUPP } else { Errno::ENODATA });
         };
         let tree = slot.layer.tree();
@@ -167,7 +167,7 @@ impl Door {
 
     /// Names, each with a NUL behind it.
     fn xattr_names(&self, number: INodeNo) -> Result<Vec<u8>, Errno> {
-        let Place::In(slot, node, _at) = self.place(number)? else { return Ok(Vec::new()) };
+        let Target::In(slot, node, _at) = self.place(number)? else { return Ok(Vec::new()) };
         let tree = slot.layer.tree();
         let mut names = Vec::new();
         if tree.opaque(node) {
@@ -186,7 +186,7 @@ impl Door {
     }
 
     /// Counts a request and answers it; a panic drops the reply, and that is an answer.
-    fn guarded(&self, request: Asked, answer: impl FnOnce()) {
+    fn guarded(&self, request: RequestKind, answer: impl FnOnce()) {
         let counted = || {
             self.counts.note(request);
             answer();
@@ -200,14 +200,14 @@ impl Door {
     fn answer_later(
         &self,
         reply: ReplyData,
-        slot: Shown,
+        slot: ShownSlot,
         node: INodeNo,
         outcome: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
     ) {
         let (counts, counters) = (self.counts.clone(), self.counters.clone());
         let shared = counters.clone();
         let answer = async move {
-            counts.note(Asked::LateRead);
+            counts.note(RequestKind::LateRead);
             let outcome = outcome.await;
             counters.reads_waited.add(u64::from(outcome.is_ok()));
             answer_read(&counters, reply, &slot, node, outcome);
@@ -215,7 +215,7 @@ impl Door {
         let guarded = AssertUnwindSafe(answer).catch_unwind();
         self.runtime.spawn(async move {
             if guarded.await.is_err() {
-                note_panic(&shared, Asked::LateRead);
+                note_panic(&shared, RequestKind::LateRead);
             }
         });
     }
@@ -228,40 +228,40 @@ impl Filesystem for Door {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guarded(Asked::Lookup, || match self.lookup_in(parent, name) {
+        self.guarded(RequestKind::Lookup, || match self.lookup_in(parent, name) {
             Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guarded(Asked::Getattr, || match self.attributes(ino) {
+        self.guarded(RequestKind::Getattr, || match self.attributes(ino) {
             Ok(attr) => reply.attr(if ino == INodeNo::ROOT { &SHORT } else { &FOREVER }, &attr),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guarded(Asked::Readlink, || match self.place(ino) {
-            Ok(Place::In(slot, node, _at)) => match slot.layer.link_target(node) {
+        self.guarded(RequestKind::Readlink, || match self.place(ino) {
+            Ok(Target::In(slot, node, _at)) => match slot.layer.link_target(node) {
                 Some(target) => reply.data(target),
                 None => reply.error(Errno::EINVAL),
             },
-            Ok(Place::Root) => reply.error(Errno::EINVAL),
+            Ok(Target::Root) => reply.error(Errno::EINVAL),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guarded(Asked::Open, || reply.error(Errno::ENOSYS));
+        self.guarded(RequestKind::Open, || reply.error(Errno::ENOSYS));
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guarded(Asked::Opendir, || reply.error(Errno::ENOSYS));
+        self.guarded(RequestKind::Opendir, || reply.error(Errno::ENOSYS));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.guarded(Asked::Flush, || reply.error(Errno::ENOSYS));
+        self.guarded(RequestKind::Flush, || reply.error(Errno::ENOSYS));
     }
 
     fn read(
@@ -275,25 +275,25 @@ impl Filesystem for Door {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guarded(Asked::Read, || {
+        self.guarded(RequestKind::Read, || {
             self.counts.note_size(size);
             let (slot, node, _at) = match self.place(ino) {
-                Ok(Place::In(slot, node, at)) => (slot, node, at),
-                Ok(Place::Root) => return reply.error(Errno::EISDIR),
+                Ok(Target::In(slot, node, at)) => (slot, node, at),
+                Ok(Target::Root) => return reply.error(Errno::EISDIR),
                 Err(errno) => return reply.error(errno),
             };
             match slot.layer.read(node, offset, size) {
-                Answer::Ready(outcome) => {
+                ReadAnswer::Ready(outcome) => {
                     self.counters.reads_ready.add(u64::from(outcome.is_ok()));
                     answer_read(&self.counters, reply, &slot, ino, outcome);
                 }
-                Answer::Later(outcome) => self.answer_later(reply, slot, ino, outcome),
+                ReadAnswer::Later(outcome) => self.answer_later(reply, slot, ino, outcome),
             }
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.guarded(Asked::Readdir, || {
+        self.guarded(RequestKind::Readdir, || {
             let listed = self.list(ino, offset, |next, name, _, attr| {
                 reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
             });
@@ -312,7 +312,7 @@ impl Filesystem for Door {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guarded(Asked::Readdirplus, || {
+        self.guarded(RequestKind::Readdirplus, || {
             let listed = self.list(ino, offset, |next, name, ttl, attr| {
                 reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, attr, Generation(0))
             });
@@ -324,7 +324,7 @@ impl Filesystem for Door {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.guarded(Asked::Statfs, || match self.store.statfs() {
+        self.guarded(RequestKind::Statfs, || match self.store.statfs() {
             Ok(disk) => reply.statfs(
                 disk.f_blocks,
                 disk.f_bfree,
@@ -340,15 +340,15 @@ impl Filesystem for Door {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guarded(Asked::Getxattr, || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
+        self.guarded(RequestKind::Getxattr, || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.guarded(Asked::Listxattr, || answer_xattr(reply, size, self.xattr_names(ino)));
+        self.guarded(RequestKind::Listxattr, || answer_xattr(reply, size, self.xattr_names(ino)));
     }
 }
 
-fn note_panic(counters: &Counters, request: Asked) {
+fn note_panic(counters: &Counters, request: RequestKind) {
     counters.panics.add(1);
     tracing::error!(?request, "a request made us panic; it was answered with EIO");
 }
@@ -356,7 +356,7 @@ fn note_panic(counters: &Counters, request: Asked) {
 fn answer_read(
     counters: &Counters,
     reply: ReplyData,
-    slot: &Shown,
+    slot: &ShownSlot,
     node: INodeNo,
     outcome: Result<Vec<u8>, Error>,
 ) {
@@ -419,7 +419,7 @@ fn absent() -> FileAttr {
     FileAttr { ino: INodeNo(0), ..root() }
 }
 
-fn file_attr(slot: &Shown, node: NodeId) -> FileAttr {
+fn file_attr(slot: &ShownSlot, node: NodeId) -> FileAttr {
     to_attr(INodeNo(slot.number_of(node)), &slot.layer.attributes(node))
 }
 

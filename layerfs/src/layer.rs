@@ -19,7 +19,7 @@ use oci::{Blob, Digest};
 use ztoc::{EntryKind, Ztoc};
 
 use crate::{
-    crash_notes::Mark,
+    crash_notes::LayerMark,
     error::{Error, ErrorKind},
     fetch::Engine,
     metrics::Tally,
@@ -38,7 +38,7 @@ const MAX_HEADER_BYTES: u64 = 4 << 20;
 
 /// What a layer has at a path, to a layer above it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Below {
+pub enum LowerEntry {
     /// A directory, with the attributes that a directory above takes from it.
     Directory(Inherited),
     /// A symbolic link, there or on the way.
@@ -50,7 +50,7 @@ pub enum Below {
 }
 
 /// A read's answer: at once, or when it has been fetched.
-pub(crate) enum Answer {
+pub(crate) enum ReadAnswer {
     Ready(Result<Vec<u8>, Error>),
     Later(Pin<Box<dyn Future<Output = Result<Vec<u8>, Error>> + Send>>),
 }
@@ -58,7 +58,7 @@ pub(crate) enum Answer {
 /// What all showings of a layer share: its bytes, and what was checked of them.
 struct Content {
     id: LayerId,
-    mark: Mark,
+    mark: LayerMark,
     spans: Arc<Spans>,
     /// One bit an entry: its header was compared.
     compared: Box<[AtomicU64]>,
@@ -166,21 +166,21 @@ impl Layer {
     }
 
     /// What a layer above finds at `path`.
-    pub fn below(&self, path: &[u8]) -> Below {
+    pub fn below(&self, path: &[u8]) -> LowerEntry {
         let mut at = NodeId::ROOT;
         for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
             let Some(next) = self.tree.lookup(at, part) else {
-                return if self.tree.opaque(at) { Below::Hidden } else { Below::Absent };
+                return if self.tree.opaque(at) { LowerEntry::Hidden } else { LowerEntry::Absent };
             };
             at = next;
             match self.tree.kind(at) {
                 NodeKind::Directory => {}
-                NodeKind::Symlink => return Below::Link,
-                _ => return Below::Hidden,
+                NodeKind::Symlink => return LowerEntry::Link,
+                _ => return LowerEntry::Hidden,
             }
         }
         let attributes = self.tree.attributes(at);
-        Below::Directory(Inherited {
+        LowerEntry::Directory(Inherited {
             path: path.to_vec(),
             mode: attributes.mode,
             uid: attributes.uid,
@@ -190,13 +190,13 @@ impl Layer {
         })
     }
 
-    /// Which layer it is, as which ztoc has it.
+    /// FillScope layer it is, as which ztoc has it.
     pub fn id(&self) -> &LayerId {
         &self.content.id
     }
 
     /// The same in one word.
-    pub(crate) fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> LayerMark {
         self.content.mark
     }
 
@@ -300,40 +300,43 @@ impl Layer {
     }
 
     /// `size` bytes of a regular file from `offset` on, or as many as there are.
-    pub(crate) fn read(&self, node: NodeId, offset: u64, size: u32) -> Answer {
+    pub(crate) fn read(&self, node: NodeId, offset: u64, size: u32) -> ReadAnswer {
         let entry = self.tree.entry(node).filter(|_| self.tree.kind(node) == NodeKind::Regular);
         let Some(entry) = entry else {
-            return Answer::Ready(Err(Error::new(ErrorKind::Io, "read something that is not a file")));
+            return ReadAnswer::Ready(Err(Error::new(ErrorKind::Io, "read something that is not a file")));
         };
         let data = entry.data();
         let end = offset.saturating_add(u64::from(size)).min(data.end - data.start);
         if offset >= end {
-            return Answer::Ready(Ok(Vec::new()));
+            return ReadAnswer::Ready(Ok(Vec::new()));
         }
         let range = data.start + offset..data.start + end;
         let index = entry.index();
         if self.content.compared(index) {
             if let Some(bytes) = self.content.spans.read_ready(&range) {
-                return Answer::Ready(bytes);
+                return ReadAnswer::Ready(bytes);
             }
             let content = self.content.clone();
-            return Answer::Later(Box::pin(async move {
+            return ReadAnswer::Later(Box::pin(async move {
                 let _waiting = content.spans.waiting(&range);
                 content.spans.read(range, data).await
             }));
         }
         let header = entry.header();
         if header.end - header.start > MAX_HEADER_BYTES {
-            return Answer::Ready(Err(Error::new(ErrorKind::Corrupt, "compare a tar header of over 4 MiB")));
+            return ReadAnswer::Ready(Err(Error::new(
+                ErrorKind::Corrupt,
+                "compare a tar header of over 4 MiB",
+            )));
         }
         if let Some(bytes) = self.content.spans.read_ready(&header) {
             if let Some(Err(error)) = Some(bytes.and_then(|bytes| self.content.compare(index, &bytes))) {
-                return Answer::Ready(Err(error));
+                return ReadAnswer::Ready(Err(error));
             }
             return self.read(node, offset, size);
         }
         let content = self.content.clone();
-        Answer::Later(Box::pin(async move {
+        ReadAnswer::Later(Box::pin(async move {
             let _waiting = content.spans.waiting(&range);
             // Both at once: nearly always the same span, else its neighbour in the same request.
             let header = content.spans.read(header, data.clone());

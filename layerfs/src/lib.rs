@@ -29,12 +29,12 @@ mod error;
 mod testing;
 
 pub use connection::{Connection, Mounted, Parameters, slot_path};
-pub use crash_notes::{Mark, Work};
+pub use crash_notes::{CrashNotes, LayerMark};
 pub use error::{Error, ErrorKind};
 pub use fetch::{Engine, Limits};
-pub use layer::{Below, Layer};
+pub use layer::{Layer, LowerEntry};
 pub use metrics::{Family, Kind, Name, Value};
 pub use slots::Slots;
 pub use spans::{LayerCounts, LayerStatus, SourceStatus, SpanCounts};
-pub use store::{LayerId, MinFree, Room, Store};
+pub use store::{DiskLimits, LayerId, MinFree, Store};
 pub use tree::Inherited;

@@ -120,7 +120,7 @@ const PANICS: Name = name(
 /// A metric and its numbers.
 #[derive(Debug, Clone)]
 pub struct Family {
-    /// Which it is.
+    /// FillScope it is.
     pub name: Name,
     /// By the values of its labels, empty where it has none.
     pub values: Vec<([Cow<'static, str>; 2], Value)>,
@@ -179,13 +179,13 @@ impl Counter {
 const BOUNDS: [u64; 12] = [1, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000, 300_000];
 
 #[derive(Debug, Default)]
-pub(crate) struct Waits {
+pub(crate) struct WaitHistogram {
     /// One more than there are bounds: above all of them.
     by_bound: [Counter; BOUNDS.len() + 1],
     micros: Counter,
 }
 
-impl Waits {
+impl WaitHistogram {
     pub(crate) fn note(&self, waited: Duration) {
         let millis = waited.as_secs_f64() * 1e3;
         let place = BOUNDS.iter().position(|bound| millis <= *bound as f64).unwrap_or(BOUNDS.len());
@@ -213,7 +213,7 @@ pub(crate) struct Counters {
     pub(crate) reads_waited: Counter,
     pub(crate) reads_failed: Counter,
     pub(crate) read_bytes: Counter,
-    pub(crate) waits: Waits,
+    pub(crate) waits: WaitHistogram,
     pub(crate) waits_begun: Counter,
     pub(crate) stored: Counter,
     pub(crate) unstored: Counter,
@@ -258,7 +258,7 @@ impl Tally {
 }
 
 /// What others hold, as it is now.
-pub(crate) struct Now {
+pub(crate) struct Gauges {
     /// Spans by state: empty, filling, ready, unproven.
     pub(crate) spans: [u64; 4],
     pub(crate) store_bytes: u64,
@@ -273,7 +273,7 @@ impl Counters {
         }
     }
 
-    pub(crate) fn families(&self, now: &Now) -> Vec<Family> {
+    pub(crate) fn families(&self, now: &Gauges) -> Vec<Family> {
         let [empty, filling, ready, unproven] = now.spans;
         let fetches = [("demand", &self.demand), ("ahead", &self.ahead), ("fill", &self.fill)];
         let waited = self.waits.value();

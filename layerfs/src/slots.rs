@@ -1,4 +1,4 @@
-//! Which layer is shown where in the one connection.
+//! FillScope layer is shown where in the one connection.
 //!
 //! A slot is a folder in the connection's root, named by its number, and a run of node numbers from its base.
 //! Numbers and bases are given out in order, stored before they are used, and never given out twice while the
@@ -35,7 +35,7 @@ const FIRST_BASE: u64 = 2;
 
 /// A slot as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct SlotRecord {
     /// Name of its folder in the connection's root.
     number: u32,
     base: u64,
@@ -46,7 +46,7 @@ struct Record {
     inherited: Vec<Inherited>,
 }
 
-impl Record {
+impl SlotRecord {
     fn is_of(&self, layer: &Layer, inherited: &[Inherited]) -> bool {
         let id = layer.id();
         self.layer == id.layer.to_string()
@@ -61,19 +61,19 @@ impl Record {
 const NUMBERING: u32 = 1;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Stored {
+struct SlotList {
     #[serde(default = "first_numbering")]
     numbering: u32,
     next_slot: u32,
     next_base: u64,
-    slots: Vec<Record>,
+    slots: Vec<SlotRecord>,
 }
 
 fn first_numbering() -> u32 {
     1
 }
 
-impl Stored {
+impl SlotList {
     fn from(next_base: u64) -> Self {
         Self { numbering: NUMBERING, next_slot: 1, next_base, slots: Vec::new() }
     }
@@ -95,13 +95,13 @@ impl Stored {
 
 /// A slot that is served.
 #[derive(Debug, Clone)]
-pub(crate) struct Shown {
+pub(crate) struct ShownSlot {
     pub(crate) number: u32,
     base: u64,
     pub(crate) layer: Arc<Layer>,
 }
 
-impl Shown {
+impl ShownSlot {
     /// The connection-wide number of one of its nodes.
     pub(crate) fn number_of(&self, node: NodeId) -> u64 {
         self.base + u64::from(node.0)
@@ -113,9 +113,9 @@ impl Shown {
 pub struct Slots {
     path: PathBuf,
     /// What is on disk; guards the file.
-    stored: Mutex<Stored>,
+    stored: Mutex<SlotList>,
     /// Sorted by base; replaced as a whole, so that a lookup holds the lock for one clone of an `Arc`.
-    shown: RwLock<Arc<Vec<Shown>>>,
+    shown: RwLock<Arc<Vec<ShownSlot>>>,
     /// Numbers, and node numbers, of slots that are known and on purpose not served.
     refused: RwLock<Vec<(u32, Range<u64>)>>,
 }
@@ -158,7 +158,7 @@ impl Slots {
         let doing = || format!("read slots in {}", path.display());
         let known = match fs::read(&path) {
             Ok(bytes) => {
-                let read: Result<Stored, _> = serde_json::from_slice(&bytes);
+                let read: Result<SlotList, _> = serde_json::from_slice(&bytes);
                 let why = match &read {
                     Ok(stored) if stored.numbering != NUMBERING => {
                         Some("another version made it, which numbers nodes otherwise".to_owned())
@@ -177,7 +177,7 @@ impl Slots {
             Err(e) => return Err(Error::io(doing(), e)),
         };
         let is_known = known.is_some();
-        let stored = Mutex::new(known.unwrap_or_else(|| Stored::from(first_base)));
+        let stored = Mutex::new(known.unwrap_or_else(|| SlotList::from(first_base)));
         Ok((Self { path, stored, shown: RwLock::default(), refused: RwLock::default() }, is_known))
     }
 
@@ -214,7 +214,7 @@ impl Slots {
         let known = stored.slots.iter().find(|slot| slot.number == number);
         match known.filter(|slot| slot.is_of(layer, inherited)) {
             Some(record) => {
-                self.insert(Shown { number, base: record.base, layer: layer.clone() });
+                self.insert(ShownSlot { number, base: record.base, layer: layer.clone() });
                 Ok(())
             }
             None => {
@@ -248,7 +248,7 @@ impl Slots {
 
     fn add(
         &self,
-        stored: &mut Stored,
+        stored: &mut SlotList,
         number: u32,
         layer: &Arc<Layer>,
         inherited: &[Inherited],
@@ -259,7 +259,7 @@ impl Slots {
         let Some((next_slot, next_base)) = next else {
             return Err(Error::new(ErrorKind::Unsupported, "give out a slot: there are no numbers left"));
         };
-        stored.slots.push(Record {
+        stored.slots.push(SlotRecord {
             number,
             base,
             nodes: layer.node_count(),
@@ -274,11 +274,11 @@ impl Slots {
             (stored.next_slot, stored.next_base) = before;
             return Err(error);
         }
-        self.insert(Shown { number, base, layer: layer.clone() });
+        self.insert(ShownSlot { number, base, layer: layer.clone() });
         Ok(())
     }
 
-    fn insert(&self, slot: Shown) {
+    fn insert(&self, slot: ShownSlot) {
         let mut shown = self.shown.write();
         let mut all: Vec<_> = shown.iter().filter(|other| other.number != slot.number).cloned().collect();
         all.push(slot);
@@ -310,7 +310,7 @@ impl Slots {
 
     /// Another name first, then the rename: a killed process leaves the old list or the new one. Not synced: what a
     /// power cut takes of it was about a connection that it took, too, and who stands on which slot is known elsewhere.
-    fn write(&self, stored: &Stored) -> Result<(), Error> {
+    fn write(&self, stored: &SlotList) -> Result<(), Error> {
         let doing = || format!("write slots to {}", self.path.display());
         let bytes = serde_json::to_vec(stored).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let other = self.path.with_extension("new");
@@ -318,11 +318,11 @@ impl Slots {
         written.and_then(|()| fs::rename(&other, &self.path)).map_err(|e| Error::io(doing(), e))
     }
 
-    pub(crate) fn all(&self) -> Arc<Vec<Shown>> {
+    pub(crate) fn all(&self) -> Arc<Vec<ShownSlot>> {
         self.shown.read().clone()
     }
 
-    pub(crate) fn named(&self, name: &[u8]) -> Option<Shown> {
+    pub(crate) fn named(&self, name: &[u8]) -> Option<ShownSlot> {
         let number: u32 = std::str::from_utf8(name).ok()?.parse().ok()?;
         // One name a slot: `007` is none.
         let found = self.all().iter().find(|slot| slot.number == number)?.clone();
@@ -330,7 +330,7 @@ impl Slots {
     }
 
     /// The slot that a node number belongs to, and the node within its layer.
-    pub(crate) fn of_node(&self, number: u64) -> Option<(Shown, NodeId)> {
+    pub(crate) fn of_node(&self, number: u64) -> Option<(ShownSlot, NodeId)> {
         let shown = self.all();
         let after = shown.partition_point(|slot| slot.base <= number);
         let slot = shown.get(after.checked_sub(1)?)?;

@@ -2,7 +2,7 @@
 //!
 //! A reader comes with a range of uncompressed bytes. When every span of it is on disk it is served at once,
 //! on its own thread, without a lock. Otherwise it claims what is missing (each span is claimed by one reader
-//! only: single flight), hands the claims to the engine as one wish a run, waits until all have landed, and
+//! only: single flight), hands the claims to the engine as one request a run, waits until all have landed, and
 //! reads; where it wants only the beginning of a span it waits for that. There is one way for a span to become ready,
 //! whoever asked for it (`landing`).
 //!
@@ -35,15 +35,17 @@ use ztoc::{SpanId, UncompressedOffset, Ztoc};
 
 use crate::{
     error::{Error, ErrorKind},
-    fetch::{Engine, Landing as _, Priority, Prove, Source, Turn, Wanting, Which, Wish},
+    fetch::{
+        Engine, FetchRequest, FillScope, FillSource, FillStep, Priority, Source, SpanSink as _, StoredCheck,
+    },
     metrics::Tally,
     spans::{
-        diff_id::Whole,
-        fill_order::Near,
-        state::{State, Word},
+        diff_id::DiffIdCheck,
+        fill_order::FillOrder,
+        state::{SpanState, Word},
         table::{Claims, Flight, Reached, Table},
     },
-    store::{Evict, LayerFiles, LayerId, Record},
+    store::{Evict, LayerFiles, LayerId, StoredState},
     sync::{self, Mutex, RwLock},
 };
 
@@ -65,7 +67,7 @@ const MOST_DAMAGED: u32 = 2;
 pub(crate) struct Spans {
     ztoc: Arc<Ztoc>,
     files: LayerFiles,
-    table: Table<Outcome>,
+    table: Table<SpanOutcome>,
     /// The newest first.
     sources: RwLock<Vec<Source>>,
     engine: Arc<Engine>,
@@ -76,22 +78,22 @@ pub(crate) struct Spans {
     /// The span after the last one demanded, and how far ahead the last demand looked.
     ahead: Mutex<(u32, u32)>,
     /// When a reader last had to wait; 0 for never.
-    heat: AtomicU64,
+    last_demand: AtomicU64,
     /// Everything that is missing is to be brought, not only what is wanted.
     filling: AtomicBool,
     /// Where fill goes on.
-    near: Mutex<Near>,
+    fill_order: Mutex<FillOrder>,
     /// Spans to be brought before all others that nobody waits for.
     wanted: Mutex<VecDeque<u32>>,
     /// How often each span could not be read after it had been stored.
     damaged: Mutex<HashMap<u32, u32>>,
-    whole: Mutex<Whole>,
+    whole: Mutex<DiffIdCheck>,
     tally: Tally,
-    me: Weak<Self>,
+    weak_self: Weak<Self>,
 }
 
 /// How a span's flight ends. `Some(bytes)`: it could not be stored, here it is.
-type Outcome = Result<Option<Bytes>, Error>;
+type SpanOutcome = Result<Option<Bytes>, Error>;
 
 /// A reader that waits; counted until it is dropped.
 pub(crate) struct Waiting<'a> {
@@ -114,7 +116,7 @@ impl Drop for Waiting<'_> {
 
 /// Who wished for the span of a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
+enum ClaimedBy {
     Ours,
     Others,
 }
@@ -123,27 +125,27 @@ impl Spans {
     pub(crate) fn open(ztoc: Arc<Ztoc>, files: LayerFiles, engine: Arc<Engine>) -> Arc<Self> {
         let count = ztoc.spans().len();
         let records = files.records(count);
-        let present = (0u32..).zip(&records).filter(|(_, record)| **record == Record::Present);
+        let present = (0u32..).zip(&records).filter(|(_, record)| **record == StoredState::Present);
         let present: Vec<_> = present.map(|(span, _)| SpanId(span)).collect();
-        let doubtful = records.iter().filter(|record| **record == Record::Unproven).count();
+        let doubtful = records.iter().filter(|record| **record == StoredState::Unproven).count();
         let table = Table::new(records.iter().map(|record| match record {
-            Record::Absent => State::Empty,
-            Record::Present => State::Ready,
-            Record::Unproven => State::Unproven,
+            StoredState::Absent => SpanState::Empty,
+            StoredState::Present => SpanState::Ready,
+            StoredState::Unproven => SpanState::Unproven,
         }));
-        let spans = Arc::new_cyclic(|me: &Weak<Self>| Self {
-            owner: files.store().join(me.clone()),
+        let spans = Arc::new_cyclic(|weak_self: &Weak<Self>| Self {
+            owner: files.store().join(weak_self.clone()),
             doubtful: AtomicU32::new(u32::try_from(doubtful).expect("not more than there are")),
             sources: RwLock::default(),
             ahead: Mutex::default(),
-            heat: AtomicU64::new(0),
+            last_demand: AtomicU64::new(0),
             filling: AtomicBool::new(false),
-            near: Mutex::default(),
+            fill_order: Mutex::default(),
             wanted: Mutex::default(),
             damaged: Mutex::default(),
-            whole: Mutex::new(Whole::new(files.whole())),
+            whole: Mutex::new(DiffIdCheck::new(files.whole())),
             tally: Tally::default(),
-            me: me.clone(),
+            weak_self: weak_self.clone(),
             ztoc,
             files,
             table,
@@ -181,7 +183,7 @@ impl Spans {
         }
     }
 
-    /// Waits until nothing is on its way.
+    /// WaitHistogram until nothing is on its way.
     #[cfg(test)]
     pub(crate) async fn settled(&self) {
         for span in 0..self.ztoc.spans().len() {
@@ -239,7 +241,7 @@ impl Spans {
     ) -> Option<Result<Vec<u8>, Error>> {
         let spans = self.ztoc.spans().covering(range.clone());
         let _pins = self.table.pin(spans.clone());
-        let is_there = |span| self.table.state(span) == State::Ready || coming.contains(&span);
+        let is_there = |span| self.table.state(span) == SpanState::Ready || coming.contains(&span);
         if !spans.clone().all(is_there) {
             return None;
         }
@@ -309,8 +311,8 @@ impl Spans {
                     (Reached::Beginning, _) => coming.push(span),
                     (Reached::Ended(Ok(Some(bytes))), _) => drop(in_memory.insert(span, bytes)),
                     (Reached::Ended(Ok(None)), _) => {}
-                    (Reached::Ended(Err(error)), Whose::Ours) => return Err(error),
-                    (Reached::Ended(Err(error)), Whose::Others) => {
+                    (Reached::Ended(Err(error)), ClaimedBy::Ours) => return Err(error),
+                    (Reached::Ended(Err(error)), ClaimedBy::Others) => {
                         tracing::debug!(span, %error, "what others fetched did not come");
                     }
                 }
@@ -324,8 +326,8 @@ impl Spans {
 
     /// Compares what is on disk since before an unclean stop with its checksum.
     async fn prove(&self, spans: Range<u32>) {
-        for span in spans.filter(|span| self.table.state(*span) == State::Unproven) {
-            let Some(me) = self.me.upgrade() else { return };
+        for span in spans.filter(|span| self.table.state(*span) == SpanState::Unproven) {
+            let Some(me) = self.weak_self.upgrade() else { return };
             let proven = self.engine.runtime().spawn_blocking(move || me.prove_one(SpanId(span)));
             if let Err(error) = proven.await {
                 tracing::error!(layer = %self.files.id(), span, %error, "compare a span with its checksum");
@@ -389,18 +391,22 @@ impl Spans {
         Some(out)
     }
 
-    /// Claims what is missing of `spans`, and what a reader in tar order will want next, wishes for it, and
+    /// Claims what is missing of `spans`, and what a reader in tar order will want next, requests for it, and
     /// hands back all flights to wait for.
-    fn demand(&self, spans: &Range<u32>, file: &Range<u32>) -> Vec<(u32, Arc<Flight<Outcome>>, Whose)> {
+    fn demand(
+        &self,
+        spans: &Range<u32>,
+        file: &Range<u32>,
+    ) -> Vec<(u32, Arc<Flight<SpanOutcome>>, ClaimedBy)> {
         let mut claimed = Vec::new();
         let mut waits = Vec::new();
         {
             let mut claims = self.table.claims();
             for span in spans.clone() {
                 if let Some(flight) = claims.under_way(span) {
-                    waits.push((span, flight, Whose::Others));
+                    waits.push((span, flight, ClaimedBy::Others));
                 } else if let Some(flight) = claims.claim(span) {
-                    waits.push((span, flight, Whose::Ours));
+                    waits.push((span, flight, ClaimedBy::Ours));
                     claimed.push(span);
                 }
             }
@@ -411,14 +417,14 @@ impl Spans {
         }
         if !waits.is_empty() {
             let end = claimed.last().map_or(spans.end, |last| spans.end.max(last + 1));
-            self.near.lock().demanded(spans.start..end, file.clone());
-            self.heat.store(self.engine.demanded(), Ordering::Release);
+            self.fill_order.lock().demanded(spans.start..end, file.clone());
+            self.last_demand.store(self.engine.demanded(), Ordering::Release);
         }
         if !waits.is_empty() {
             self.engine.hurry();
         }
-        for wish in self.wishes(&claimed, Priority::Demand) {
-            self.engine.wish(wish);
+        for request in self.requests(&claimed, Priority::Demand) {
+            self.engine.fetch(request);
         }
         waits
     }
@@ -435,7 +441,7 @@ impl Spans {
     /// Has everything brought, as long as this lives. Once; nothing to do later.
     pub(crate) fn fill(&self) {
         if !self.filling.swap(true, Ordering::AcqRel) {
-            self.engine.fill(self.me.clone());
+            self.engine.fill(self.weak_self.clone());
         }
     }
 
@@ -448,12 +454,12 @@ impl Spans {
         let room = MOST_WANTED.saturating_sub(wanted.len());
         wanted.extend(known.flatten().take(room));
         drop(wanted);
-        self.engine.fill(self.me.clone());
+        self.engine.fill(self.weak_self.clone());
     }
 
     /// Whether a span is to be brought: it is not on disk, nobody brings it, and it would stay there.
     fn is_to_bring(&self, span: u32) -> bool {
-        self.table.state(span) == State::Empty && !self.is_unreadable(span)
+        self.table.state(span) == SpanState::Empty && !self.is_unreadable(span)
     }
 
     /// Whether something is wanted that nobody is bringing.
@@ -463,12 +469,12 @@ impl Spans {
 
     /// Claims a run of missing spans of up to `bytes` compressed bytes: of those that are wanted, else near where
     /// readers had to wait.
-    fn claim_run(&self, bytes: u64, which: Which) -> (Vec<u32>, Priority) {
+    fn claim_run(&self, bytes: u64, which: FillScope) -> (Vec<u32>, Priority) {
         let count = self.ztoc.spans().len();
         let mut claims = self.table.claims();
         let mut wanted = self.wanted.lock();
         // What does not come stays wanted.
-        wanted.retain(|span| self.table.state(*span) != State::Ready && !self.is_unreadable(*span));
+        wanted.retain(|span| self.table.state(*span) != SpanState::Ready && !self.is_unreadable(*span));
         let mut rest = wanted.make_contiguous();
         while let Some(first) = rest.first().copied() {
             let fits = |(span, _): &(u32, _)| *span == first || self.compressed(first..span + 1) <= bytes;
@@ -486,11 +492,11 @@ impl Spans {
             return (Vec::new(), Priority::Fill);
         }
         let is_missing = |span| self.is_to_bring(span);
-        let mut near = self.near.lock();
+        let mut near = self.fill_order.lock();
         if let Some(spans) = near.next(count, is_missing) {
             return (self.claim_within(&mut claims, spans, bytes), Priority::Ahead);
         }
-        let far = if which == Which::Any { near.next_far(count, is_missing) } else { None };
+        let far = if which == FillScope::Any { near.next_far(count, is_missing) } else { None };
         let claimed = far.map(|spans| self.claim_within(&mut claims, spans, bytes));
         (claimed.unwrap_or_default(), Priority::Fill)
     }
@@ -502,7 +508,7 @@ impl Spans {
         end.saturating_sub(table.compressed(SpanId(spans.start)).start.0)
     }
 
-    fn claim_within(&self, claims: &mut Claims<'_, Outcome>, range: Range<u32>, bytes: u64) -> Vec<u32> {
+    fn claim_within(&self, claims: &mut Claims<'_, SpanOutcome>, range: Range<u32>, bytes: u64) -> Vec<u32> {
         let mut claimed: Vec<u32> = Vec::new();
         for span in range {
             let first = *claimed.first().unwrap_or(&span);
@@ -519,29 +525,29 @@ impl Spans {
     }
 
     /// Wishes for claimed spans, one a run of neighbours. Claims are given back if there is nowhere to ask.
-    fn wishes(&self, claimed: &[u32], priority: Priority) -> Vec<Wish> {
+    fn requests(&self, claimed: &[u32], priority: Priority) -> Vec<FetchRequest> {
         let mut sources = self.sources.read().clone();
         // A place that did not have it is asked again when the others do not have it either.
         sources.sort_by_cached_key(Source::is_failing);
-        let landing = self.me.upgrade().filter(|_| !sources.is_empty());
-        let Some(landing) = landing else {
+        let sink = self.weak_self.upgrade().filter(|_| !sources.is_empty());
+        let Some(sink) = sink else {
             let error = Error::new(ErrorKind::NotFound, "fetch spans of a layer without a source");
             claimed.iter().for_each(|span| self.fail(SpanId(*span), error.clone()));
             return Vec::new();
         };
-        let mut wishes = Vec::new();
+        let mut requests = Vec::new();
         let mut rest = claimed;
         while let Some(first) = rest.first().copied() {
             let run = (first..).zip(rest).take_while(|(expected, span)| expected == *span).count();
             let end = first + u32::try_from(run).expect("not more than there are spans");
             rest = &rest[run..];
-            let (sources, ztoc, landing) = (sources.clone(), self.ztoc.clone(), landing.clone());
-            wishes.push(Wish { sources, ztoc, spans: first..end, priority, landing });
+            let (sources, ztoc, sink) = (sources.clone(), self.ztoc.clone(), sink.clone());
+            requests.push(FetchRequest { sources, ztoc, spans: first..end, priority, sink });
         }
-        wishes
+        requests
     }
 
-    fn settle(&self, span: SpanId, outcome: Outcome) {
+    fn settle(&self, span: SpanId, outcome: SpanOutcome) {
         let stored = matches!(outcome, Ok(None));
         let flight = self.table.end(span.0, stored);
         if stored {
@@ -551,14 +557,14 @@ impl Spans {
             flight.tell(outcome);
         }
         if stored {
-            self.look_whether_whole();
+            self.begin_check_if_complete();
         }
     }
 }
 
-impl Wanting for Spans {
-    fn heat(&self) -> u64 {
-        if self.wants() { u64::MAX } else { self.heat.load(Ordering::Acquire) }
+impl FillSource for Spans {
+    fn last_demand(&self) -> u64 {
+        if self.wants() { u64::MAX } else { self.last_demand.load(Ordering::Acquire) }
     }
 
     fn host(&self) -> Option<Arc<str>> {
@@ -566,26 +572,26 @@ impl Wanting for Spans {
     }
 
     fn is_urgent(&self) -> bool {
-        self.wants() || self.filling.load(Ordering::Acquire) && self.near.lock().has_places()
+        self.wants() || self.filling.load(Ordering::Acquire) && self.fill_order.lock().has_places()
     }
 
-    fn take_turn(&self, bytes: u64, which: Which) -> Turn {
+    fn next_step(&self, bytes: u64, which: FillScope) -> FillStep {
         // Who opened the layer anew brings what is missing.
         let done = self.missing() == 0 || self.is_rest_unreadable() || self.files.is_over();
         if done || !self.filling.load(Ordering::Acquire) && self.wanted.lock().is_empty() {
-            return Turn::Done;
+            return FillStep::Done;
         }
         if self.files.store().nearly_full() {
-            return Turn::NoRoom;
+            return FillStep::NoRoom;
         }
         let (claimed, priority) = self.claim_run(bytes, which);
-        let none = if which == Which::Urgent { Turn::NotUrgent } else { Turn::Others };
-        self.wishes(&claimed, priority).pop().map_or(none, Turn::Wish)
+        let none = if which == FillScope::Urgent { FillStep::NotUrgent } else { FillStep::Others };
+        self.requests(&claimed, priority).pop().map_or(none, FillStep::Fetch)
     }
 }
 
-impl Prove for Spans {
-    fn prove_stored(&self) {
+impl StoredCheck for Spans {
+    fn check_stored(&self) {
         (0..self.ztoc.spans().len()).for_each(|span| self.prove_one(SpanId(span)));
     }
 }

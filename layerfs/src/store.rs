@@ -45,9 +45,9 @@ use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use ztoc::{SpanId, UncompressedOffset};
 
-use self::trash::Rubbish;
+use self::trash::Trash;
 use crate::{
-    crash_notes::{AtWork, Mark, Work},
+    crash_notes::{CrashNotes, InProgress, LayerMark},
     error::{self, Error, ErrorKind},
     raw::Map,
     sync::{Mutex, RwLock},
@@ -56,7 +56,7 @@ use crate::{
 /// Of a ztoc: a layer of 10 GiB in 4 MiB spans has 84 MB of windows; four times that is hostile.
 const MAX_ZTOC_BYTES: u64 = 512 << 20;
 const OWN: &str = "own";
-const RUBBISH: &str = "rubbish";
+const TRASH: &str = "rubbish";
 /// Free bytes on a disk that had none, for it to be tried again: some spans' worth.
 const ROOM_AGAIN: u64 = 64 << 20;
 const MAGIC: [u8; 8] = *b"SOCISPN1";
@@ -74,11 +74,11 @@ pub struct LayerId {
 
 impl LayerId {
     /// It in one word.
-    pub fn mark(&self) -> Mark {
+    pub fn mark(&self) -> LayerMark {
         let mut hash = Xxh3::new();
         hash.update(self.layer.to_string().as_bytes());
         hash.update(self.ztoc.map(|ztoc| ztoc.to_string()).unwrap_or_default().as_bytes());
-        Mark(hash.digest().max(1))
+        LayerMark(hash.digest().max(1))
     }
 }
 
@@ -90,7 +90,7 @@ impl std::fmt::Display for LayerId {
 
 /// What the store may take of its disk; the default is all of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Room {
+pub struct DiskLimits {
     /// Uncompressed bytes of spans to keep; `None` = no limit.
     pub max_bytes: Option<u64>,
     pub min_free: MinFree,
@@ -122,23 +122,23 @@ pub struct Store {
     closed: RwLock<bool>,
     /// The last write has failed for lack of room.
     full: AtomicBool,
-    room: Room,
+    room: DiskLimits,
     eviction: Mutex<Eviction>,
     /// Who opened a layer's folder last.
-    tenures: Mutex<HashMap<LayerId, Weak<Tenure>>>,
-    work: Arc<Work>,
-    rubbish: Rubbish,
+    leases: Mutex<HashMap<LayerId, Weak<FolderLease>>>,
+    work: Arc<CrashNotes>,
+    trash: Trash,
 }
 
 /// The right to believe in a layer's folder, and to write there.
 #[derive(Debug, Default)]
-struct Tenure {
+struct FolderLease {
     over: AtomicBool,
     /// Held for reading by who writes.
     writing: RwLock<()>,
 }
 
-impl Tenure {
+impl FolderLease {
     /// Returns when the last write of its holder is done.
     fn end(&self) {
         self.over.store(true, Ordering::Release);
@@ -171,7 +171,7 @@ impl Store {
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(root: &Path, room: Room) -> Result<Arc<Self>, Error> {
+    pub fn open(root: &Path, room: DiskLimits) -> Result<Arc<Self>, Error> {
         Self::open_noting(root, room, Arc::default())
     }
 
@@ -179,13 +179,18 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_noting(root: &Path, room: Room, work: Arc<Work>) -> Result<Arc<Self>, Error> {
+    pub fn open_noting(root: &Path, room: DiskLimits, work: Arc<CrashNotes>) -> Result<Arc<Self>, Error> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self::open_on(root, room, &boot, work)
     }
 
     /// The same on a boot of that id.
-    pub(crate) fn open_on(root: &Path, room: Room, boot: &str, work: Arc<Work>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn open_on(
+        root: &Path,
+        room: DiskLimits,
+        boot: &str,
+        work: Arc<CrashNotes>,
+    ) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
         let noted = fs::read_to_string(layers.join("boot")).ok();
@@ -213,7 +218,7 @@ impl Store {
                 is_noted = false;
             }
         }
-        let rubbish = Rubbish::open(layers.join(RUBBISH)).map_err(|e| Error::io("remove layers", e))?;
+        let trash = Trash::open(layers.join(TRASH)).map_err(|e| Error::io("remove layers", e))?;
         let eviction = Eviction { order: LruCache::unbounded(), used: 0, owners: Vec::new() };
         let closed = RwLock::default();
         *closed.write() = !is_noted;
@@ -225,14 +230,14 @@ impl Store {
             full: AtomicBool::new(false),
             room,
             eviction: Mutex::new(eviction),
-            tenures: Mutex::default(),
+            leases: Mutex::default(),
             work,
-            rubbish,
+            trash,
         }))
     }
 
     /// Something is under way with a layer, until the value is dropped.
-    pub(crate) fn at(&self, layer: Mark) -> AtWork {
+    pub(crate) fn at(&self, layer: LayerMark) -> InProgress {
         self.work.at(layer)
     }
 
@@ -259,21 +264,21 @@ impl Store {
     pub(crate) fn layer(self: &Arc<Self>, id: &LayerId) -> Result<LayerFiles, Error> {
         let folder = self.folder(id);
         make_folder(&folder).map_err(|e| Error::io(format!("make folder of layer {id}"), e))?;
-        let tenure = self.tenure(id);
+        let lease = self.lease(id);
         let data = open_file(&folder.join("data"))?;
         let spans = open_file(&folder.join("spans"))?;
-        Ok(LayerFiles { store: self.clone(), id: *id, tenure, folder, data, spans })
+        Ok(LayerFiles { store: self.clone(), id: *id, lease, folder, data, spans })
     }
 
-    fn tenure(&self, id: &LayerId) -> Arc<Tenure> {
-        let tenure = Arc::new(Tenure::default());
-        let mut tenures = self.tenures.lock();
-        tenures.retain(|_, tenure| tenure.strong_count() > 0);
-        let before = tenures.insert(*id, Arc::downgrade(&tenure));
+    fn lease(&self, id: &LayerId) -> Arc<FolderLease> {
+        let lease = Arc::new(FolderLease::default());
+        let mut leases = self.leases.lock();
+        leases.retain(|_, lease| lease.strong_count() > 0);
+        let before = leases.insert(*id, Arc::downgrade(&lease));
         if let Some(before) = before.and_then(|before| before.upgrade()) {
             before.end();
         }
-        tenure
+        lease
     }
 
     /// The same, where there is one with a ztoc.
@@ -291,7 +296,7 @@ impl Store {
         for layer in fs::read_dir(self.layers.join("sha256")).map_err(doing)?.flatten() {
             for one in fs::read_dir(layer.path()).into_iter().flatten().flatten() {
                 if !folders.contains(&one.path()) {
-                    let _ = self.rubbish.take(&one.path());
+                    let _ = self.trash.take(&one.path());
                 }
             }
             let _ = fs::remove_dir(layer.path()); // stays where something is left in it
@@ -304,7 +309,7 @@ impl Store {
     /// # Errors
     /// When it cannot be looked for.
     pub fn sweep(&self) -> Result<(), Error> {
-        self.rubbish.empty().map_err(|e| Error::io("look for removed layers", e))
+        self.trash.empty().map_err(|e| Error::io("look for removed layers", e))
     }
 
     /// Removes a layer's folder: it is out of the way at once, and off the disk in a while. Spans that are still being
@@ -314,7 +319,7 @@ impl Store {
     /// When the folder cannot be removed; an absent one is no error.
     pub fn remove(&self, id: &LayerId) -> Result<(), Error> {
         let folder = self.folder(id);
-        match self.rubbish.take(&folder) {
+        match self.trash.take(&folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("remove layer {id}"), e)),
             _ => {
                 let _ = folder.parent().map(fs::remove_dir); // stays where another ztoc has something in it
@@ -442,7 +447,7 @@ type Oldest = ((u32, SpanId), u64, Weak<dyn Evict>);
 pub(crate) struct LayerFiles {
     store: Arc<Store>,
     id: LayerId,
-    tenure: Arc<Tenure>,
+    lease: Arc<FolderLease>,
     folder: PathBuf,
     data: File,
     spans: File,
@@ -450,7 +455,7 @@ pub(crate) struct LayerFiles {
 
 /// One span as the `spans` file tells of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Record {
+pub(crate) enum StoredState {
     Absent,
     Present,
     /// Present before an unclean stop.
@@ -469,11 +474,11 @@ impl LayerFiles {
     /// Does what writes to the folder, unless the time for that is over; not to be nested.
     fn write<T>(&self, what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let closed = self.store.closed.read();
-        let _writing = self.tenure.writing.read();
+        let _writing = self.lease.writing.read();
         if *closed {
             return Err(io::Error::other("the store is closed"));
         }
-        if self.tenure.is_over() {
+        if self.lease.is_over() {
             return Err(io::Error::other("the layer was opened anew"));
         }
         what()
@@ -521,7 +526,7 @@ impl LayerFiles {
     }
 
     /// What is on disk of a layer of `count` spans. A file of another shape is an empty one.
-    pub(crate) fn records(&self, count: u32) -> Vec<Record> {
+    pub(crate) fn records(&self, count: u32) -> Vec<StoredState> {
         let mut header = [0; HEADER as usize];
         let valid = self.spans.read_exact_at(&mut header, 0).is_ok()
             && header[..8] == MAGIC
@@ -531,7 +536,7 @@ impl LayerFiles {
             if let Err(error) = emptied.and_then(|()| self.note_proven(count)) {
                 tracing::warn!(layer = %self.id, %error, "start records of spans");
             }
-            return vec![Record::Absent; count as usize];
+            return vec![StoredState::Absent; count as usize];
         }
         let believed = header[12..16] == self.store.generation.to_le_bytes();
         let mut bytes = vec![0; count as usize * RECORD as usize];
@@ -540,12 +545,12 @@ impl LayerFiles {
         let mut records: Vec<_> = bytes
             .chunks_exact(RECORD as usize)
             .map(|record| match (record[0], believed) {
-                (1, true) => Record::Present,
-                (1, false) => Record::Unproven,
-                _ => Record::Absent,
+                (1, true) => StoredState::Present,
+                (1, false) => StoredState::Unproven,
+                _ => StoredState::Absent,
             })
             .collect();
-        records.resize(count as usize, Record::Absent);
+        records.resize(count as usize, StoredState::Absent);
         records
     }
 
@@ -617,11 +622,11 @@ impl LayerFiles {
     }
 
     /// Reads stored bytes; short only where the file ends, which a caller treats as damage, as it does the end of
-    /// its tenure.
+    /// its lease.
     pub(crate) fn read(&self, at: UncompressedOffset, buffer: &mut [u8]) -> io::Result<()> {
         self.data.read_exact_at(buffer, at.0)?;
         // Looked at last: until it was over nobody else punched holes.
-        if self.tenure.is_over() {
+        if self.lease.is_over() {
             return Err(io::Error::other("the layer was opened anew"));
         }
         Ok(())
@@ -641,7 +646,7 @@ impl LayerFiles {
 
     /// Whether somebody else has opened the layer: nothing is wrong with what cannot be read any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.tenure.is_over()
+        self.lease.is_over()
     }
 
     /// Whether a stored span still has the checksum of its record.

@@ -21,7 +21,7 @@ use std::{
     thread,
 };
 
-use layerfs::{Below, Inherited};
+use layerfs::{Inherited, LowerEntry};
 
 use crate::{error::Error, store::Kind, sync::lock};
 
@@ -173,7 +173,7 @@ fn make(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Result<()> 
 }
 
 /// What a lower layer that containerd unpacked has at `path`, on our own disk.
-pub(crate) fn below(root: &Path, path: &[u8]) -> Below {
+pub(crate) fn below(root: &Path, path: &[u8]) -> LowerEntry {
     let mut at = root.to_owned();
     let mut found = None;
     for part in path.split(|byte| *byte == b'/') {
@@ -182,18 +182,18 @@ pub(crate) fn below(root: &Path, path: &[u8]) -> Below {
         let Ok(metadata) = fs::symlink_metadata(&at) else {
             let mut value = [0; 2];
             let opaque = rustix::fs::lgetxattr(&folder, "trusted.overlay.opaque", value.as_mut_slice());
-            return if opaque == Ok(1) && value[0] == b'y' { Below::Hidden } else { Below::Absent };
+            return if opaque == Ok(1) && value[0] == b'y' { LowerEntry::Hidden } else { LowerEntry::Absent };
         };
         if metadata.is_symlink() {
-            return Below::Link;
+            return LowerEntry::Link;
         }
         if !metadata.is_dir() {
-            return Below::Hidden;
+            return LowerEntry::Hidden;
         }
         found = Some(metadata);
     }
-    let Some(found) = found else { return Below::Absent };
-    Below::Directory(Inherited {
+    let Some(found) = found else { return LowerEntry::Absent };
+    LowerEntry::Directory(Inherited {
         path: path.to_vec(),
         mode: (found.mode() & 0o7777) as u16,
         uid: found.uid(),

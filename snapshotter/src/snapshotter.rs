@@ -14,7 +14,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use layerfs::{Below, Family, Inherited, Layer};
+use layerfs::{Family, Inherited, Layer, LowerEntry};
 use oci::{Registry, Store as _};
 use tokio::task::block_in_place;
 use tracing::field::display;
@@ -422,7 +422,7 @@ impl Snapshotter {
         if let Some(lazy) = &record.lazy {
             let root = self.layers.shown(lazy.slot).map(|layer| layer.below(b""));
             return Ok(match root {
-                Some(Below::Directory(root)) => (root.uid, root.gid),
+                Some(LowerEntry::Directory(root)) => (root.uid, root.gid),
                 _ => (0, 0),
             });
         }
@@ -479,10 +479,10 @@ impl Snapshotter {
                     None => folders::below(&self.folders.files(lower.id), &path),
                 };
                 match found {
-                    Below::Absent => continue,
-                    Below::Hidden => {}
-                    Below::Directory(attributes) => inherited.push(attributes),
-                    Below::Link => {
+                    LowerEntry::Absent => continue,
+                    LowerEntry::Hidden => {}
+                    LowerEntry::Directory(attributes) => inherited.push(attributes),
+                    LowerEntry::Link => {
                         let path = String::from_utf8_lossy(&path).into_owned();
                         let why = format!("it has files in {path}, which is a link in a layer below");
                         return Err((Reason::UnsupportedLayer, why));

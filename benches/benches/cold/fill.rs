@@ -15,7 +15,7 @@ use integration::{
     machine,
     process::{idle_time, processor_time, wait_until},
 };
-use layerfs::{Engine, Layer, Limits, Room, Store};
+use layerfs::{DiskLimits, Engine, Layer, Limits, Store};
 use oci::Digest;
 use serde_json::{Value, json};
 use ztoc::SpanId;
@@ -146,7 +146,7 @@ fn by_daemon(bench: &Bench) -> Result<Filled> {
 fn by_engine(bench: &Bench) -> Result<Filled> {
     let runtime = tokio::runtime::Runtime::new()?;
     let lab = Lab::new("fill")?;
-    let store = Store::open(&lab.folder("store")?, Room::default())?;
+    let store = Store::open(&lab.folder("store")?, DiskLimits::default())?;
     let engine = Engine::new(runtime.handle().clone(), Limits::default());
     let line = Line::new(BYTES_PER_SECOND, ROUND_TRIP);
     let mut layers = Vec::new();

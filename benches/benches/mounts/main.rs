@@ -30,7 +30,7 @@ use integration::{
     process::{anonymous_memory, run_timed},
     reference,
 };
-use layerfs::{Connection, Engine, Layer as Shown, LayerId, Limits, Room, Slots, Store};
+use layerfs::{Connection, DiskLimits, Engine, Layer as Shown, LayerId, Limits, Slots, Store};
 use oci::Digest;
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ struct Process {
 impl Process {
     fn start(root: &Path, slots: &Path) -> Result<Process> {
         let runtime = tokio::runtime::Runtime::new()?;
-        let store = Store::open(root, Room::default())?;
+        let store = Store::open(root, DiskLimits::default())?;
         let engine = Engine::new(runtime.handle().clone(), Limits::default());
         let slots = Slots::open(slots.to_owned())?;
         let connection = Connection::mount(&root.join("fuse"), slots, &store, &engine)?;

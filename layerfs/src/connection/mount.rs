@@ -38,7 +38,7 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 
 /// What a process that is handed the descriptor has to know beside it, and finds on the disk.
 #[derive(Debug, Serialize, Deserialize)]
-struct Note {
+struct HandoverNote {
     /// `major:minor` of the mount: another one is not what was handed.
     device: String,
     parameters: Parameters,
@@ -113,7 +113,7 @@ impl Mounted {
         let doing = || format!("take over the mount {}", path.display());
         let refuse = |why: &str| Err(Error::new(ErrorKind::Unsupported, format!("{}: {why}", doing())));
         let bytes = fs::read(note).map_err(|e| Error::io(doing(), e))?;
-        let note: Note =
+        let note: HandoverNote =
             serde_json::from_slice(&bytes).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let found = fstat(&device).map_err(|e| Error::io(doing(), e.into()))?;
         let is_fuse = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
@@ -189,7 +189,7 @@ impl Mounted {
         let Some(device) = self.number.clone() else {
             return Err(Error::new(ErrorKind::NotFound, format!("{}: it is not mounted", doing())));
         };
-        let note = Note { device, parameters: self.parameters };
+        let note = HandoverNote { device, parameters: self.parameters };
         let bytes = serde_json::to_vec(&note).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let other = file.with_extension("new");
         let written = fs::write(&other, bytes).and_then(|()| fs::rename(&other, file));

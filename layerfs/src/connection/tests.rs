@@ -18,8 +18,8 @@ use tempfile::TempDir;
 
 use super::Connection;
 use crate::{
-    Engine, Layer, Room, Slots, Store,
-    testing::{Made, Tar, engine, made, noise},
+    DiskLimits, Engine, Layer, Slots, Store,
+    testing::{Tar, TestLayer, engine, made, noise},
 };
 
 /// A connection below a folder of its own; both go with it, the mount first.
@@ -36,21 +36,21 @@ impl Lab {
     }
 
     fn below(root: TempDir) -> Self {
-        let (store, engine) = (Store::open(root.path(), Room::default()).unwrap(), engine());
+        let (store, engine) = (Store::open(root.path(), DiskLimits::default()).unwrap(), engine());
         let slots = Slots::open(root.path().join("slots.json")).unwrap();
         let connection = Connection::mount(&root.path().join("fuse"), slots, &store, &engine)
             .expect("these tests need root and /dev/fuse");
         Self { connection, store, engine, root }
     }
 
-    fn layer(&self, made: &Made) -> Arc<Layer> {
+    fn layer(&self, made: &TestLayer) -> Arc<Layer> {
         let ztoc = Digest::sha256(&made.ztoc);
         let layer = Layer::create(&self.store, &self.engine, &made.digest, &ztoc, &made.ztoc).unwrap();
         layer.add_source("origin", made.blob.clone());
         layer
     }
 
-    fn show(&self, made: &Made) -> PathBuf {
+    fn show(&self, made: &TestLayer) -> PathBuf {
         let slot = self.connection.show(&self.layer(made), &[]).unwrap();
         self.connection.slot_path(slot)
     }

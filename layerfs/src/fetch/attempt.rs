@@ -8,45 +8,45 @@ use tokio::{sync::oneshot, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
 use super::{
-    Engine, Flow, Priority, Source,
+    Engine, FetchInProgress, Priority, Source,
     budget::Permit,
     inflate::{self, Job},
 };
 use crate::error::{Error, ErrorKind};
 
 impl Engine {
-    /// One request for what has not landed of a wish, to the source of that number. In the room of `permit` if it
+    /// One request for what has not landed of a request, to the source of that number. In the room of `permit` if it
     /// is given.
     pub(super) async fn attempt(
         &self,
-        flow: &Arc<Flow>,
+        fetch: &Arc<FetchInProgress>,
         source: usize,
         permit: Option<Permit>,
     ) -> Result<(), Error> {
-        let Some(first) = flow.next() else { return Ok(()) };
-        let wish = &flow.wish;
-        let range = wish.range_from(first);
+        let Some(first) = fetch.next() else { return Ok(()) };
+        let request = &fetch.request;
+        let range = request.range_from(first);
         let bytes = range.end.saturating_sub(range.start);
-        let source = &wish.sources[source];
+        let source = &request.sources[source];
         let mut permit = match permit.filter(|permit| permit.is_for(&source.host)) {
             Some(permit) => permit,
             None => self.budget.demand(&source.host, bytes).await,
         };
-        let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
-        let fetches = match wish.priority {
+        let doing = || format!("fetch spans {first}..{} of layer {}", request.spans.end, request.digest());
+        let fetches = match request.priority {
             Priority::Demand => &self.counters.demand,
             Priority::Ahead => &self.counters.ahead,
             Priority::Fill => &self.counters.fill,
         };
         fetches.requests.add(1);
-        if let Some(tally) = wish.landing.tally().filter(|_| wish.priority == Priority::Demand) {
+        if let Some(tally) = request.sink.tally().filter(|_| request.priority == Priority::Demand) {
             tally.demand_requests.add(1);
         }
         let asked = Instant::now();
         let mut work = FuturesUnordered::new();
         let mut outcome = async {
             let mut stream = self.open(source, range).await.map_err(|e| Error::blob(doing(), e))?;
-            let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
+            let mut cutter = Cutter::new(&request.ztoc, first..request.spans.end);
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk.map_err(|e| Error::blob(doing(), e))?;
                 fetches.bytes.add(chunk.len() as u64);
@@ -54,7 +54,7 @@ impl Engine {
                 self.line.lock().arrived(Instant::now(), chunk.len() as u64);
                 cutter.push(&chunk, |span, body| {
                     let (done, landed) = oneshot::channel();
-                    self.inflaters.add(Job { flow: flow.clone(), span, body, done });
+                    self.inflaters.add(Job { fetch: fetch.clone(), span, body, done });
                     work.push(landed);
                 });
             }
@@ -77,8 +77,8 @@ impl Engine {
             self.counters.failed(error.kind());
         }
         *source.failing.lock() = outcome.as_ref().err().map(ToString::to_string);
-        let (took, priority) = (asked.elapsed().as_millis(), wish.priority);
-        tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, received_in, took, "asked");
+        let (took, priority) = (asked.elapsed().as_millis(), request.priority);
+        tracing::debug!(layer = %request.digest(), ?priority, first, end = request.spans.end, bytes, received_in, took, "asked");
         outcome
     }
 

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Engine, Wish, budget::Permit};
+use super::{Engine, FetchRequest, budget::Permit};
 use crate::sync::Mutex;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const LARGE: u64 = 8 << 20;
 
 /// What a table of spans is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+pub(crate) enum FillScope {
     /// What a reader is likely to want soon.
     Urgent,
     Any,
@@ -47,9 +47,9 @@ pub(crate) enum Which {
 
 /// What a table of spans answers when it is its turn.
 #[derive(Debug)]
-pub(crate) enum Turn {
+pub(crate) enum FillStep {
     /// To be brought; claimed.
-    Wish(Wish),
+    Fetch(FetchRequest),
     /// What is missing is being brought already.
     Others,
     /// Something is missing, but nothing that is urgent.
@@ -61,9 +61,9 @@ pub(crate) enum Turn {
 }
 
 /// Something that has spans missing that nobody has asked for.
-pub(crate) trait Wanting: Send + Sync + Debug {
+pub(crate) trait FillSource: Send + Sync + Debug {
     /// When a reader last had to wait here: larger is later, 0 is never.
-    fn heat(&self) -> u64;
+    fn last_demand(&self) -> u64;
 
     /// The host it would be asked for; `None`: there is nowhere to ask.
     fn host(&self) -> Option<Arc<str>>;
@@ -72,13 +72,13 @@ pub(crate) trait Wanting: Send + Sync + Debug {
     fn is_urgent(&self) -> bool;
 
     /// Claims a run of missing spans of about `bytes` compressed bytes.
-    fn take_turn(&self, bytes: u64, which: Which) -> Turn;
+    fn next_step(&self, bytes: u64, which: FillScope) -> FillStep;
 }
 
 #[derive(Debug)]
-struct Entry {
+struct QueuedLayer {
     number: u64,
-    table: Weak<dyn Wanting>,
+    table: Weak<dyn FillSource>,
     not_before: Instant,
     pause: Duration,
     /// Number of its last turn.
@@ -87,7 +87,7 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Queue {
-    entries: Vec<Entry>,
+    entries: Vec<QueuedLayer>,
     next: u64,
 }
 
@@ -99,7 +99,7 @@ pub(super) struct Background {
 }
 
 enum Pick {
-    Table(u64, Arc<dyn Wanting>, Permit),
+    Table(u64, Arc<dyn FillSource>, Permit),
     /// There is no room for any.
     Full,
     Later(Instant),
@@ -109,14 +109,14 @@ enum Pick {
 }
 
 /// The last turn.
-struct Last {
+struct LastFill {
     at: Instant,
     bytes: u64,
 }
 
 /// When there is something to do again.
-enum Next {
-    Now,
+enum Wakeup {
+    Gauges,
     At(Instant),
     WithRoom,
     Stirred,
@@ -128,7 +128,7 @@ impl Background {
     }
 
     /// One that is there already has something new to do.
-    pub(super) fn add(&self, table: Weak<dyn Wanting>) {
+    pub(super) fn add(&self, table: Weak<dyn FillSource>) {
         let mut queue = self.queue.lock();
         let now = Instant::now();
         if let Some(entry) = queue.entries.iter_mut().find(|entry| entry.table.ptr_eq(&table)) {
@@ -136,7 +136,7 @@ impl Background {
         } else {
             queue.next += 1;
             let number = queue.next;
-            queue.entries.push(Entry { number, table, not_before: now, pause: FIRST_PAUSE, served: 0 });
+            queue.entries.push(QueuedLayer { number, table, not_before: now, pause: FIRST_PAUSE, served: 0 });
         }
         drop(queue);
         self.changed.notify_one();
@@ -144,7 +144,7 @@ impl Background {
 
     /// The hottest of those that may and that `room` has room for; of equal ones the one that was served longest
     /// ago.
-    fn pick(&self, now: Instant, which: Which, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
+    fn pick(&self, now: Instant, which: FillScope, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
         let mut queue = self.queue.lock();
         queue.entries.retain(|entry| entry.table.strong_count() > 0);
         let Some(first) = queue.entries.iter().map(|entry| entry.not_before).min() else {
@@ -155,8 +155,8 @@ impl Background {
         if ready.is_empty() {
             return Pick::Later(first);
         }
-        ready.sort_by_cached_key(|(table, entry)| (Reverse(table.heat()), entry.served));
-        ready.retain(|(table, _)| which == Which::Any || table.is_urgent());
+        ready.sort_by_cached_key(|(table, entry)| (Reverse(table.last_demand()), entry.served));
+        ready.retain(|(table, _)| which == FillScope::Any || table.is_urgent());
         if ready.is_empty() {
             return Pick::NoneUrgent;
         }
@@ -168,7 +168,7 @@ impl Background {
         Pick::Full
     }
 
-    fn change(&self, number: u64, change: impl FnOnce(&mut Entry)) {
+    fn change(&self, number: u64, change: impl FnOnce(&mut QueuedLayer)) {
         let mut queue = self.queue.lock();
         queue.next += 1;
         let turn = queue.next;
@@ -199,7 +199,7 @@ impl Drop for Background {
 /// Runs as long as the engine, which it does not hold while there is nothing to do. `stirred` tells that there is
 /// something new, `room` that there is more room than there was.
 pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<Notify>) {
-    let mut last = Last { at: Instant::now(), bytes: 0 };
+    let mut last = LastFill { at: Instant::now(), bytes: 0 };
     loop {
         let more_room = room.notified();
         tokio::pin!(more_room);
@@ -210,30 +210,30 @@ pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<No
             None => return,
         };
         match next {
-            Next::Now => {}
-            Next::At(when) => tokio::select! {
+            Wakeup::Gauges => {}
+            Wakeup::At(when) => tokio::select! {
                 () = tokio::time::sleep_until(when) => {}
                 () = stirred.notified() => {}
             },
-            Next::WithRoom => tokio::select! {
+            Wakeup::WithRoom => tokio::select! {
                 () = more_room => {}
                 () = stirred.notified() => {}
             },
-            Next::Stirred => stirred.notified().await,
+            Wakeup::Stirred => stirred.notified().await,
         }
     }
 }
 
 impl Engine {
     /// One run of one layer, when there is room for it.
-    fn turn(self: &Arc<Self>, last: &mut Last) -> Next {
+    fn turn(self: &Arc<Self>, last: &mut LastFill) -> Wakeup {
         let now = Instant::now();
         let mut from = last.at;
         if let Some(bandwidth) = self.limits.fill_bandwidth {
             from += Duration::from_secs_f64(last.bytes as f64 / bandwidth.max(1) as f64);
         }
         if from > now {
-            return Next::At(from);
+            return Wakeup::At(from);
         }
         let starting = self.quiet() < STARTED;
         let crowd = self.inflaters.crowd().min(MOST_CROWDED);
@@ -242,7 +242,7 @@ impl Engine {
             // is likely to want.
             from = last.at + GIVEN_WAY.mul_f64(crowd);
         }
-        let which = if from > now { Which::Urgent } else { Which::Any };
+        let which = if from > now { FillScope::Urgent } else { FillScope::Any };
         let window = self.line.lock().window();
         let (bytes, window) = match starting {
             true => ((window / 4).clamp(SMALL, LARGE), window),
@@ -251,27 +251,27 @@ impl Engine {
         let (number, table, mut permit) =
             match self.background.pick(now, which, |host| self.budget.fill(host, bytes, window)) {
                 Pick::Table(number, table, permit) => (number, table, permit),
-                Pick::Full => return Next::WithRoom,
-                Pick::NoneUrgent => return Next::At(from),
-                Pick::Later(when) => return Next::At(when),
-                Pick::Empty => return Next::Stirred,
+                Pick::Full => return Wakeup::WithRoom,
+                Pick::NoneUrgent => return Wakeup::At(from),
+                Pick::Later(when) => return Wakeup::At(when),
+                Pick::Empty => return Wakeup::Stirred,
             };
-        match table.take_turn(bytes, which) {
-            Turn::Wish(wish) => {
-                permit.resize(wish.bytes());
-                *last = Last { at: now, bytes: wish.bytes() };
+        match table.next_step(bytes, which) {
+            FillStep::Fetch(request) => {
+                permit.resize(request.bytes());
+                *last = LastFill { at: now, bytes: request.bytes() };
                 self.background.change(number, |_| {});
                 let engine = self.clone();
                 self.runtime.spawn(async move {
-                    let well = engine.brought(wish, Some(permit)).await;
+                    let well = engine.brought(request, Some(permit)).await;
                     engine.background.ended(number, well);
                 });
             }
-            Turn::NotUrgent => {}
-            Turn::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
-            Turn::NoRoom => self.background.change(number, |entry| entry.not_before = now + ROOMLESS),
-            Turn::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
+            FillStep::NotUrgent => {}
+            FillStep::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
+            FillStep::NoRoom => self.background.change(number, |entry| entry.not_before = now + ROOMLESS),
+            FillStep::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }
-        Next::Now
+        Wakeup::Gauges
     }
 }

@@ -58,13 +58,13 @@ struct Host {
     held: u64,
     /// Compressed bytes asked for by fill that have not arrived.
     coming: u64,
-    /// Whole layers that somebody waits for: they have the line to themselves and the readers.
+    /// DiffIdCheck layers that somebody waits for: they have the line to themselves and the readers.
     streams: usize,
     allowance: Allowance,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Usage {
     held: u64,
     /// Those that something is asked of, or that were busy.
     hosts: HashMap<Arc<str>, Host>,
@@ -73,13 +73,13 @@ struct State {
 /// Shared by all layers of an engine.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    state: Mutex<State>,
+    state: Mutex<Usage>,
     changed: Arc<Notify>,
     max_bytes: u64,
     max_requests: usize,
 }
 
-/// Room for one request; given back when dropped.
+/// DiskLimits for one request; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
@@ -109,7 +109,7 @@ impl Drop for Streaming {
     }
 }
 
-impl State {
+impl Usage {
     fn host(&mut self, name: &Arc<str>, most: usize) -> &mut Host {
         let new = || Host {
             requests: 0,
@@ -198,7 +198,7 @@ impl Budget {
         permit
     }
 
-    fn permit(self: &Arc<Self>, state: &mut State, name: &Arc<str>, held: u64, coming: u64) -> Permit {
+    fn permit(self: &Arc<Self>, state: &mut Usage, name: &Arc<str>, held: u64, coming: u64) -> Permit {
         state.held += held;
         let host = state.host(name, self.max_requests);
         // Nothing is told of what arrives for a reader.
@@ -305,7 +305,7 @@ mod tests {
         let host: Arc<str> = "host".into();
         let fills: Vec<_> = std::iter::from_fn(|| budget.fill(&host, 1, WINDOW)).collect();
         assert_eq!(fills.len(), 6);
-        // Now it says that it has too much to do, and does no more of what it has.
+        // Gauges it says that it has too much to do, and does no more of what it has.
         budget.answered(&host, true);
         let reader = budget.demand(&host, 1).now_or_never().expect("there is room for a reader");
         assert!(budget.demand(&host, 1).now_or_never().is_none(), "and for no other: it is busy");

@@ -20,7 +20,7 @@ use rustix::{
 use tokio::{runtime::Handle, sync::oneshot};
 use ztoc::SpanId;
 
-use super::{Flow, Priority};
+use super::{FetchInProgress, Priority};
 use crate::{
     error::{Error, ErrorKind},
     metrics::Counters,
@@ -37,7 +37,7 @@ const CROWD_UNIT: f64 = 1000.0;
 /// A span, as it came.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) flow: Arc<Flow>,
+    pub(super) fetch: Arc<FetchInProgress>,
     pub(super) span: SpanId,
     pub(super) body: Vec<u8>,
     pub(super) done: oneshot::Sender<Result<(), Error>>,
@@ -49,15 +49,15 @@ struct Jobs {
     running: usize,
     /// Of these, with nobody waiting when they were taken; and those of them that have a thread.
     idle: usize,
-    idle_at_work: Vec<Idle>,
+    idle_at_work: Vec<IdleJob>,
     /// Uncompressed bytes of what is running.
     bytes: u64,
 }
 
 /// A job that was begun with nobody waiting.
 #[derive(Debug)]
-struct Idle {
-    flow: Arc<Flow>,
+struct IdleJob {
+    fetch: Arc<FetchInProgress>,
     span: SpanId,
     thread: Pid,
 }
@@ -79,34 +79,34 @@ pub(super) struct Inflaters {
 }
 
 /// A job that was taken, and what it counts.
-struct Taken {
+struct TakenJob {
     job: Job,
     is_idle: bool,
     bytes: u64,
 }
 
-impl Idle {
+impl IdleJob {
     fn is_awaited(&self) -> bool {
-        self.flow.wish.landing.is_awaited(self.span)
+        self.fetch.request.sink.is_awaited(self.span)
     }
 }
 
 impl Job {
     fn is_awaited(&self) -> bool {
-        self.flow.wish.priority == Priority::Demand || self.flow.wish.landing.is_awaited(self.span)
+        self.fetch.request.priority == Priority::Demand || self.fetch.request.sink.is_awaited(self.span)
     }
 
     fn is_ahead(&self) -> bool {
-        self.flow.wish.priority == Priority::Ahead
+        self.fetch.request.priority == Priority::Ahead
     }
 
     fn bytes(&self) -> u64 {
-        let range = self.flow.wish.ztoc.spans().uncompressed(self.span);
+        let range = self.fetch.request.ztoc.spans().uncompressed(self.span);
         range.end.0.saturating_sub(range.start.0)
     }
 
     fn work(self) {
-        let landed = self.flow.land(self.span, &self.body);
+        let landed = self.fetch.land(self.span, &self.body);
         // Who asked may have gone.
         let _ = self.done.send(landed);
     }
@@ -159,17 +159,17 @@ impl Inflaters {
         jobs.running == 0 && jobs.waiting.is_empty()
     }
 
-    fn work(&self, taken: Taken) {
-        let Taken { job, is_idle, bytes } = taken;
+    fn work(&self, taken: TakenJob) {
+        let TakenJob { job, is_idle, bytes } = taken;
         let is_ahead = job.is_ahead();
-        let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };
+        let _counted = JobCount { inflaters: self, thread: is_idle.then(gettid), bytes };
         if is_idle {
             if self.may_give_way.load(Ordering::Relaxed) {
                 // Of this thread alone: what POSIX calls a process here is one to Linux.
                 let nice = if is_ahead { (self.nice + AHEAD_NICER).min(IDLE_NICE) } else { IDLE_NICE };
                 let _ = setpriority_process(None, nice);
             }
-            let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
+            let idle = IdleJob { fetch: job.fetch.clone(), span: job.span, thread: gettid() };
             self.jobs.lock().idle_at_work.push(idle);
             // Who began to wait a moment ago has not found us in the list.
             if job.is_awaited() {
@@ -194,7 +194,7 @@ impl Inflaters {
     }
 
     /// The oldest job that a reader waits for, or is likely to, else the oldest, when there is room for it.
-    fn take(&self) -> Option<Taken> {
+    fn take(&self) -> Option<TakenJob> {
         let mut jobs = self.jobs.lock();
         if jobs.running >= 2 * self.cores {
             return None;
@@ -211,7 +211,7 @@ impl Inflaters {
         jobs.running += 1;
         jobs.idle += usize::from(is_idle);
         jobs.bytes += bytes;
-        Some(Taken { job, is_idle, bytes })
+        Some(TakenJob { job, is_idle, bytes })
     }
 }
 
@@ -226,14 +226,14 @@ fn crowd(passed: Duration, used: Duration) -> u32 {
 }
 
 /// One job's part of the counts; given back when dropped, also in a panic.
-struct Counted<'a> {
+struct JobCount<'a> {
     inflaters: &'a Inflaters,
     /// Where it was begun with nobody waiting.
     thread: Option<Pid>,
     bytes: u64,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for JobCount<'_> {
     fn drop(&mut self) {
         let mut jobs = self.inflaters.jobs.lock();
         jobs.running -= 1;

@@ -1,4 +1,4 @@
-//! What a wish tells those who wished.
+//! What a request tells those who wished.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use oci::testing::BlobFault;
 use tokio::sync::mpsc;
 use ztoc::{SpanId, Ztoc};
 
-use super::{Landing, Priority, Source, Wish};
+use super::{FetchRequest, Priority, Source, SpanSink};
 use crate::{
     Error,
     testing::{Tar, engine, made, noise},
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 struct Notes(mpsc::UnboundedSender<(u32, bool)>);
 
-impl Landing for Notes {
+impl SpanSink for Notes {
     fn is_awaited(&self, _: SpanId) -> bool {
         false
     }
@@ -41,8 +41,8 @@ async fn every_span_of_a_wish_lands_once_whatever_becomes_of_the_rest() {
     made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::NotFound));
     let (notes, mut noted) = mpsc::unbounded_channel();
     let spans = 0..ztoc.spans().len();
-    let (sources, landing) = (vec![Source::new("origin", made.blob.clone())], Arc::new(Notes(notes)));
-    engine().wish(Wish { sources, ztoc, spans: spans.clone(), priority: Priority::Demand, landing });
+    let (sources, sink) = (vec![Source::new("origin", made.blob.clone())], Arc::new(Notes(notes)));
+    engine().fetch(FetchRequest { sources, ztoc, spans: spans.clone(), priority: Priority::Demand, sink });
     let mut found = Vec::new();
     while let Some(note) = noted.recv().await {
         found.push(note);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What is counted: kinds of requests, and reads that had to wait for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum RequestKind {
     Lookup,
     Getattr,
     Readlink,
@@ -22,7 +22,7 @@ pub(crate) enum Asked {
 
 const KINDS: usize = NAMES.len();
 
-/// As a metric's label has them, in the order of [`Asked`].
+/// As a metric's label has them, in the order of [`RequestKind`].
 const NAMES: [&str; 13] = [
     "lookup",
     "getattr",
@@ -39,7 +39,7 @@ const NAMES: [&str; 13] = [
     "listxattr",
 ];
 
-/// Counted by the door, in the order of [`Asked`].
+/// JobCount by the door, in the order of [`RequestKind`].
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     asked: [AtomicU64; KINDS],
@@ -51,7 +51,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn note(&self, asked: Asked) {
+    pub(super) fn note(&self, asked: RequestKind) {
         self.asked[asked as usize].fetch_add(1, Ordering::Relaxed);
         #[cfg(test)]
         self.spring(asked);
@@ -69,7 +69,7 @@ impl Counts {
 
 #[cfg(test)]
 impl Counts {
-    pub(crate) fn of(&self, asked: Asked) -> u64 {
+    pub(crate) fn of(&self, asked: RequestKind) -> u64 {
         self.asked[asked as usize].load(Ordering::Relaxed)
     }
 
@@ -78,11 +78,11 @@ impl Counts {
     }
 
     /// From now on requests of this kind panic.
-    pub(crate) fn trap(&self, asked: Option<Asked>) {
+    pub(crate) fn trap(&self, asked: Option<RequestKind>) {
         self.trap.store(asked.map_or(0, |asked| asked as u64 + 1), Ordering::Relaxed);
     }
 
-    fn spring(&self, asked: Asked) {
+    fn spring(&self, asked: RequestKind) {
         let is_trap = self.trap.load(Ordering::Relaxed) == asked as u64 + 1;
         assert!(!is_trap, "a test wants {asked:?} to panic");
     }

@@ -9,10 +9,10 @@ use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 use oci::testing::BlobFault;
 use tempfile::TempDir;
 
-use super::{Answer, Layer};
+use super::{Layer, ReadAnswer};
 use crate::{
-    Error, ErrorKind, LayerId, MinFree, Room, Store,
-    testing::{Made, Tar, engine, made, noise, opened},
+    DiskLimits, Error, ErrorKind, LayerId, MinFree, Store,
+    testing::{Tar, TestLayer, engine, made, noise, opened},
     tree::NodeId,
 };
 
@@ -21,7 +21,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
     (0..8).map(|seed| (format!("f{seed}"), noise(seed + 1, 100_000))).collect()
 }
 
-fn layer_of_files() -> Made {
+fn layer_of_files() -> TestLayer {
     made(&files().iter().fold(Tar::default(), |tar, (name, data)| tar.file(name, data)).end())
 }
 
@@ -31,8 +31,8 @@ fn node(layer: &Layer, name: &str) -> NodeId {
 
 async fn read(layer: &Arc<Layer>, name: &str, offset: u64, size: u32) -> Result<Vec<u8>, Error> {
     let outcome = match layer.read(node(layer, name), offset, size) {
-        Answer::Ready(outcome) => outcome,
-        Answer::Later(outcome) => outcome.await,
+        ReadAnswer::Ready(outcome) => outcome,
+        ReadAnswer::Later(outcome) => outcome.await,
     };
     // A reader has his bytes before the rest of their span is there; who looks at the store wants the rest.
     layer.content.spans.settled().await;
@@ -47,7 +47,7 @@ async fn assert_whole(layer: &Arc<Layer>) {
 }
 
 fn is_ready(layer: &Layer, name: &str) -> bool {
-    matches!(layer.read(node(layer, name), 0, 1), Answer::Ready(Ok(_)))
+    matches!(layer.read(node(layer, name), 0, 1), ReadAnswer::Ready(Ok(_)))
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn a_source_that_refuses_is_an_error_at_once_and_good_again_later() {
 async fn a_layer_without_a_source_says_so() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let digest = oci::Digest::sha256(&made.ztoc);
     let layer = Layer::create(&store, &engine(), &made.digest, &digest, &made.ztoc).unwrap();
     assert_eq!(read(&layer, "f1", 0, 10).await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -150,7 +150,7 @@ async fn fill_brings_everything_and_another_process_finds_it() {
         tokio::task::yield_now().await;
     }
     drop(layer);
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let again = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert_eq!(again.spans().1, 0);
     assert_whole(&again).await;
@@ -165,7 +165,7 @@ fn another_boot(root: &Path) {
     fs::write(boot, format!("another-boot {generation}")).unwrap();
 }
 
-fn layer_folder(root: &Path, made: &Made) -> std::path::PathBuf {
+fn layer_folder(root: &Path, made: &TestLayer) -> std::path::PathBuf {
     root.join("layers/sha256").join(made.digest.hex()).join(oci::Digest::sha256(&made.ztoc).hex())
 }
 
@@ -195,7 +195,7 @@ async fn after_an_unclean_stop_a_damaged_ztoc_is_not_used() {
     ztoc.write_all_at(&[7], 40_000).unwrap();
     another_boot(root.path());
     for _ in 0..2 {
-        let store = Store::open(root.path(), Room::default()).unwrap();
+        let store = Store::open(root.path(), DiskLimits::default()).unwrap();
         assert!(Layer::stored(&store, &engine(), &made.id()).unwrap().is_none());
     }
 }
@@ -208,9 +208,9 @@ async fn an_orderly_stop_is_believed_on_another_boot() {
     read(&layer, "f0", 0, 1 << 20).await.unwrap();
     let missing = layer.spans().1;
     drop(layer);
-    Store::open(root.path(), Room::default()).unwrap().close().unwrap();
+    Store::open(root.path(), DiskLimits::default()).unwrap().close().unwrap();
     another_boot(root.path());
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let layer = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert!(layer.spans().1 <= missing, "read-ahead may have landed since");
     assert!(is_ready(&layer, "f0"));
@@ -249,7 +249,7 @@ async fn the_store_keeps_its_limit_and_every_read_is_right() {
 async fn a_layer_without_a_ztoc_is_streamed_whole() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let gzip = ztoc::Compression::Gzip;
     made.blob.fail_next(BlobFault::Lie);
     let refused = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await;
@@ -284,7 +284,7 @@ async fn a_table_of_files_that_lies_about_a_file_is_an_error_for_that_file() {
         bytes[at + 4] = b'b';
     };
     swap(&mut lying);
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let digest = oci::Digest::sha256(&lying);
     let layer = Layer::create(&store, &engine(), &other.digest, &digest, &lying).unwrap();
     layer.add_source("origin", other.blob.clone());
@@ -298,7 +298,7 @@ fn a_ztoc_that_is_none_is_refused() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let digest = oci::Digest::sha256(b"layer");
     let refused = Layer::create(&store, &engine(), &digest, &oci::Digest::sha256(b"junk"), b"junk");
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
@@ -317,7 +317,7 @@ async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
     data.write_all_at(&[0; 1000], 500_000).unwrap();
     another_boot(root.path());
     // It opens the store and is killed before it comes to the layer.
-    drop(Store::open(root.path(), Room::default()).unwrap());
+    drop(Store::open(root.path(), DiskLimits::default()).unwrap());
     let layer = opened(root.path(), None, &made);
     assert_whole(&layer).await;
 }
@@ -424,7 +424,7 @@ async fn readers_of_a_store_that_is_far_too_small_are_always_right() {
 async fn a_disk_with_too_little_room_is_not_filled_and_every_read_is_right() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let room = Room { min_free: MinFree::Bytes(u64::MAX), ..Room::default() };
+    let room = DiskLimits { min_free: MinFree::Bytes(u64::MAX), ..DiskLimits::default() };
     let store = Store::open(root.path(), room).unwrap();
     let ztoc = oci::Digest::sha256(&made.ztoc);
     let layer = Layer::create(&store, &engine(), &made.digest, &ztoc, &made.ztoc).unwrap();
@@ -471,7 +471,7 @@ async fn what_is_wanted_comes_and_nothing_else() {
 #[test]
 fn a_store_that_cannot_note_what_is_in_doubt_keeps_nothing_and_vouches_for_nothing() {
     let root = TempDir::new().unwrap();
-    let open = |boot: &str| Store::open_on(root.path(), Room::default(), boot, Arc::default()).unwrap();
+    let open = |boot: &str| Store::open_on(root.path(), DiskLimits::default(), boot, Arc::default()).unwrap();
     let (boot, clean) = (root.path().join("layers/boot"), root.path().join("layers/clean"));
     drop(open("one"));
     let noted = fs::read(&boot).unwrap();

@@ -8,20 +8,20 @@ use oci::Digest;
 use sha2::{Digest as _, Sha256};
 use ztoc::{SpanId, UncompressedOffset};
 
-use super::{Spans, State};
+use super::{SpanState, Spans};
 
 /// Read and hashed at a time.
 const PIECE: usize = 1 << 20;
 
 /// Who is told the digest, or that it cannot be known.
-type Hear = Box<dyn FnOnce(Option<&Digest>) + Send>;
+type DigestListener = Box<dyn FnOnce(Option<&Digest>) + Send>;
 
 /// Those who are told of one layer, the newest: snapshots come and go while a layer never becomes complete.
-const MOST_HEARERS: usize = 64;
+const MAX_LISTENERS: usize = 64;
 
 /// Why there is no digest.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NotWhole {
+pub(super) enum NoDiffId {
     /// Something is missing, or cannot be read now.
     Missing,
     /// Everything is there, but where the stream ends is not known.
@@ -30,22 +30,22 @@ pub(super) enum NotWhole {
 
 /// What is known of a layer as a whole, and who wants to know it.
 #[derive(Default)]
-pub(super) struct Whole {
+pub(super) struct DiffIdCheck {
     digest: Option<Digest>,
-    hearers: Vec<Hear>,
+    listeners: Vec<DigestListener>,
     /// Somebody is at it.
     pub(super) begun: bool,
     /// A span came meanwhile.
     again: bool,
 }
 
-impl std::fmt::Debug for Whole {
+impl std::fmt::Debug for DiffIdCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Whole").field("digest", &self.digest).finish_non_exhaustive()
+        f.debug_struct("DiffIdCheck").field("digest", &self.digest).finish_non_exhaustive()
     }
 }
 
-impl Whole {
+impl DiffIdCheck {
     pub(super) fn new(digest: Option<Digest>) -> Self {
         Self { digest, ..Self::default() }
     }
@@ -59,54 +59,54 @@ impl Spans {
 
     /// `hear` is told the digest of the whole uncompressed stream, as soon as it is known, or once everything is there and
     /// it cannot be known. Perhaps never.
-    pub(crate) fn when_whole(&self, hear: Hear) {
+    pub(crate) fn when_whole(&self, hear: DigestListener) {
         let mut whole = self.whole.lock();
         if let Some(digest) = whole.digest {
             drop(whole);
             return hear(Some(&digest));
         }
-        if whole.hearers.len() >= MOST_HEARERS {
-            drop(whole.hearers.remove(0));
+        if whole.listeners.len() >= MAX_LISTENERS {
+            drop(whole.listeners.remove(0));
         }
-        whole.hearers.push(hear);
+        whole.listeners.push(hear);
         drop(whole);
-        self.look_whether_whole();
+        self.begin_check_if_complete();
     }
 
     /// To be called when a span has become ready.
-    pub(super) fn look_whether_whole(&self) {
+    pub(super) fn begin_check_if_complete(&self) {
         if self.table.missing() > 0 {
             return;
         }
         let mut whole = self.whole.lock();
         whole.again = whole.begun;
-        if whole.begun || whole.digest.is_some() || whole.hearers.is_empty() {
+        if whole.begun || whole.digest.is_some() || whole.listeners.is_empty() {
             return;
         }
         whole.begun = true;
         drop(whole);
-        let me = self.me.clone();
+        let me = self.weak_self.clone();
         self.engine.when_quiet(move || {
             if let Some(me) = me.upgrade() {
-                me.know_whole();
+                me.finish_check();
             }
         });
     }
 
-    pub(super) fn know_whole(&self) {
+    pub(super) fn finish_check(&self) {
         let digest = match self.digest_whole() {
             Ok(digest) => digest,
             Err(why) => {
                 let mut whole = self.whole.lock();
                 whole.begun = false;
                 let again = std::mem::take(&mut whole.again);
-                let hearers =
-                    if why == NotWhole::Endless { std::mem::take(&mut whole.hearers) } else { Vec::new() };
+                let listeners =
+                    if why == NoDiffId::Endless { std::mem::take(&mut whole.listeners) } else { Vec::new() };
                 drop(whole);
-                hearers.into_iter().for_each(|hear| hear(None));
+                listeners.into_iter().for_each(|hear| hear(None));
                 // Something of it went meanwhile, or cannot be read: looked at again when that is back, or is already.
                 if again {
-                    self.look_whether_whole();
+                    self.begin_check_if_complete();
                 }
                 return;
             }
@@ -117,20 +117,20 @@ impl Spans {
         }
         let mut whole = self.whole.lock();
         whole.digest = Some(digest);
-        let hearers = std::mem::take(&mut whole.hearers);
+        let listeners = std::mem::take(&mut whole.listeners);
         drop(whole);
-        hearers.into_iter().for_each(|hear| hear(Some(&digest)));
+        listeners.into_iter().for_each(|hear| hear(Some(&digest)));
     }
 
-    pub(super) fn digest_whole(&self) -> Result<Digest, NotWhole> {
+    pub(super) fn digest_whole(&self) -> Result<Digest, NoDiffId> {
         let count = self.ztoc.spans().len();
         // Nothing is taken away from here on.
         let _pins = self.table.pin(0..count);
-        if !(0..count).all(|span| self.table.state(span) == State::Ready) {
-            return Err(NotWhole::Missing);
+        if !(0..count).all(|span| self.table.state(span) == SpanState::Ready) {
+            return Err(NoDiffId::Missing);
         }
         let tail = match count.checked_sub(1) {
-            Some(last) => self.files.tail(SpanId(last)).ok_or(NotWhole::Endless)?,
+            Some(last) => self.files.tail(SpanId(last)).ok_or(NoDiffId::Endless)?,
             None => 0,
         };
         let end = self.ztoc.uncompressed_size().saturating_add(tail);
@@ -139,7 +139,7 @@ impl Spans {
         while at < end {
             let length = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
             let read = self.files.read(UncompressedOffset(at), &mut piece[..length]);
-            read.map_err(|_| NotWhole::Missing)?;
+            read.map_err(|_| NoDiffId::Missing)?;
             hasher.update(&piece[..length]);
             at += length as u64;
         }

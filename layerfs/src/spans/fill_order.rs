@@ -18,9 +18,9 @@ const NEXT_IN_FRONT: u32 = 1;
 
 /// Where readers had to wait, of one layer.
 #[derive(Debug, Default)]
-pub(super) struct Near {
+pub(super) struct FillOrder {
     /// The newest first.
-    places: VecDeque<Place>,
+    places: VecDeque<DemandedRun>,
     turn: u32,
     /// Where to go on when nothing is near any place.
     from: u32,
@@ -28,7 +28,7 @@ pub(super) struct Near {
 
 /// A run of spans that readers wanted, or that was brought around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct DemandedRun {
     first: u32,
     end: u32,
     /// What is near.
@@ -36,7 +36,7 @@ struct Place {
     turn: u32,
 }
 
-impl Near {
+impl FillOrder {
     /// A reader of a file that lies in the spans `file` had to wait for `spans`.
     pub(super) fn demanded(&mut self, spans: Range<u32>, file: Range<u32>) {
         let in_front = spans.start.saturating_sub(IN_FRONT).max(file.start);
@@ -48,13 +48,13 @@ impl Near {
         let known = self.places.iter().position(|place| place.first <= spans.end && spans.start <= place.end);
         let before = known.and_then(|known| self.places.remove(known));
         let place = match before {
-            Some(before) => Place {
+            Some(before) => DemandedRun {
                 first: before.first.min(spans.start),
                 end: before.end.max(spans.end),
                 near: (before.near.0.min(near.0), before.near.1.max(near.1)),
                 turn: before.turn,
             },
-            None => Place { first: spans.start, end: spans.end, near, turn: 0 },
+            None => DemandedRun { first: spans.start, end: spans.end, near, turn: 0 },
         };
         self.places.push_front(place);
         self.places.truncate(MOST_PLACES);
@@ -92,7 +92,7 @@ impl Near {
     }
 }
 
-impl Place {
+impl DemandedRun {
     fn next(&mut self, count: u32, is_missing: impl Fn(u32) -> bool) -> Option<Range<u32>> {
         self.turn = self.turn.wrapping_add(1);
         let top = self.near.1.min(count);
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     /// The first spans of `steps` turns, each brought alone.
-    fn turns(near: &mut Near, missing: &mut Vec<u32>, steps: usize) -> Vec<u32> {
+    fn turns(near: &mut FillOrder, missing: &mut Vec<u32>, steps: usize) -> Vec<u32> {
         let mut found = Vec::new();
         for _ in 0..steps {
             let is_missing = |span| missing.contains(&span);
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_is_near_comes_first() {
-        let mut near = Near::default();
+        let mut near = FillOrder::default();
         let mut missing: Vec<u32> = (0..100).collect();
         assert_eq!(turns(&mut near, &mut missing, 3), [0, 1, 2], "nobody has waited: from the beginning");
         near.demanded(50..51, 45..60);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn everything_comes_once_and_places_are_forgotten() {
-        let mut near = Near::default();
+        let mut near = FillOrder::default();
         let mut missing: Vec<u32> = (0..100).collect();
         for place in [90, 3, 99, 40, 0, 60, 20, 75, 10] {
             near.demanded(place..place + 1, 0..100);

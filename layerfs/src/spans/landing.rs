@@ -11,10 +11,10 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 use ztoc::{Inflating, SpanId};
 
-use super::{Flight, Outcome, Spans};
+use super::{Flight, SpanOutcome, Spans};
 use crate::{
     error::{Error, ErrorKind},
-    fetch::Landing,
+    fetch::SpanSink,
     metrics::Tally,
 };
 
@@ -23,7 +23,7 @@ const PIECE: usize = 256 << 10;
 /// Behind the last span: the padding of a tar's last record. What has more is not compared as a whole.
 const MAX_TAIL: u64 = 1 << 20;
 
-impl Landing for Spans {
+impl SpanSink for Spans {
     fn is_awaited(&self, span: SpanId) -> bool {
         // Who waits has it pinned.
         self.table.is_pinned(span.0)
@@ -38,7 +38,7 @@ impl Landing for Spans {
         let Some(flight) = self.table.first(span.0) else {
             return Ok(()); // it came a second time
         };
-        let mut ending = Ending { spans: self, span, outcome: None };
+        let mut ending = FlightEnd { spans: self, span, outcome: None };
         let outcome = self.store(span, inflating, &flight, compressed);
         let counters = self.engine.counters();
         match &outcome {
@@ -62,13 +62,13 @@ impl Landing for Spans {
 }
 
 /// The end of a flight, which comes in any case.
-struct Ending<'a> {
+struct FlightEnd<'a> {
     spans: &'a Spans,
     span: SpanId,
-    outcome: Option<Outcome>,
+    outcome: Option<SpanOutcome>,
 }
 
-impl Drop for Ending<'_> {
+impl Drop for FlightEnd<'_> {
     fn drop(&mut self) {
         let panicked = || Err(Error::new(ErrorKind::Io, "store a span: something of ours panicked"));
         self.spans.settle(self.span, self.outcome.take().unwrap_or_else(panicked));
@@ -76,7 +76,7 @@ impl Drop for Ending<'_> {
 }
 
 /// Why a span did not get onto the disk.
-enum Unstored {
+enum StoreFailure {
     /// The stream is not what the ztoc says, and never will be.
     Wrong(ztoc::Error),
     Disk(std::io::Error),
@@ -91,21 +91,21 @@ impl Spans {
         &self,
         span: SpanId,
         inflating: Inflating<'_>,
-        flight: &Arc<Flight<Outcome>>,
+        flight: &Arc<Flight<SpanOutcome>>,
         compressed: &[u8],
-    ) -> Outcome {
+    ) -> SpanOutcome {
         if !self.is_unreadable(span.0) {
             let to_the_end = inflating.is_to_the_end();
             let mut stored = self.store_pieces(span, inflating, flight);
-            if to_the_end && matches!(stored, Err(Unstored::Wrong(_))) {
+            if to_the_end && matches!(stored, Err(StoreFailure::Wrong(_))) {
                 // Perhaps only behind it, in what came together with its last bytes.
-                let alone = self.ztoc.inflating(span, compressed).map_err(Unstored::Wrong);
+                let alone = self.ztoc.inflating(span, compressed).map_err(StoreFailure::Wrong);
                 stored = alone.and_then(|alone| self.store_pieces(span, alone, flight));
             }
             match stored {
                 Ok(()) => return Ok(None),
-                Err(Unstored::Wrong(error)) => return Err(self.wrong(span, error)),
-                Err(Unstored::Disk(error)) => {
+                Err(StoreFailure::Wrong(error)) => return Err(self.wrong(span, error)),
+                Err(StoreFailure::Disk(error)) => {
                     tracing::warn!(layer = %self.files.id(), span = span.0, %error, "store span; served unstored");
                 }
             }
@@ -119,8 +119,8 @@ impl Spans {
         &self,
         span: SpanId,
         mut inflating: Inflating<'_>,
-        flight: &Flight<Outcome>,
-    ) -> Result<(), Unstored> {
+        flight: &Flight<SpanOutcome>,
+    ) -> Result<(), StoreFailure> {
         let length = self.length(span);
         let start = self.range(span).start;
         let (mut checksum, mut came) = (Xxh3::new(), 0);
@@ -136,16 +136,16 @@ impl Spans {
                     tail_known = false;
                     false
                 }
-                Err(error) => return Err(Unstored::Wrong(error)),
+                Err(error) => return Err(StoreFailure::Wrong(error)),
             };
-            self.files.put_piece(start + came, &piece).map_err(Unstored::Disk)?;
+            self.files.put_piece(start + came, &piece).map_err(StoreFailure::Disk)?;
             let own = usize::try_from(length.saturating_sub(came)).unwrap_or(usize::MAX).min(piece.len());
             checksum.update(&piece[..own]);
             came += piece.len() as u64;
             flight.advance(came.min(length));
         }
         let tail = Some(came.saturating_sub(length)).filter(|_| tail_known);
-        self.files.put_record(span, checksum.digest(), tail).map_err(Unstored::Disk)
+        self.files.put_record(span, checksum.digest(), tail).map_err(StoreFailure::Disk)
     }
 }
 

@@ -40,7 +40,7 @@ use shuttle::{
     thread,
 };
 
-use super::state::{self, State, Word};
+use super::state::{self, SpanState, Word};
 use table::{Reached, Table};
 
 const SCHEDULES: usize = 2_000;
@@ -49,12 +49,12 @@ const SPANS: u32 = 3;
 const LENGTH: u64 = 2;
 
 /// How a flight ended: well or not.
-type Outcome = Result<(), ()>;
+type SpanOutcome = Result<(), ()>;
 
 /// A layer's folder as far as the table's rules are about it. These atomics are no places to change threads at: they
 /// look on.
 struct World {
-    table: Table<Outcome>,
+    table: Table<SpanOutcome>,
     /// By span: how many of its bytes are there, the others are a hole.
     on_disk: Vec<AtomicU64>,
     /// By span: somebody is bringing it, taking it away or comparing it.
@@ -62,12 +62,12 @@ struct World {
 }
 
 impl World {
-    fn new(states: [State; SPANS as usize]) -> Arc<Self> {
+    fn new(states: [SpanState; SPANS as usize]) -> Arc<Self> {
         Arc::new(Self {
             table: Table::new(states.into_iter()),
             on_disk: states
                 .iter()
-                .map(|state| AtomicU64::new(if *state == State::Empty { 0 } else { LENGTH }))
+                .map(|state| AtomicU64::new(if *state == SpanState::Empty { 0 } else { LENGTH }))
                 .collect(),
             held: states.iter().map(|_| AtomicBool::new(false)).collect(),
         })
@@ -77,7 +77,7 @@ impl World {
         assert!(!self.held[span as usize].swap(true, SeqCst), "span {span} has two who claimed it");
     }
 
-    fn end(&self, span: u32, outcome: Outcome) {
+    fn end(&self, span: u32, outcome: SpanOutcome) {
         assert!(self.held[span as usize].swap(false, SeqCst), "span {span} ends twice");
         self.table.end(span, outcome.is_ok()).expect("it was under way").tell(outcome);
     }
@@ -87,7 +87,7 @@ impl World {
     }
 
     /// Lands a span, or fails to; what comes second is ignored.
-    fn land(&self, span: u32, outcome: Outcome) {
+    fn land(&self, span: u32, outcome: SpanOutcome) {
         if let Some(flight) = self.table.first(span) {
             // What is there already is written once more: the same bytes.
             self.on_disk[span as usize].fetch_max(1, SeqCst);
@@ -130,7 +130,7 @@ impl World {
     /// Reads when everything is there; what is pinned and there stays there.
     fn read_ready(&self, range: &Range<u32>) -> bool {
         let _pins = self.table.pin(range.clone());
-        if !range.clone().all(|span| self.table.state(span) == State::Ready) {
+        if !range.clone().all(|span| self.table.state(span) == SpanState::Ready) {
             return false;
         }
         for _ in 0..2 {
@@ -159,7 +159,7 @@ impl World {
                         claimed.push(span);
                     } else {
                         let state = self.table.state(span);
-                        assert_ne!(state, State::Filling, "nobody could wait for span {span}");
+                        assert_ne!(state, SpanState::Filling, "nobody could wait for span {span}");
                     }
                 }
             }
@@ -180,7 +180,7 @@ impl World {
                     coming.push(span);
                 }
             }
-            let is_there = |span| self.table.state(span) == State::Ready || coming.contains(&span);
+            let is_there = |span| self.table.state(span) == SpanState::Ready || coming.contains(&span);
             if range.clone().all(is_there) {
                 for _ in 0..2 {
                     let come = |span: u32| self.on_disk[span as usize].load(SeqCst) >= wanted(span);
@@ -201,16 +201,16 @@ impl World {
             assert!(claims.under_way(span).is_none() && !self.held[span as usize].load(SeqCst));
             assert!(!self.table.is_pinned(span));
             match self.table.state(span) {
-                State::Ready => assert!(self.is_on_disk(span)),
-                State::Empty | State::Unproven => missing += 1,
-                State::Filling => panic!("span {span} is left under way"),
+                SpanState::Ready => assert!(self.is_on_disk(span)),
+                SpanState::Empty | SpanState::Unproven => missing += 1,
+                SpanState::Filling => panic!("span {span} is left under way"),
             }
         }
         assert_eq!(self.table.missing(), missing);
     }
 }
 
-fn scheduled(states: [State; SPANS as usize]) {
+fn scheduled(states: [SpanState; SPANS as usize]) {
     shuttle::check_random(
         move || {
             let world = World::new(states);
@@ -235,10 +235,10 @@ fn scheduled(states: [State; SPANS as usize]) {
 
 #[test]
 fn readers_of_what_is_missing() {
-    scheduled([State::Empty; SPANS as usize]);
+    scheduled([SpanState::Empty; SPANS as usize]);
 }
 
 #[test]
 fn readers_of_what_is_there_and_of_what_is_doubtful() {
-    scheduled([State::Ready, State::Unproven, State::Ready]);
+    scheduled([SpanState::Ready, SpanState::Unproven, SpanState::Ready]);
 }

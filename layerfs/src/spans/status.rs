@@ -3,7 +3,7 @@
 use oci::Digest;
 use ztoc::SpanId;
 
-use super::{Spans, State};
+use super::{SpanState, Spans};
 use crate::{fetch::Source, metrics::Tally};
 
 /// How a layer stands at one moment. Sizes in bytes.
@@ -80,12 +80,12 @@ impl Spans {
         let (mut spans, mut fetched, mut stored) = (SpanCounts::default(), 0, 0);
         for span in (0..self.ztoc.spans().len()).map(SpanId) {
             let count = match self.table.state(span.0) {
-                State::Empty => &mut spans.empty,
-                State::Filling => &mut spans.filling,
-                state @ (State::Ready | State::Unproven) => {
+                SpanState::Empty => &mut spans.empty,
+                SpanState::Filling => &mut spans.filling,
+                state @ (SpanState::Ready | SpanState::Unproven) => {
                     fetched += self.compressed(span.0..span.0 + 1);
                     stored += self.length(span);
-                    if state == State::Ready { &mut spans.ready } else { &mut spans.unproven }
+                    if state == SpanState::Ready { &mut spans.ready } else { &mut spans.unproven }
                 }
             };
             *count += 1;

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    state::{State, Word},
+    state::{SpanState, Word},
     sync::{AtomicBool, AtomicU32, Mutex, MutexGuard},
 };
 
@@ -34,14 +34,14 @@ pub(super) struct Table<T> {
 pub(super) struct Flight<T> {
     /// Somebody is at its end; what comes second is ignored.
     landing: AtomicBool,
-    came: Mutex<Came<T>>,
+    came: Mutex<Progress<T>>,
     /// Told when more has come.
     changed: Notify,
 }
 
 /// How far a flight has come.
 #[derive(Debug)]
-struct Came<T> {
+struct Progress<T> {
     /// Bytes from the span's first on that lie on the disk.
     bytes: u64,
     outcome: Option<T>,
@@ -80,7 +80,7 @@ impl<T> Drop for Pins<'_, T> {
 impl<T> Flight<T> {
     /// `landing`: who makes it ends it, and what else lands there is of a flight before.
     fn new(landing: bool) -> Arc<Self> {
-        let came = Mutex::new(Came { bytes: 0, outcome: None });
+        let came = Mutex::new(Progress { bytes: 0, outcome: None });
         Arc::new(Self { landing: AtomicBool::new(landing), came, changed: Notify::new() })
     }
 
@@ -98,7 +98,7 @@ impl<T> Flight<T> {
 }
 
 impl<T: Clone> Flight<T> {
-    /// Waits until the first `bytes` bytes of the span are there, or the flight has ended.
+    /// WaitHistogram until the first `bytes` bytes of the span are there, or the flight has ended.
     pub(super) async fn reach(&self, bytes: u64) -> Reached<T> {
         loop {
             let changed = self.changed.notified();
@@ -132,9 +132,9 @@ impl<T> Claims<'_, T> {
 }
 
 impl<T> Table<T> {
-    pub(super) fn new(states: impl Iterator<Item = State>) -> Self {
+    pub(super) fn new(states: impl Iterator<Item = SpanState>) -> Self {
         let words: Box<[_]> = states.map(|state| AtomicU32::new(Word::new(state).0)).collect();
-        let ready = words.iter().filter(|word| Word(word.load(Acquire)).state() == State::Ready).count();
+        let ready = words.iter().filter(|word| Word(word.load(Acquire)).state() == SpanState::Ready).count();
         let missing = u32::try_from(words.len() - ready).expect("spans are numbered by 32 bits");
         Self { words, flights: Mutex::new(HashMap::new()), missing: AtomicU32::new(missing) }
     }
@@ -148,7 +148,7 @@ impl<T> Table<T> {
         Word(self.words[span as usize].load(Acquire))
     }
 
-    pub(super) fn state(&self, span: u32) -> State {
+    pub(super) fn state(&self, span: u32) -> SpanState {
         self.word(span).state()
     }
 
@@ -179,7 +179,7 @@ impl<T> Table<T> {
     pub(super) fn take(&self, span: u32, step: impl Fn(Word) -> Option<Word>) -> bool {
         let mut flights = self.flights.lock();
         let Ok(before) = self.change(span, step) else { return false };
-        if before.state() == State::Ready {
+        if before.state() == SpanState::Ready {
             self.missing.fetch_add(1, AcqRel);
         }
         flights.insert(span, Flight::new(true));

@@ -16,7 +16,7 @@ use crate::sync::Mutex;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Rubbish {
+pub(super) struct Trash {
     folder: PathBuf,
     /// Its other end is the thread's, which ends with it.
     moved: Sender<PathBuf>,
@@ -25,7 +25,7 @@ pub(super) struct Rubbish {
     turn: Arc<Mutex<()>>,
 }
 
-impl Rubbish {
+impl Trash {
     /// What an earlier process did not come to goes, too.
     pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
         super::make_folder(&folder)?;
@@ -96,17 +96,17 @@ mod tests {
         let (home, layer) = (root.path().join("rubbish"), root.path().join("layer"));
         // An earlier process's, under the name that the next one would give.
         make(&home.join("0"));
-        let rubbish = Rubbish::open(home.clone()).unwrap();
+        let trash = Trash::open(home.clone()).unwrap();
         for _ in 0..3 {
             make(&layer);
-            rubbish.take(&layer).unwrap();
+            trash.take(&layer).unwrap();
             assert!(!layer.exists());
         }
-        assert_eq!(rubbish.take(&layer).unwrap_err().kind(), io::ErrorKind::NotFound);
-        rubbish.empty().unwrap();
+        assert_eq!(trash.take(&layer).unwrap_err().kind(), io::ErrorKind::NotFound);
+        trash.empty().unwrap();
         assert!(fs::read_dir(&home).unwrap().next().is_none());
         make(&layer);
-        rubbish.take(&layer).unwrap();
+        trash.take(&layer).unwrap();
         // The thread comes to it by itself, too.
         while fs::read_dir(&home).unwrap().next().is_some() {
             thread::yield_now();

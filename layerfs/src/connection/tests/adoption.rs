@@ -21,7 +21,7 @@ impl Held {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
         let mounted = Mounted::new(&root.path().join("fuse")).expect("these tests need root and /dev/fuse");
-        let (store, engine) = (Store::open(root.path(), Room::default()).unwrap(), engine());
+        let (store, engine) = (Store::open(root.path(), DiskLimits::default()).unwrap(), engine());
         Self { mounted, store, engine, root }
     }
 
@@ -41,7 +41,7 @@ impl Held {
         Connection::adopt(self.handed(), self.slots(), &self.store, &self.engine).unwrap()
     }
 
-    fn layer(&self, made: &Made) -> Arc<Layer> {
+    fn layer(&self, made: &TestLayer) -> Arc<Layer> {
         let ztoc = Digest::sha256(&made.ztoc);
         let layer = Layer::create(&self.store, &self.engine, &made.digest, &ztoc, &made.ztoc).unwrap();
         layer.add_source("origin", made.blob.clone());

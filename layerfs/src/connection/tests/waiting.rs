@@ -10,7 +10,7 @@ use rustix::fs::{Advice, fadvise};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::{fuse::Asked, testing::SPAN};
+use crate::{fuse::RequestKind, testing::SPAN};
 
 /// Answers once it is let; with an error when nobody will let it any more.
 #[derive(Debug)]
@@ -85,22 +85,23 @@ async fn fuse_two_hundred_stuck_readers_are_not_in_the_way_of_others() {
     layer.add_source("origin", Arc::new(Gated { blob: made.blob.clone(), gate: gate.clone() }));
     let ends = Ends(gate.clone());
     let counts = lab.connection.counts.clone();
-    let late = counts.of(Asked::LateRead);
+    let late = counts.of(RequestKind::LateRead);
     let readers: Vec<_> = (0..STUCK)
         .map(|number| {
             let path = path.join(name(number));
             tokio::task::spawn_blocking(move || fs::read(path))
         })
         .collect();
-    until("all readers", Duration::from_secs(60), || counts.of(Asked::LateRead) >= late + STUCK as u64).await;
+    until("all readers", Duration::from_secs(60), || counts.of(RequestKind::LateRead) >= late + STUCK as u64)
+        .await;
     for _ in 0..20 {
         let (hit, counts) = (hit.clone(), counts.clone());
         let found = outside(move || {
-            let asked = counts.of(Asked::Read);
+            let asked = counts.of(RequestKind::Read);
             // Out of the kernel's memory, so that it has to ask.
             fadvise(fs::File::open(&hit).unwrap(), 0, None, Advice::DontNeed).unwrap();
             let found = fs::read(&hit);
-            assert!(counts.of(Asked::Read) > asked, "the kernel asked");
+            assert!(counts.of(RequestKind::Read) > asked, "the kernel asked");
             found
         });
         let found = tokio::time::timeout(Duration::from_secs(30), found).await;

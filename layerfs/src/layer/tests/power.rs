@@ -21,10 +21,10 @@ use ztoc::{Compression, SpanId, UncompressedOffset};
 
 use super::{Layer, read, sample::packed};
 use crate::{
-    LayerId, Room, Store,
+    DiskLimits, LayerId, Store,
     fetch::Engine,
     store::LayerFiles,
-    testing::{Made, Tar, engine, noise},
+    testing::{Tar, TestLayer, engine, noise},
 };
 
 const PAGE: usize = 4096;
@@ -208,8 +208,8 @@ fn files() -> Vec<(String, Vec<u8>)> {
 /// The two layers of a store.
 struct Disk {
     shape: Shape,
-    layer: Made,
-    other: Made,
+    layer: TestLayer,
+    other: TestLayer,
     engine: Arc<Engine>,
 }
 
@@ -267,7 +267,7 @@ impl Disk {
     }
 }
 
-fn created(store: &Arc<Store>, engine: &Arc<Engine>, made: &Made) -> Option<Arc<Layer>> {
+fn created(store: &Arc<Store>, engine: &Arc<Engine>, made: &TestLayer) -> Option<Arc<Layer>> {
     let ztoc = oci::Digest::sha256(&made.ztoc);
     Layer::create(store, engine, &made.digest, &ztoc, &made.ztoc).ok()
 }
@@ -304,7 +304,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
     let mut root = TempDir::new().unwrap();
     for (number, life) in lives.iter().enumerate() {
         let mut history = History::of(root.path());
-        let room = Room { max_bytes: life.max_bytes, ..Room::default() };
+        let room = DiskLimits { max_bytes: life.max_bytes, ..DiskLimits::default() };
         let store = Store::open_on(root.path(), room, &format!("boot-{number}"), Arc::default()).unwrap();
         history.look(root.path());
         history.opened = history.looks.len() - 1;
@@ -320,7 +320,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
         }
         root = history.cut(&mut Dice(life.seed));
     }
-    let store = Store::open_on(root.path(), Room::default(), "the last boot", Arc::default()).unwrap();
+    let store = Store::open_on(root.path(), DiskLimits::default(), "the last boot", Arc::default()).unwrap();
     disk.verify(&store).await;
 }
 
@@ -364,7 +364,7 @@ fn assert_untouchable(files: &LayerFiles, root: &Path) {
 #[test]
 fn after_an_orderly_stop_nothing_is_written() {
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let files = one_span(&store);
     store.close().unwrap();
     assert_untouchable(&files, root.path());
@@ -373,7 +373,7 @@ fn after_an_orderly_stop_nothing_is_written() {
 #[test]
 fn who_opens_a_folder_last_has_it() {
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let old = one_span(&store);
     let new = store.layer(old.id()).unwrap();
     assert_untouchable(&old, root.path());

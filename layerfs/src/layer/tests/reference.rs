@@ -8,11 +8,11 @@ use proptest::{prelude::*, sample::Index};
 use tempfile::TempDir;
 
 use super::{
-    Answer, Layer,
+    Layer, ReadAnswer,
     sample::{Model, Recipe, recipe},
 };
 use crate::{
-    Error, ErrorKind, Room, Store,
+    DiskLimits, Error, ErrorKind, Store,
     testing::engine,
     tree::{NodeId, NodeKind},
 };
@@ -84,7 +84,7 @@ fn any_fault() -> impl Strategy<Value = BlobFault> {
 }
 
 /// A layer and what is to be seen of it.
-struct Asked {
+struct RequestKind {
     layer: Arc<Layer>,
     model: Arc<Model>,
     /// Our node's number to that of the model.
@@ -94,7 +94,7 @@ struct Asked {
     folders: Vec<usize>,
 }
 
-impl Asked {
+impl RequestKind {
     /// Compares all names and attributes on the way.
     fn new(layer: Arc<Layer>, model: &Arc<Model>) -> Self {
         let mut nodes = vec![NodeId(u32::MAX); model.nodes.len()];
@@ -143,8 +143,8 @@ impl Asked {
     /// An error, if that is what the read ends with; never another byte.
     async fn read(&self, file: usize, offset: u64, size: u32) -> Result<(), Error> {
         let found = match self.layer.read(self.nodes[file], offset, size) {
-            Answer::Ready(outcome) => outcome?,
-            Answer::Later(outcome) => outcome.await?,
+            ReadAnswer::Ready(outcome) => outcome?,
+            ReadAnswer::Later(outcome) => outcome.await?,
         };
         let content = &self.model.nodes[file].content;
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
@@ -196,7 +196,7 @@ async fn played(case: Case, excused: Excused) {
     let root = TempDir::new().unwrap();
     let (made, model) = case.recipe.made();
     let model = Arc::new(model);
-    let room = Room { max_bytes: case.max_bytes, ..Room::default() };
+    let room = DiskLimits { max_bytes: case.max_bytes, ..DiskLimits::default() };
     let store = Store::open(root.path(), room).unwrap();
     let engine = engine();
     let ztoc = oci::Digest::sha256(&made.ztoc);
@@ -207,7 +207,7 @@ async fn played(case: Case, excused: Excused) {
             _ => Layer::create(&store, &engine, &made.digest, &ztoc, &made.ztoc).unwrap(),
         };
         layer.add_source("origin", made.blob.clone());
-        let asked = Arc::new(Asked::new(layer, &model));
+        let asked = Arc::new(RequestKind::new(layer, &model));
         if case.fill {
             asked.layer.start_fill();
         }
@@ -233,7 +233,7 @@ async fn played(case: Case, excused: Excused) {
 }
 
 /// Once the faults are over every file is there, from its first byte to its last.
-async fn whole(asked: &Asked) {
+async fn whole(asked: &RequestKind) {
     for file in asked.files.iter().rev() {
         let mut outcome = Ok(());
         for _ in 0..PATIENCE {

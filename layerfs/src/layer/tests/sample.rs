@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use ztoc::Compression;
 
 use crate::{
-    testing::{Made, SPAN, gzip, noise},
+    testing::{SPAN, TestLayer, gzip, noise},
     tree::NodeKind,
 };
 
@@ -129,7 +129,7 @@ impl Node {
 
 impl Recipe {
     /// The layer with its ztoc and blob, and what is to be seen of it.
-    pub(super) fn made(&self) -> (Made, Model) {
+    pub(super) fn made(&self) -> (TestLayer, Model) {
         let mut draft = Draft { tar: Vec::new(), nodes: vec![Node::folder(Vec::new())], folders: vec![0] };
         for (number, member) in self.members.iter().enumerate() {
             draft.add(number, member);
@@ -146,13 +146,13 @@ impl Recipe {
 }
 
 /// A tar as a layer with spans of about `span` bytes.
-pub(super) fn packed(tar: &[u8], compression: Compression, span: u64) -> Made {
+pub(super) fn packed(tar: &[u8], compression: Compression, span: u64) -> TestLayer {
     let bytes = if compression == Compression::Gzip { gzip(tar) } else { tar.to_vec() };
     let options = ztoc::Options { span_size: span, ..ztoc::Options::default() };
     let built = ztoc::build(bytes.as_slice(), compression, &options).expect("it is a tar");
     let whole = built.whole.expect("the layer is hashed by default");
     let blob = Arc::new(FaultyBlob::new(bytes, 7_000));
-    Made { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
+    TestLayer { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
 }
 
 /// Tar and model, grown side by side.

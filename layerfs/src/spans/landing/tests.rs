@@ -16,22 +16,22 @@ use ztoc::{UncompressedOffset, Ztoc};
 
 use super::*;
 use crate::{
-    Room, Store,
-    fetch::{Turn, Wanting as _, Which},
+    DiskLimits, Store,
+    fetch::{FillScope, FillSource as _, FillStep},
     spans::MOST_DAMAGED,
-    testing::{Made, SPAN, Tar, engine, gzip, made, noise},
+    testing::{SPAN, Tar, TestLayer, engine, gzip, made, noise},
 };
 
 const FILE: u64 = 400_000;
 
-fn layer() -> (Vec<u8>, Made) {
+fn layer() -> (Vec<u8>, TestLayer) {
     let tar = Tar::default().file("f", &noise(3, FILE as usize)).end();
     let made = made(&tar);
     (tar, made)
 }
 
-fn spans(root: &Path, made: &Made) -> Arc<Spans> {
-    let store = Store::open(root, Room::default()).unwrap();
+fn spans(root: &Path, made: &TestLayer) -> Arc<Spans> {
+    let store = Store::open(root, DiskLimits::default()).unwrap();
     let ztoc = Arc::new(Ztoc::from_vec(made.ztoc.clone()).unwrap());
     let spans = Spans::open(ztoc, store.layer(&made.id()).unwrap(), engine());
     spans.add_source("origin", made.blob.clone());
@@ -47,7 +47,7 @@ fn range(from: u64, to: u64) -> std::ops::Range<UncompressedOffset> {
 }
 
 /// Claims a span as a reader does; the test is the one who brings it.
-fn claimed(spans: &Spans, span: u32) -> Arc<Flight<Outcome>> {
+fn claimed(spans: &Spans, span: u32) -> Arc<Flight<SpanOutcome>> {
     let _ = spans.table.claims().claim(span).expect("nobody has it");
     spans.table.first(span).expect("nobody else brings it")
 }
@@ -80,7 +80,7 @@ async fn a_panic_while_a_span_is_stored_ends_its_flight() {
     let spans = spans(root.path(), &made);
     let flight = claimed(&spans, 0);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        let _ending = Ending { spans: &spans, span: SpanId(0), outcome: None };
+        let _ending = FlightEnd { spans: &spans, span: SpanId(0), outcome: None };
         panic!("a test's");
     }));
     assert!(panicked.is_err());
@@ -94,7 +94,7 @@ async fn a_panic_while_a_span_is_stored_ends_its_flight() {
 async fn a_disk_that_does_not_give_back_is_no_error_and_not_asked_for_ever() {
     let root = TempDir::new().unwrap();
     let (tar, made) = layer();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     drop(store.layer(&made.id()).unwrap());
     let data = find(root.path(), "data");
     fs::remove_file(&data).unwrap();
@@ -112,7 +112,10 @@ async fn a_disk_that_does_not_give_back_is_no_error_and_not_asked_for_ever() {
         let _ = spans.read(range(0, spans.ztoc.uncompressed_size()), whole()).await.unwrap();
     }
     spans.filling.store(true, SeqCst);
-    assert!(matches!(spans.take_turn(1 << 20, Which::Any), Turn::Done), "and does not come back for it");
+    assert!(
+        matches!(spans.next_step(1 << 20, FillScope::Any), FillStep::Done),
+        "and does not come back for it"
+    );
 }
 
 fn find(root: &Path, name: &str) -> std::path::PathBuf {
@@ -147,7 +150,7 @@ async fn a_complete_layer_has_its_diff_id() {
             spans.read(range(0, spans.ztoc.uncompressed_size()), whole()).await.unwrap();
             spans.settled().await;
             assert!(told.try_recv().is_err(), "somebody has just had to wait");
-            spans.know_whole();
+            spans.finish_check();
             assert_eq!(told.try_recv(), Ok(Some(expected)), "{padding}");
         }
         let spans = spans(root.path(), &made);
@@ -197,7 +200,8 @@ async fn what_is_damaged_behind_the_last_span_does_not_spoil_it() {
     let mut ztoc = built.ztoc;
     let at = ztoc.windows(right.len()).position(|window| window == right.as_bytes()).unwrap();
     ztoc[at..at + wrong.len()].copy_from_slice(wrong.as_bytes());
-    let made = Made { digest: Digest::sha256(&bytes), ztoc, blob: Arc::new(FaultyBlob::new(bytes, 7_000)) };
+    let made =
+        TestLayer { digest: Digest::sha256(&bytes), ztoc, blob: Arc::new(FaultyBlob::new(bytes, 7_000)) };
     let spans = spans(root.path(), &made);
     let size = spans.ztoc.uncompressed_size();
     assert!(size > cut as u64, "the last span ends in the second member");
@@ -212,13 +216,13 @@ async fn what_is_on_its_way_is_not_urgent() {
     let root = TempDir::new().unwrap();
     let (_, made) = layer();
     let spans = spans(root.path(), &made);
-    spans.near.lock().demanded(2..3, 0..5);
+    spans.fill_order.lock().demanded(2..3, 0..5);
     assert!(!spans.is_urgent(), "nothing is brought of itself here");
     spans.wanted.lock().push_back(1);
     assert!(spans.is_urgent());
     let _flight = claimed(&spans, 1);
     assert!(!spans.is_urgent());
-    assert!(matches!(spans.take_turn(1 << 20, Which::Urgent), Turn::NotUrgent));
+    assert!(matches!(spans.next_step(1 << 20, FillScope::Urgent), FillStep::NotUrgent));
     spans.settle(SpanId(1), Err(Error::new(ErrorKind::Io, "bring a span")));
     assert!(spans.is_urgent(), "it did not come");
 }
@@ -230,24 +234,25 @@ async fn fill_waits_for_room_and_not_for_a_layer_that_was_opened_anew() {
     let (tar, made) = layer();
     let spans = spans(root.path(), &made);
     spans.filling.store(true, SeqCst);
-    let turn = |spans: &Spans| spans.take_turn(1, Which::Any);
-    assert!(matches!(turn(&spans), Turn::Wish(wish) if wish.spans == (0..1)));
+    let turn = |spans: &Spans| spans.next_step(1, FillScope::Any);
+    assert!(matches!(turn(&spans), FillStep::Fetch(request) if request.spans == (0..1)));
     let anew = spans.files.store().layer(&made.id()).unwrap();
     assert!(spans.files.put_piece(UncompressedOffset(0), &tar[..10]).is_err(), "its time is over");
-    assert!(matches!(turn(&spans), Turn::Done), "whoever has it now brings it");
+    assert!(matches!(turn(&spans), FillStep::Done), "whoever has it now brings it");
     let ztoc = spans.ztoc.clone();
     let spans = Spans::open(ztoc, anew, spans.engine.clone());
     spans.add_source("origin", made.blob.clone());
     spans.filling.store(true, SeqCst);
-    assert!(matches!(turn(&spans), Turn::Wish(_)), "the disk is not full");
+    assert!(matches!(turn(&spans), FillStep::Fetch(_)), "the disk is not full");
     let small = TempDir::new().unwrap();
-    let store = Store::open(small.path(), Room { max_bytes: Some(1), ..Room::default() }).unwrap();
+    let store =
+        Store::open(small.path(), DiskLimits { max_bytes: Some(1), ..DiskLimits::default() }).unwrap();
     let spans = Spans::open(spans.ztoc.clone(), store.layer(&made.id()).unwrap(), spans.engine.clone());
     spans.add_source("origin", made.blob.clone());
     spans.filling.store(true, SeqCst);
     assert_eq!(spans.read(range(512, 20_000), whole()).await.unwrap(), tar[512..20_000]);
     spans.settled().await;
-    assert!(matches!(turn(&spans), Turn::NoRoom));
+    assert!(matches!(turn(&spans), FillStep::NoRoom));
 }
 
 /// What could not be read once is looked at again when it has come back.
@@ -263,13 +268,13 @@ async fn a_layer_that_was_not_whole_when_it_was_looked_at_is_looked_at_again() {
     spans.engine.finish(Duration::from_secs(5));
     assert!(spans.whole.lock().begun);
     fs::OpenOptions::new().write(true).open(find(root.path(), "data")).unwrap().set_len(1_000).unwrap();
-    spans.know_whole();
+    spans.finish_check();
     assert!(told.try_recv().is_err() && !spans.whole.lock().begun);
     // A reader finds out, and has it brought again.
     let _ = spans.read(all, whole()).await.unwrap();
     spans.engine.finish(Duration::from_secs(5));
     assert!(spans.whole.lock().begun, "it is complete again");
-    spans.know_whole();
+    spans.finish_check();
     assert_eq!(told.try_recv(), Ok(Some(Digest::sha256(&tar))));
 }
 
@@ -284,10 +289,10 @@ async fn a_span_that_comes_while_the_layer_is_looked_at_is_noticed() {
     spans.engine.finish(Duration::from_secs(5));
     // What is looked at is not complete, and something comes before that is noted.
     fs::OpenOptions::new().write(true).open(find(root.path(), "data")).unwrap().set_len(1_000).unwrap();
-    spans.look_whether_whole();
-    spans.know_whole();
+    spans.begin_check_if_complete();
+    spans.finish_check();
     assert!(spans.whole.lock().begun, "looked at once more");
-    spans.know_whole();
+    spans.finish_check();
     assert!(!spans.whole.lock().begun, "and no more");
 }
 
