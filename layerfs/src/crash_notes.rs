@@ -1,9 +1,12 @@
-//! FillScope layers this process is at, noted where the next process can read it.
+//! Which layers the threads of this process work on, noted where the next process can read it.
 //!
-//! A layer that makes us crash would do so again and again. Who starts processes has a piece of memory that outlives
-//! them; each opening of a layer, each request of the kernel about one and each span of it that is inflated has a word of
-//! it as long as it lasts. What stands there after a crash was under way then. It is a hint: words may run out, and who
-//! is at something else at the same moment is noted as well.
+//! A layer that makes a worker crash would crash the next worker, too. The supervisor keeps a piece of memory that
+//! outlives workers. Each opening of a layer, each request of the kernel about one, and each span that is inflated
+//! occupies an entry of that memory as long as it lasts. Entries that are still there after a crash name the layers that
+//! threads worked on at that moment.
+//!
+//! This is a hint, not proof: the 64 entries can run out, and layers used by other threads at that moment are listed
+//! too.
 
 use std::{
     fs::File,
@@ -16,63 +19,64 @@ use std::{
 use crate::{error::Error, raw::Words};
 
 /// Far more than there are threads.
-const WORDS: usize = 64;
+const ENTRIES: usize = 64;
 
-/// A layer in one word, which is not 0.
+/// A layer as a number that is not 0; see [`crate::LayerId::mark`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerMark(pub u64);
 
-/// See the module.
+/// The entries of this process. The default has none and notes nothing.
 #[derive(Debug, Default)]
 pub struct CrashNotes {
-    words: Option<Words>,
+    entries: Option<Words>,
     next: AtomicUsize,
 }
 
 impl CrashNotes {
-    /// Notes in `file`, which somebody else keeps, in memory; and what was under way when the last one who did ended.
+    /// Notes in `file`, a file in memory that another process keeps open. Returns also the layers that the last process
+    /// worked on when it ended.
     ///
     /// # Errors
     /// When the file cannot be mapped.
     pub fn noted_in(file: &File) -> Result<(Arc<Self>, Vec<LayerMark>), Error> {
-        let doing = "note what is under way";
-        file.set_len((WORDS * size_of::<u64>()) as u64).map_err(|e| Error::io(doing, e))?;
-        let words = Words::of(file, WORDS).map_err(|e| Error::io(doing, e))?;
+        let doing = "map the notes of layers in use";
+        file.set_len((ENTRIES * size_of::<u64>()) as u64).map_err(|e| Error::io(doing, e))?;
+        let entries = Words::of(file, ENTRIES).map_err(|e| Error::io(doing, e))?;
         let mut before = Vec::new();
-        for place in 0..WORDS {
-            match words.word(place).swap(0, Ordering::Relaxed) {
+        for index in 0..ENTRIES {
+            match entries.word(index).swap(0, Ordering::Relaxed) {
                 0 => {}
                 mark => before.push(LayerMark(mark)),
             }
         }
-        Ok((Arc::new(Self { words: Some(words), next: AtomicUsize::new(0) }), before))
+        Ok((Arc::new(Self { entries: Some(entries), next: AtomicUsize::new(0) }), before))
     }
 
-    /// From here until the value is dropped.
-    pub(crate) fn at(self: &Arc<Self>, layer: LayerMark) -> InProgress {
-        let free = self.words.as_ref().and_then(|words| {
-            // Another place each time: threads do not get in each other's way.
+    /// Notes a layer until the value is dropped.
+    pub(crate) fn note(self: &Arc<Self>, layer: LayerMark) -> InProgress {
+        let free = self.entries.as_ref().and_then(|entries| {
+            // Begins at another entry each time, so that threads seldom meet.
             let first = self.next.fetch_add(1, Ordering::Relaxed);
-            (0..WORDS).map(|step| (first.wrapping_add(step)) % WORDS).find(|place| {
-                let word = words.word(*place);
+            (0..ENTRIES).map(|step| (first.wrapping_add(step)) % ENTRIES).find(|index| {
+                let word = entries.word(*index);
                 word.compare_exchange(0, layer.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             })
         });
-        InProgress { work: self.clone(), place: free }
+        InProgress { notes: self.clone(), index: free }
     }
 }
 
-/// Something under way.
+/// Work on a layer, noted until it is dropped.
 #[derive(Debug)]
 pub(crate) struct InProgress {
-    work: Arc<CrashNotes>,
-    place: Option<usize>,
+    notes: Arc<CrashNotes>,
+    index: Option<usize>,
 }
 
 impl Drop for InProgress {
     fn drop(&mut self) {
-        if let (Some(words), Some(place)) = (&self.work.words, self.place) {
-            words.word(place).store(0, Ordering::Relaxed);
+        if let (Some(entries), Some(index)) = (&self.notes.entries, self.index) {
+            entries.word(index).store(0, Ordering::Relaxed);
         }
     }
 }
@@ -82,19 +86,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_under_way_is_there_for_the_next() {
+    fn the_next_process_reads_which_layers_the_last_one_worked_on() {
         let file = tempfile::tempfile().unwrap();
-        let (work, before) = CrashNotes::noted_in(&file).unwrap();
+        let (notes, before) = CrashNotes::noted_in(&file).unwrap();
         assert!(before.is_empty());
         let (one, other) = (LayerMark(1), LayerMark(u64::MAX));
-        let lasting = work.at(one);
-        drop(work.at(other));
+        let lasting = notes.note(one);
+        drop(notes.note(other));
         assert_eq!(CrashNotes::noted_in(&file).unwrap().1, [one]);
-        assert!(CrashNotes::noted_in(&file).unwrap().1.is_empty(), "once");
+        assert!(CrashNotes::noted_in(&file).unwrap().1.is_empty(), "notes are reported once");
         drop(lasting);
-        let many: Vec<_> = (0..2 * WORDS).map(|_| work.at(one)).collect();
+        let many: Vec<_> = (0..2 * ENTRIES).map(|_| notes.note(one)).collect();
         drop(many);
-        assert!(CrashNotes::noted_in(&file).unwrap().1.is_empty(), "all words were given back");
-        drop(Arc::new(CrashNotes::default()).at(one));
+        assert!(CrashNotes::noted_in(&file).unwrap().1.is_empty(), "every entry is free again");
+        drop(Arc::new(CrashNotes::default()).note(one));
     }
 }

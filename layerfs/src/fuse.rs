@@ -71,7 +71,7 @@ impl Door {
         }
         match self.slots.of_node(number.0) {
             Some((slot, node)) => {
-                let at = self.store.at(slot.layer.mark());
+                let at = self.store.note(slot.layer.mark());
                 Ok(Target::In(slot, node, at))
             }
             None if self.slots.is_refused(number.0) => Err(Errno::EIO),

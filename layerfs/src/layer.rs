@@ -90,7 +90,7 @@ impl Layer {
         bytes: &[u8],
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *layer, ztoc: Some(*ztoc) };
-        let _at = store.at(id.mark());
+        let _at = store.note(id.mark());
         let files = store.layer(&id)?;
         let opened = files.put_ztoc(bytes, ztoc).and_then(|map| Self::with(files, map, engine));
         if opened.is_err() {
@@ -108,7 +108,7 @@ impl Layer {
         engine: &Arc<Engine>,
         id: &LayerId,
     ) -> Result<Option<Arc<Self>>, Error> {
-        let _at = store.at(id.mark());
+        let _at = store.note(id.mark());
         let Some(files) = store.existing(id) else { return Ok(None) };
         let Some(map) = files.ztoc() else { return Ok(None) };
         Self::with(files, map, engine).map(Some)
@@ -128,7 +128,7 @@ impl Layer {
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *blob.digest(), ztoc: None };
-        let (_at, _streaming) = (store.at(id.mark()), engine.streaming(origin));
+        let (_at, _streaming) = (store.note(id.mark()), engine.streaming(origin));
         match stream::whole(store.layer(&id)?, blob, compression).await {
             Ok((files, map)) => Self::with(files, map, engine),
             Err(error) => {
@@ -143,7 +143,7 @@ impl Layer {
         let ztoc = Arc::new(open_ztoc(&id, map)?);
         let tree = Tree::new(ztoc.clone())?;
         let spans = Spans::open(ztoc.clone(), files, engine.clone());
-        if spans.is_doubtful() {
+        if spans.has_unproven() {
             engine.prove(spans.clone());
         }
         let content = Content {
@@ -261,14 +261,14 @@ impl Layer {
 
     /// The digest of the layer's whole uncompressed stream, where it is known.
     pub fn whole(&self) -> Option<Digest> {
-        self.content.spans.whole()
+        self.content.spans.diff_id()
     }
 
     /// `hear` is told the digest of the layer's whole uncompressed stream, its diff ID if it is what the image names,
     /// once every span is there and nobody waits for anything; at once where it is known. `None`: everything is there, and
     /// it cannot be known. It may never be told.
     pub fn when_whole(&self, hear: impl FnOnce(Option<&Digest>) + Send + 'static) {
-        self.content.spans.when_whole(Box::new(hear));
+        self.content.spans.when_diff_id_known(Box::new(hear));
     }
 
     pub(crate) fn contains(&self, node: NodeId) -> bool {

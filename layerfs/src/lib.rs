@@ -36,5 +36,5 @@ pub use layer::{Layer, LowerEntry};
 pub use metrics::{Family, Kind, Name, Value};
 pub use slots::Slots;
 pub use spans::{LayerCounts, LayerStatus, SourceStatus, SpanCounts};
-pub use store::{DiskLimits, LayerId, MinFree, Store};
+pub use store::{DiskLimits, LayerId, MinFree, Store, Trash, TrashPause};
 pub use tree::Inherited;

@@ -1,10 +1,10 @@
-//! What stands for something else: a file for memory, a descriptor for another. The one island of `unsafe` in this
-//! crate.
+//! Raw memory and descriptors: a file mapped into memory, and a descriptor put in another's place. The one island of
+//! `unsafe` in this crate.
 //!
-//! Only a layer's `ztoc` is mapped. It lies in our own directory (mode 0700), is written under another name
-//! and renamed into place, and is never changed or truncated afterwards, only unlinked. What is shared with other
-//! processes is words, read and written as a whole each. Only the descriptor of a FUSE session is put in another's
-//! place, before the session runs.
+//! Only a layer's `ztoc` is mapped for reading. It lies in the daemon's own directory (mode 0700), is written under
+//! another name and renamed into place, and is never changed or truncated afterwards, only unlinked. Memory that is
+//! shared with other processes is words, each read and written atomically. Only the descriptor of a FUSE session is put
+//! in another's place, before the session runs.
 
 #![allow(unsafe_code)]
 
@@ -26,8 +26,8 @@ pub(crate) struct Map(Mmap);
 impl Map {
     /// Maps `file`, whose length the caller has checked to be above zero.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
-        // SAFETY: the mapping is only unsound if the file shrinks or changes under it; no code of ours
-        // writes to a ztoc after its rename, and nobody else may write below the daemon's root.
+        // SAFETY: the mapping is only unsound if the file shrinks or changes under it. This crate does not write to a
+        // ztoc after its rename, and no other program may write below the daemon's root.
         unsafe { Mmap::map(file) }.map(Self)
     }
 }
@@ -46,27 +46,25 @@ pub(crate) struct Words {
 }
 
 impl Words {
-    /// The first `count` words of `file`, which has as many and keeps them.
+    /// The first `count` words of `file`, which is at least that long and is never made shorter.
     pub(crate) fn of(file: &File, count: usize) -> io::Result<Self> {
         Ok(Self { map: MmapOptions::new().len(count * size_of::<u64>()).map_raw(file)?, count })
     }
 
-    pub(crate) fn word(&self, place: usize) -> &AtomicU64 {
-        assert!(place < self.count, "there are {} words", self.count);
-        // SAFETY: the map begins on a page, so that each word of it is aligned; it is as long as said, shared, and
-        // lives as long as `self`; nobody looks at it but through atomics. The file is memory of ours that nobody
-        // makes shorter.
-        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(place)) }
+    pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.count, "there are {} words", self.count);
+        // SAFETY: the map begins on a page, so each word in it is aligned. It is `count` words long, shared, and lives as
+        // long as `self`; every access to it is atomic. The file is memory that no process makes shorter.
+        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(index)) }
     }
 }
 
-/// Makes the number that `owner` has as its descriptor stand for the open file of `file`, close-on-exec. What it
-/// stood for before is closed.
+/// Makes the descriptor number of `owner` refer to the open file of `file`, close-on-exec. The file that it referred to
+/// before is closed.
 pub(crate) fn put_in_place(file: impl AsFd, owner: &impl AsFd) -> io::Result<()> {
     let number = owner.as_fd().as_raw_fd();
-    // SAFETY: the number is open as long as `owner` is borrowed, and it is never closed from here: the second
-    // owner made of it is forgotten. To the first it stays an open descriptor, of another file, which is what
-    // the caller wants.
+    // SAFETY: the number is open as long as `owner` is borrowed, and it is never closed here: the second owner made of
+    // it is forgotten. To the first owner it stays an open descriptor, of another file, which is what the caller wants.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
     Ok(rustix::io::dup3(file, &mut place, DupFlags::CLOEXEC)?)
 }

@@ -76,7 +76,7 @@ fn build(
         .map(|range| range.start..range.end.max(range.start))
         .collect();
     files.adopt(sink, &ranges).map_err(|e| Error::io(doing(), e))?;
-    files.put_whole(&Digest::from_sha256(whole.diff_id)).map_err(|e| Error::io(doing(), e))?;
+    files.put_diff_id(&Digest::from_sha256(whole.diff_id)).map_err(|e| Error::io(doing(), e))?;
     // Last: without it nothing of the layer counts.
     let map = files.put_ztoc(ztoc.as_bytes(), &Digest::sha256(ztoc.as_bytes()))?;
     Ok((files, map))

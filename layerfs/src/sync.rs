@@ -7,10 +7,10 @@
 
 #![allow(clippy::disallowed_types)]
 
-use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{self, PoisonError, RwLockWriteGuard};
 
 pub(crate) use std::sync::{
-    MutexGuard,
+    MutexGuard, RwLockReadGuard,
     atomic::{AtomicBool, AtomicU32},
 };
 
@@ -31,6 +31,10 @@ impl<T> Mutex<T> {
 pub(crate) struct RwLock<T>(sync::RwLock<T>);
 
 impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(sync::RwLock::new(value))
+    }
+
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }

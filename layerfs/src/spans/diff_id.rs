@@ -1,8 +1,14 @@
-//! A layer that is complete: the digest of all of its uncompressed bytes, which is its diff ID if they are right.
+//! The diff ID of a layer: the digest of all of its uncompressed bytes, computed once all spans are on disk.
 //!
-//! Each span was verified when it came, as the ztoc has it. That the spans together are the layer which the image
-//! names is known only when all are there; then, and when no reader has had to wait for a while, they are read
-//! once more, and who knows the diff ID is told the digest. It is kept with the layer, so that this is done once.
+//! Each span was verified against the ztoc when it arrived. Only the whole layer can be compared with the diff ID in
+//! the image's configuration. The engine computes it when no reader has waited for a while, and the listeners get it.
+//! The digest is kept in the layer's folder, so that it is computed once.
+//!
+//! Spans are pinned one at a time, so that eviction can go on. Evicting a span that was already hashed does no harm.
+//! When a span is gone before it is hashed the work ends, and begins again once the layer is complete. After a few such
+//! ends the listeners are told that the diff ID stays unknown, and the log says why.
+
+use std::mem;
 
 use oci::Digest;
 use sha2::{Digest as _, Sha256};
@@ -10,33 +16,37 @@ use ztoc::{SpanId, UncompressedOffset};
 
 use super::{SpanState, Spans};
 
-/// Read and hashed at a time.
-const PIECE: usize = 1 << 20;
-
-/// Who is told the digest, or that it cannot be known.
-type DigestListener = Box<dyn FnOnce(Option<&Digest>) + Send>;
-
-/// Those who are told of one layer, the newest: snapshots come and go while a layer never becomes complete.
+/// Bytes that are read and hashed at a time.
+const PIECE: u64 = 1 << 20;
+/// Listeners of one layer, the newest: snapshots come and go while a layer stays incomplete.
 const MAX_LISTENERS: usize = 64;
+/// After this many attempts that lost a span, the store is too small for the layer: reading all of it again and again
+/// would only wear the disk and evict other layers.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// Gets the digest, or `None` if it stays unknown.
+type DigestListener = Box<dyn FnOnce(Option<&Digest>) + Send>;
 
 /// Why there is no digest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoDiffId {
-    /// Something is missing, or cannot be read now.
+    /// A span is missing, or cannot be read now.
     Missing,
-    /// Everything is there, but where the stream ends is not known.
+    /// All spans are there, but the end of the stream is not stored.
     Endless,
 }
 
-/// What is known of a layer as a whole, and who wants to know it.
+/// The diff ID of a layer, and the listeners that wait for it.
 #[derive(Default)]
 pub(super) struct DiffIdCheck {
     digest: Option<Digest>,
     listeners: Vec<DigestListener>,
-    /// Somebody is at it.
+    /// A thread computes the digest, or will soon.
     pub(super) begun: bool,
-    /// A span came meanwhile.
+    /// A span landed while a thread was computing.
     again: bool,
+    /// Attempts that lost a span.
+    lost: u32,
 }
 
 impl std::fmt::Debug for DiffIdCheck {
@@ -53,23 +63,23 @@ impl DiffIdCheck {
 
 impl Spans {
     /// The digest of the whole uncompressed stream, where it is known.
-    pub(crate) fn whole(&self) -> Option<Digest> {
-        self.whole.lock().digest
+    pub(crate) fn diff_id(&self) -> Option<Digest> {
+        self.diff_id_check.lock().digest
     }
 
-    /// `hear` is told the digest of the whole uncompressed stream, as soon as it is known, or once everything is there and
-    /// it cannot be known. Perhaps never.
-    pub(crate) fn when_whole(&self, hear: DigestListener) {
-        let mut whole = self.whole.lock();
-        if let Some(digest) = whole.digest {
-            drop(whole);
-            return hear(Some(&digest));
+    /// Calls `listener` with the digest of the whole uncompressed stream as soon as it is known, or with `None` once it
+    /// is clear that it stays unknown. A layer that is never complete never calls it.
+    pub(crate) fn when_diff_id_known(&self, listener: DigestListener) {
+        let mut check = self.diff_id_check.lock();
+        if let Some(digest) = check.digest {
+            drop(check);
+            return listener(Some(&digest));
         }
-        if whole.listeners.len() >= MAX_LISTENERS {
-            drop(whole.listeners.remove(0));
+        if check.listeners.len() >= MAX_LISTENERS {
+            drop(check.listeners.remove(0));
         }
-        whole.listeners.push(hear);
-        drop(whole);
+        check.listeners.push(listener);
+        drop(check);
         self.begin_check_if_complete();
     }
 
@@ -78,70 +88,93 @@ impl Spans {
         if self.table.missing() > 0 {
             return;
         }
-        let mut whole = self.whole.lock();
-        whole.again = whole.begun;
-        if whole.begun || whole.digest.is_some() || whole.listeners.is_empty() {
+        let mut check = self.diff_id_check.lock();
+        check.again = check.begun;
+        if check.begun || check.digest.is_some() || check.listeners.is_empty() {
             return;
         }
-        whole.begun = true;
-        drop(whole);
-        let me = self.weak_self.clone();
+        check.begun = true;
+        drop(check);
+        let weak_self = self.weak_self.clone();
         self.engine.when_quiet(move || {
-            if let Some(me) = me.upgrade() {
-                me.finish_check();
+            if let Some(spans) = weak_self.upgrade() {
+                spans.check_diff_id();
             }
         });
     }
 
-    pub(super) fn finish_check(&self) {
-        let digest = match self.digest_whole() {
-            Ok(digest) => digest,
-            Err(why) => {
-                let mut whole = self.whole.lock();
-                whole.begun = false;
-                let again = std::mem::take(&mut whole.again);
-                let listeners =
-                    if why == NoDiffId::Endless { std::mem::take(&mut whole.listeners) } else { Vec::new() };
-                drop(whole);
-                listeners.into_iter().for_each(|hear| hear(None));
-                // Something of it went meanwhile, or cannot be read: looked at again when that is back, or is already.
-                if again {
-                    self.begin_check_if_complete();
-                }
-                return;
-            }
-        };
-        tracing::info!(layer = %self.files.id(), %digest, "the layer is complete");
-        if let Err(error) = self.files.put_whole(&digest) {
-            tracing::debug!(layer = %self.files.id(), %error, "note the digest of a complete layer");
+    /// Computes the digest and tells the listeners.
+    pub(super) fn check_diff_id(&self) {
+        match self.compute_diff_id(|_| {}) {
+            Ok(digest) => self.note_diff_id(digest),
+            Err(reason) => self.note_no_diff_id(&reason),
         }
-        let mut whole = self.whole.lock();
-        whole.digest = Some(digest);
-        let listeners = std::mem::take(&mut whole.listeners);
-        drop(whole);
-        listeners.into_iter().for_each(|hear| hear(Some(&digest)));
     }
 
-    pub(super) fn digest_whole(&self) -> Result<Digest, NoDiffId> {
-        let count = self.ztoc.spans().len();
-        // Nothing is taken away from here on.
-        let _pins = self.table.pin(0..count);
-        if !(0..count).all(|span| self.table.state(span) == SpanState::Ready) {
+    fn note_diff_id(&self, digest: Digest) {
+        tracing::info!(layer = %self.files.id(), %digest, "the layer is complete");
+        if let Err(error) = self.files.put_diff_id(&digest) {
+            tracing::debug!(layer = %self.files.id(), %error, "keep the digest of a complete layer");
+        }
+        let mut check = self.diff_id_check.lock();
+        check.digest = Some(digest);
+        let listeners = mem::take(&mut check.listeners);
+        drop(check);
+        listeners.into_iter().for_each(|listener| listener(Some(&digest)));
+    }
+
+    fn note_no_diff_id(&self, reason: &NoDiffId) {
+        let mut check = self.diff_id_check.lock();
+        check.begun = false;
+        check.lost += u32::from(*reason == NoDiffId::Missing);
+        let again = mem::take(&mut check.again);
+        let given_up = *reason == NoDiffId::Endless || check.lost >= MAX_ATTEMPTS;
+        let listeners = if given_up { mem::take(&mut check.listeners) } else { Vec::new() };
+        if given_up {
+            check.lost = 0;
+        }
+        drop(check);
+        if given_up && *reason == NoDiffId::Missing {
+            tracing::warn!(
+                layer = %self.files.id(), attempts = MAX_ATTEMPTS,
+                "the layer's diff ID is not checked: spans were evicted or unreadable each time; give the span store \
+                 more room"
+            );
+        }
+        listeners.into_iter().for_each(|listener| listener(None));
+        // A span landed meanwhile, which may have made the layer complete.
+        if again {
+            self.begin_check_if_complete();
+        }
+    }
+
+    /// Hashes span after span; only the one that is read is pinned. Calls `hashed` after each.
+    pub(super) fn compute_diff_id(&self, mut hashed: impl FnMut(SpanId)) -> Result<Digest, NoDiffId> {
+        if self.table.missing() > 0 {
             return Err(NoDiffId::Missing);
         }
-        let tail = match count.checked_sub(1) {
-            Some(last) => self.files.tail(SpanId(last)).ok_or(NoDiffId::Endless)?,
-            None => 0,
-        };
-        let end = self.ztoc.uncompressed_size().saturating_add(tail);
-        let mut hasher = Sha256::new();
-        let (mut at, mut piece) = (0, vec![0; PIECE]);
-        while at < end {
-            let length = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            let read = self.files.read(UncompressedOffset(at), &mut piece[..length]);
-            read.map_err(|_| NoDiffId::Missing)?;
-            hasher.update(&piece[..length]);
-            at += length as u64;
+        let count = self.ztoc.spans().len();
+        let (mut hasher, mut at, mut piece) = (Sha256::new(), 0, Vec::new());
+        for span in (0..count).map(SpanId) {
+            let pinned = self.table.hold(span.0..span.0 + 1);
+            if self.table.state(span.0) != SpanState::Ready {
+                return Err(NoDiffId::Missing);
+            }
+            let end = if self.is_last(span) {
+                let tail = self.files.tail(span).ok_or(NoDiffId::Endless)?;
+                self.ztoc.uncompressed_size().saturating_add(tail)
+            } else {
+                self.range(span).end.0
+            };
+            while at < end {
+                piece.resize(usize::try_from((end - at).min(PIECE)).expect("a piece fits into memory"), 0);
+                let read = self.files.read(UncompressedOffset(at), &mut piece);
+                read.map_err(|_| NoDiffId::Missing)?;
+                hasher.update(&piece);
+                at += piece.len() as u64;
+            }
+            drop(pinned);
+            hashed(span);
         }
         Ok(Digest::from_sha256(hasher.finalize().into()))
     }

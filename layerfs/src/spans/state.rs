@@ -8,16 +8,16 @@
 //!   Unproven ── doubt ──► Filling             (after an unclean stop: on disk, checksum not compared yet)
 //! ```
 //!
-//! Next to the state lie a *touched* bit (read since it landed or since eviction last looked) and the number
-//! of readers that have it pinned. A reader pins before it looks at the state and unpins when its bytes are
-//! copied; eviction takes only what nobody has pinned, so a hole is never punched under a reader.
+//! The word also holds a *touched* bit (a reader read the span since it landed, or since eviction last looked) and the
+//! number of readers that have it pinned. A reader pins before it looks at the state and unpins when its bytes are
+//! copied. Eviction takes only spans without pins, so a hole is never punched under a reader.
 
-/// Where a span is.
+/// Whether a span is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpanState {
     /// Not on disk.
     Empty = 0,
-    /// Someone brings it, or is taking it away.
+    /// A request fetches it, or eviction removes it.
     Filling,
     /// On disk, verified.
     Ready,
@@ -60,7 +60,7 @@ impl Word {
         Self(self.0 & !STATE | Self::new(state).0)
     }
 
-    /// A reader holds on to the bytes. The count cannot overflow: 2^29 readers do not exist.
+    /// A reader keeps the bytes in place. The count cannot overflow: 2^29 readers do not exist.
     pub(crate) fn pin(self) -> Self {
         Self(self.0 + PIN)
     }
@@ -70,18 +70,24 @@ impl Word {
         Self(self.0.saturating_sub(PIN) | TOUCHED)
     }
 
-    /// Somebody will bring it. `None`: it is there already, or somebody else is at it.
+    /// The end of a pin that was no reader's: the span does not count as used.
+    pub(crate) fn release(self) -> Self {
+        debug_assert!(self.pins() > 0, "release without pin");
+        Self(self.0.saturating_sub(PIN))
+    }
+
+    /// A request will fetch it. `None`: it is on disk already, or under way.
     pub(crate) fn claim(self) -> Option<Self> {
         (self.state() == SpanState::Empty).then(|| self.to(SpanState::Filling))
     }
 
-    /// Somebody will compare it with its checksum.
+    /// A thread will compare it with its checksum.
     pub(crate) fn doubt(self) -> Option<Self> {
         (self.state() == SpanState::Unproven).then(|| self.to(SpanState::Filling))
     }
 
-    /// What was Ready cannot be read and is struck off. Pins do not matter: nothing is punched, and what is
-    /// written in its place are the same bytes.
+    /// A Ready span cannot be read and becomes absent. Pins do not matter: no hole is punched, and the bytes that will be
+    /// written in its place are the same.
     pub(crate) fn damage(self) -> Option<Self> {
         (self.state() == SpanState::Ready).then(|| self.to(SpanState::Filling))
     }
@@ -94,12 +100,12 @@ impl Word {
         self.to(SpanState::Empty)
     }
 
-    /// Eviction begins; `None` where a reader is at it, or it is not there.
+    /// Eviction begins; `None` where a reader has it pinned, or it is not on disk.
     pub(crate) fn evict(self) -> Option<Self> {
         (self.state() == SpanState::Ready && self.pins() == 0).then(|| self.to(SpanState::Filling))
     }
 
-    /// Whether it was read since eviction last looked, and the word with that forgotten.
+    /// Whether it was read since eviction last looked, and the word with the bit cleared.
     pub(crate) fn take_touched(self) -> (bool, Self) {
         (self.0 & TOUCHED != 0, Self(self.0 & !TOUCHED))
     }
@@ -135,6 +141,7 @@ mod tests {
         let word = Word::new(SpanState::Ready).pin().pin();
         assert_eq!(word.pins(), 2);
         assert_eq!(word.evict(), None);
+        assert!(!word.release().take_touched().0, "a pin that is no reader's is no use of the span");
         let word = word.unpin().unpin();
         assert_eq!((word.pins(), word.state()), (0, SpanState::Ready));
         assert!(word.take_touched().0);

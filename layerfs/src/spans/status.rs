@@ -106,7 +106,7 @@ impl Spans {
             spans,
             sources: self.sources.read().iter().map(source).collect(),
             readers_waiting: self.tally.waiting(),
-            whole: self.whole(),
+            whole: self.diff_id(),
             counts: LayerCounts::of(&self.tally),
         }
     }

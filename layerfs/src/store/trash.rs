@@ -1,5 +1,10 @@
-//! Folders on their way off the disk: out of everybody's way at once, and gone when a thread has come to them. Gigabytes
-//! are not taken off a disk while somebody waits.
+//! A thread that removes folders: gigabytes are not taken off a disk while a caller waits.
+//!
+//! [`Trash`] removes folders where they are, one after the other, in the order in which they were discarded. A caller
+//! that needs a folder gone now removes it itself with [`Trash::remove`], which waits for the folder that the thread is
+//! at. The trash keeps no list on disk: what a killed process did not remove, the next start has to find and discard.
+//!
+//! The store moves a removed layer into a folder of its own first, so that its name is free at once.
 
 use std::{
     fs, io,
@@ -12,57 +17,94 @@ use std::{
     thread::Builder,
 };
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 
-/// See the module.
+/// Folders on their way off the disk. Dropping it ends the thread after the discarded folders are gone.
 #[derive(Debug)]
-pub(super) struct Trash {
-    folder: PathBuf,
-    /// Its other end is the thread's, which ends with it.
-    moved: Sender<PathBuf>,
-    next: AtomicU64,
-    /// Held while a folder is removed: who waits for it knows that nobody else is at one.
+pub struct Trash {
+    queue: Sender<PathBuf>,
+    /// Held while a folder is removed.
     turn: Arc<Mutex<()>>,
 }
 
+/// Nothing is removed as long as this lives; see [`Trash::pause`].
+#[derive(Debug)]
+pub struct TrashPause<'a>(#[expect(dead_code, reason = "it is held, not read")] MutexGuard<'a, ()>);
+
 impl Trash {
-    /// What an earlier process did not come to goes, too.
-    pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
-        super::make_folder(&folder)?;
-        let (moved, folders) = channel();
-        for left in fs::read_dir(&folder)?.flatten() {
-            let _ = moved.send(left.path());
-        }
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start() -> io::Result<Self> {
+        let (queue, folders) = channel::<PathBuf>();
         let turn = Arc::new(Mutex::default());
-        let ours = turn.clone();
-        let work = move || folders.iter().for_each(|folder| remove(&ours, &folder));
-        Builder::new().name("remove".into()).spawn(work)?;
-        Ok(Self { folder, moved, next: AtomicU64::new(0), turn })
+        let thread_turn = turn.clone();
+        let run = move || folders.iter().for_each(|folder| remove(&thread_turn, &folder));
+        Builder::new().name("remove".into()).spawn(run)?;
+        Ok(Self { queue, turn })
     }
 
-    /// All that was taken so far is off the disk when this is back.
+    /// Has the thread remove a folder and everything in it. An absent folder is no error; a folder that cannot be
+    /// removed is logged and stays.
+    pub fn discard(&self, folder: PathBuf) {
+        // If the thread has died the folder stays; the next start finds it.
+        let _ = self.queue.send(folder);
+    }
+
+    /// Removes a folder and everything in it. When this returns the folder is gone, also if the thread had begun with
+    /// it, or the log says why it stays.
+    pub fn remove(&self, folder: &Path) {
+        remove(&self.turn, folder);
+    }
+
+    /// Waits for the folder that is being removed, and keeps all others until the value is dropped.
+    pub fn pause(&self) -> TrashPause<'_> {
+        TrashPause(self.turn.lock())
+    }
+}
+
+/// A folder that other folders are moved into before they are removed.
+#[derive(Debug)]
+pub(super) struct TrashFolder {
+    folder: PathBuf,
+    next: AtomicU64,
+    trash: Trash,
+}
+
+impl TrashFolder {
+    /// Opens the folder and discards what an earlier process left in it.
+    pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
+        super::make_folder(&folder)?;
+        let trash = Trash::start()?;
+        for left in fs::read_dir(&folder)?.flatten() {
+            trash.discard(left.path());
+        }
+        Ok(Self { folder, next: AtomicU64::new(0), trash })
+    }
+
+    /// Returns when every folder that was taken before is off the disk.
     pub(super) fn empty(&self) -> io::Result<()> {
         for left in fs::read_dir(&self.folder)?.flatten() {
-            remove(&self.turn, &left.path());
+            self.trash.remove(&left.path());
         }
         Ok(())
     }
 
-    /// Takes a folder of the same disk away.
+    /// Moves a folder of the same disk away, and discards it.
     pub(super) fn take(&self, folder: &Path) -> io::Result<()> {
         loop {
             let to = self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
             match fs::rename(folder, &to) {
-                // An earlier process's, which is not gone yet.
+                // A folder of an earlier process, which is not gone yet, has this name.
                 Err(e)
                     if matches!(
                         e.kind(),
                         io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                     ) => {}
-                taken => {
-                    taken?;
-                    // Without the thread the next start finds it.
-                    let _ = self.moved.send(to);
+                Err(e) => return Err(e),
+                Ok(()) => {
+                    self.trash.discard(to);
                     return Ok(());
                 }
             }
@@ -71,13 +113,14 @@ impl Trash {
 }
 
 fn remove(turn: &Mutex<()>, folder: &Path) {
-    let _turn = turn.lock();
+    let turn = turn.lock();
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "take a removed layer off the disk");
+            tracing::warn!(folder = %folder.display(), %error, "a folder that is not used any more cannot be removed");
         }
         _ => {}
     }
+    drop(turn);
 }
 
 #[cfg(test)]
@@ -86,17 +129,18 @@ mod tests {
 
     use super::*;
 
+    fn make(path: &Path) {
+        fs::create_dir_all(path.join("below")).unwrap();
+        fs::write(path.join("below/file"), b"x").unwrap();
+    }
+
     #[test]
-    fn what_is_taken_is_out_of_the_way_and_then_gone_whoever_left_it() {
+    fn a_taken_folder_leaves_its_place_at_once_and_the_disk_later() {
         let root = tempfile::tempdir().unwrap();
-        let make = |path: &Path| {
-            fs::create_dir_all(path.join("below")).unwrap();
-            fs::write(path.join("below/file"), b"x").unwrap();
-        };
         let (home, layer) = (root.path().join("rubbish"), root.path().join("layer"));
-        // An earlier process's, under the name that the next one would give.
+        // An earlier process left a folder, under the first name that this one uses.
         make(&home.join("0"));
-        let trash = Trash::open(home.clone()).unwrap();
+        let trash = TrashFolder::open(home.clone()).unwrap();
         for _ in 0..3 {
             make(&layer);
             trash.take(&layer).unwrap();
@@ -107,9 +151,24 @@ mod tests {
         assert!(fs::read_dir(&home).unwrap().next().is_none());
         make(&layer);
         trash.take(&layer).unwrap();
-        // The thread comes to it by itself, too.
+        // The thread removes it without a call.
         while fs::read_dir(&home).unwrap().next().is_some() {
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_discarded_folder_stays_during_a_pause_and_a_removal_waits_for_the_thread() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("snapshot");
+        make(&folder);
+        let trash = Trash::start().unwrap();
+        let pause = trash.pause();
+        trash.discard(folder.clone());
+        assert!(folder.exists());
+        drop(pause);
+        trash.remove(&folder);
+        assert!(!folder.exists());
+        trash.remove(&folder); // an absent folder is no error
     }
 }
