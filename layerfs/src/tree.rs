@@ -94,6 +94,8 @@ pub(crate) struct Child<'a> {
     pub(crate) node: NodeId,
 }
 
+/// The last time that containerd sets: 2^63 - 1 nanoseconds after 1970, in the year 2262.
+const LAST_TIME: (i64, u32) = (9_223_372_036, 854_775_807);
 /// Of the paths of implied directories together; real layers have some kilobytes.
 const MAX_IMPLIED_BYTES: usize = 64 << 20;
 /// No entry of the ztoc stands behind the node: an implied directory or the root.
@@ -176,6 +178,7 @@ impl Tree {
         tree.inherited.clear();
         for attributes in inherited {
             if let Some(node) = tree.resolve(&attributes.path)
+                && node != NodeId::ROOT
                 && tree.nodes[node.index()].entry == IMPLIED
             {
                 tree.xattrs.any |= !attributes.xattrs.is_empty();
@@ -304,9 +307,14 @@ impl Tree {
             }
         } else if let (Some(entry), Some(last)) = (self.entry(id), self.attribute_entry(id)) {
             (attributes.uid, attributes.gid) = (last.uid(), last.gid());
-            attributes.mtime = last.mtime().map_or((0, 0), |time| (time.seconds, time.nanoseconds));
-            // A whiteout is made with mknod(S_IFCHR): no permission bits.
-            attributes.mode = if node.whiteout { 0 } else { (last.mode() & 0o7777) as u16 };
+            attributes.mtime = last.mtime().map_or((0, 0), |time| shown_time(time.seconds, time.nanoseconds));
+            attributes.mode = match node.kind {
+                // A whiteout is made with mknod(S_IFCHR): no permission bits.
+                _ if node.whiteout => 0,
+                // Linux has no other mode for a link, whatever the tar says.
+                NodeKind::Symlink => 0o777,
+                _ => (last.mode() & 0o7777) as u16,
+            };
             if matches!(entry.kind(), EntryKind::CharDevice | EntryKind::BlockDevice) {
                 let (major, minor) = entry.device();
                 attributes.device = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
@@ -353,6 +361,13 @@ impl Tree {
         }
         found
     }
+}
+
+/// The time that containerd sets when it unpacks: a time that it cannot express becomes 1970, see
+/// docs/decisions/0005-times-that-containerd-cannot-express.md.
+fn shown_time(seconds: i64, nanoseconds: u32) -> (i64, u32) {
+    let is_expressible = seconds >= 0 && (seconds, nanoseconds) <= LAST_TIME;
+    if is_expressible { (seconds, nanoseconds) } else { (0, 0) }
 }
 
 impl XattrSummary {

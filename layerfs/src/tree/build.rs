@@ -69,12 +69,8 @@ impl<'a> Builder<'a> {
             return Err(unsupported(entry, "the layer has too many files"));
         }
         let components = clean(entry.name());
-        let Some((base, folders)) = components.split_last() else {
-            if entry.kind() == EntryKind::Directory {
-                (self.nodes[0].entry, self.nodes[0].attributes) = (index, index);
-            }
-            return Ok(());
-        };
+        // containerd makes the root of a snapshot itself, and ignores an entry for it whatever its type is.
+        let Some((base, folders)) = components.split_last() else { return Ok(()) };
         let parent = self.folder(folders, entry)?;
         if *base == OPAQUE {
             self.nodes[parent as usize].opaque = true;
