@@ -1,19 +1,18 @@
-//! The engine that brings spans: requests by priority in, verified and inflated spans out.
+//! The engine that fetches spans: requests in, verified and stored spans out.
 //!
-//! A request is a run of neighbouring spans of one layer, asked for as one range. Each span is cut out of the
-//! stream as soon as its last byte has arrived (`attempt`), and handed to whoever wished for it on a thread for such
-//! work (`inflate`), where it is verified and inflated, while the rest of the range is still coming. What could
-//! not be had is handed over as an error: every span of a request lands, and one that lands twice is ignored the
-//! second time.
+//! A request is a run of neighboring spans of one layer, fetched as one range. Each span is cut out of the stream as
+//! soon as its last byte has arrived (`attempt`). Threads for such work (`inflate`) hand it to the request's sink,
+//! which verifies, inflates and stores it, while the rest of the range is still arriving. A span that cannot be
+//! fetched reaches the sink as an error. So every span of a request ends once.
 //!
-//! A failed attempt moves on to the next source. Faults that may pass (a source cannot be reached, or denies what
-//! it will allow again when credentials are renewed, or sends a span with a wrong digest) are tried again here; demand
-//! tries for `read_timeout`, fill gives up after one round and leaves it to the next. That there is no such blob is
-//! final when every source says so, and so is a digest that stays wrong. A reader's request that takes far longer than
-//! such requests do is made a second time beside the first, for at most a twentieth of the bytes.
+//! A failed attempt moves on to the next source. Faults that may pass are tried again here: a source cannot be
+//! reached, or denies access until credentials are renewed, or sends a span with a wrong digest. Demand tries for
+//! `read_timeout`. Fill gives up after one round over the sources and tries again later. An absent blob is final when
+//! every source lacks it, and so is a digest that stays wrong. A reader's request that takes far longer than such
+//! requests do is made a second time beside the first, for at most a twentieth of the bytes.
 //!
-//! What nobody waits for (`background`) is asked for by the engine itself, so that the line is never idle while
-//! anything is missing, and never so full that a reader queues behind much.
+//! The engine itself fetches spans for which no reader waits (`background`). It keeps the line busy while a span is
+//! missing, but never so full that a reader queues behind much (`budget`, `pace`).
 
 mod attempt;
 mod background;
@@ -55,53 +54,53 @@ use pace::Line;
 const WRONG_DIGESTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often it is looked whether everything that has arrived is stored: less than a span takes.
+/// How often [`Engine::finish`] looks whether every span that has arrived is stored: less than a span takes.
 const FINISHING: Duration = Duration::from_millis(5);
-/// Of the bytes that readers ask for, what may be asked for twice: one of so many.
+/// One of this many bytes that readers ask for may be fetched a second time.
 const HEDGED_PART: i64 = 20;
-/// What may be asked for twice before anything was asked for once, and is saved up at most.
+/// Bytes that may be fetched a second time before the first request; also the most that is saved up.
 const HEDGED_FIRST: i64 = 16 << 20;
 
-/// Who waits for a request.
+/// How urgent a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Priority {
-    /// A reader.
+    /// A reader waits for it.
     Demand,
-    /// Nobody, but somebody is likely to, soon.
+    /// No reader waits, but one is likely to, soon.
     Ahead,
-    /// Nobody.
+    /// No reader is likely to wait soon.
     Fill,
 }
 
-/// Takes what a request brings. Called on threads that may block.
+/// Takes the spans that a request fetches. Called on threads that may block.
 pub(crate) trait SpanSink: Send + Sync + Debug {
     /// Whether a reader waits for `span`.
     fn is_awaited(&self, span: SpanId) -> bool;
 
-    /// Takes the compressed bytes of a span, and verifies them. Once it has, the span is dealt with, well or not.
+    /// Takes the compressed bytes of a span and verifies them. After `Ok` the span has ended, stored or not.
     ///
     /// # Errors
-    /// When they are not the span's: others may be.
+    /// When they are not the span's bytes; another attempt may fetch the right ones.
     fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error>;
 
-    /// Nothing will come.
+    /// Ends a span that will not arrive.
     fn fail(&self, span: SpanId, error: Error);
 
-    /// What is counted for its layer alone, if anybody wants to know.
+    /// The counters of its layer alone, if it has any.
     fn tally(&self) -> Option<&Tally> {
         None
     }
 }
 
-/// A place where a layer can be had.
+/// A place from which a layer can be fetched.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    /// FillScope place it is: `HOST/REPOSITORY`.
+    /// Its name: `HOST/REPOSITORY`.
     pub(crate) origin: Arc<str>,
-    /// What limits are for.
+    /// The host, which limits are for.
     pub(crate) host: Arc<str>,
     pub(crate) blob: Arc<dyn Blob>,
-    /// Why the last request failed, if it did.
+    /// Why the last request failed; `None` after a success.
     pub(crate) failing: Arc<Mutex<Option<String>>>,
 }
 
@@ -119,10 +118,10 @@ fn host_of(origin: &str) -> Arc<str> {
     origin.split('/').next().unwrap_or_default().into()
 }
 
-/// Neighbouring spans of one layer, to be brought.
+/// Neighboring spans of one layer, to be fetched.
 #[derive(Debug)]
 pub(crate) struct FetchRequest {
-    /// Where it can be had, at least one; asked in this order, and round again.
+    /// At least one; asked in this order, and round again.
     pub(crate) sources: Vec<Source>,
     pub(crate) ztoc: Arc<Ztoc>,
     pub(crate) spans: Range<u32>,
@@ -135,24 +134,24 @@ impl FetchRequest {
         self.sources[0].blob.digest()
     }
 
-    /// The compressed bytes from the span `first` on.
+    /// The range of compressed bytes from the span `first` on.
     fn range_from(&self, first: u32) -> Range<u64> {
         let table = self.ztoc.spans();
         table.compressed(SpanId(first)).start.0..table.compressed(SpanId(self.spans.end - 1)).end.0
     }
 
-    /// Compressed bytes of all of it.
+    /// Compressed bytes of the whole request.
     pub(crate) fn bytes(&self) -> u64 {
         let range = self.range_from(self.spans.start);
         range.end.saturating_sub(range.start)
     }
 }
 
-/// A request under way, shared by the attempts to grant it.
+/// A request under way, shared by its attempts.
 #[derive(Debug)]
 struct FetchInProgress {
     request: FetchRequest,
-    /// By place in the request.
+    /// By position in the request.
     landed: Box<[AtomicBool]>,
 }
 
@@ -179,7 +178,7 @@ impl FetchInProgress {
     }
 }
 
-/// One for the daemon.
+/// Fetches spans for all layers of a daemon.
 #[derive(Debug)]
 pub struct Engine {
     runtime: Handle,
@@ -189,22 +188,22 @@ pub struct Engine {
     line: Mutex<Line>,
     counters: Arc<Counters>,
     background: Background,
-    /// Bytes that may be asked for a second time.
+    /// Bytes that may be fetched a second time now.
     hedge: AtomicI64,
     /// When a reader last had to wait, in milliseconds since the engine began.
     demanded: AtomicU64,
     began: Instant,
-    /// One layer at a time is compared with its checksums: it takes a thread, and the disk.
+    /// One layer at a time is compared with its checksums: that takes a thread, and the disk.
     proving: Arc<Semaphore>,
 }
 
-/// CrashNotes on the disk that nobody waits for.
+/// A comparison of stored bytes with their checksums, which no reader waits for.
 pub(crate) trait StoredCheck: Send + Sync + 'static {
     fn check_stored(&self);
 }
 
 impl Engine {
-    /// `runtime` carries the requests; its blocking threads verify and inflate.
+    /// Begins an engine. `runtime` runs the requests; its blocking threads verify and inflate.
     pub fn new(runtime: Handle, limits: Limits) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
         let engine = Arc::new(Self {
@@ -229,8 +228,8 @@ impl Engine {
         &self.runtime
     }
 
-    /// Returns when what has arrived is stored, at the latest after `limit`. A reader has his bytes before the rest of
-    /// their span is on the disk; who stops in between fetches them again. Blocks.
+    /// Returns when every span that has arrived is stored, at the latest after `limit`. A reader has its bytes before
+    /// the rest of their span is on disk; a process that stops in between has to fetch the span again. Blocks.
     pub fn finish(&self, limit: Duration) {
         let began = Instant::now();
         while !self.inflaters.is_idle() && began.elapsed() < limit {
@@ -242,14 +241,14 @@ impl Engine {
         &self.counters
     }
 
-    /// What was counted of reads, spans and fetches, and how it is now.
+    /// The metrics of reads, spans and fetches, and of the store.
     pub fn metrics(&self, store: &Store) -> Vec<Family> {
         let (requests, bytes) = self.budget.in_flight();
         let (spans, store_bytes) = store.counts();
         self.counters.families(&Gauges { spans, store_bytes, requests, bytes })
     }
 
-    /// Compares a layer with its checksums, after those that came before it.
+    /// Compares a layer with its checksums, after the layers that came before it.
     pub(crate) fn prove(&self, layer: Arc<impl StoredCheck>) {
         let proving = self.proving.clone();
         self.runtime.spawn(async move {
@@ -262,8 +261,8 @@ impl Engine {
         });
     }
 
-    /// Does work that takes a thread, and the disk, once no reader has had to wait for a while. Not, if the engine is
-    /// gone by then.
+    /// Runs `work`, which takes a thread and the disk, once no reader has had to wait for a while. Does not run it if
+    /// the engine is gone by then.
     pub(crate) fn when_quiet(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
         let (engine, proving) = (Arc::downgrade(self), self.proving.clone());
         self.runtime.spawn(async move {
@@ -281,30 +280,31 @@ impl Engine {
         });
     }
 
-    /// Brings what `table` wants with nobody waiting, as long as it lives and anything of it is missing.
+    /// Fetches in the background what `table` wants, as long as it lives and a span is missing.
     pub(crate) fn fill(&self, table: Weak<dyn FillSource>) {
         self.background.add(table);
     }
 
-    /// Keeps fill away from the host of `origin` as long as the answer lives: a layer is streamed whole from it, and
-    /// somebody waits for it.
+    /// Keeps fill away from the host of `origin` as long as the value lives: a pull waits for a layer that is
+    /// streamed whole from there.
     pub(crate) fn streaming(&self, origin: &str) -> Streaming {
         self.budget.stream(&host_of(origin))
     }
 
-    /// Starts on a reader's request and returns at once. Every span of it lands, one way or the other.
+    /// Starts a reader's request and returns at once. Every span of it ends, stored or not.
     pub(crate) fn fetch(self: &Arc<Self>, request: FetchRequest) {
         let engine = self.clone();
-        self.runtime.spawn(async move { engine.brought(request, None).await });
+        self.runtime.spawn(async move { engine.run(request, None).await });
     }
 
-    /// Somebody began to wait: perhaps for what is on its way already, and what is near is likely to be wanted next.
+    /// To be called when a reader begins to wait: perhaps for a span that has arrived, and its neighbors are likely
+    /// to be read next.
     pub(crate) fn hurry(&self) {
         self.inflaters.start();
         self.background.changed().notify_one();
     }
 
-    /// When a reader last had to wait, in milliseconds since the engine began; at least 1.
+    /// Notes that a reader has to wait now. Returns the time in milliseconds since the engine began; at least 1.
     pub(crate) fn demanded(&self) -> u64 {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.demanded.fetch_max(now, Ordering::AcqRel).max(now)
@@ -315,25 +315,25 @@ impl Engine {
         self.began.elapsed().saturating_sub(Duration::from_millis(self.demanded.load(Ordering::Acquire)))
     }
 
-    /// Lands every span of a request, one way or the other; false when not everything could be had. `permit`: the
-    /// first attempt has its room already.
-    async fn brought(&self, request: FetchRequest, permit: Option<Permit>) -> bool {
+    /// Ends every span of a request; false when some could not be fetched. `permit`: room for the first attempt.
+    async fn run(&self, request: FetchRequest, permit: Option<Permit>) -> bool {
         let fetch = Arc::new(FetchInProgress::new(request));
-        let granted = AssertUnwindSafe(self.grant(&fetch, permit)).catch_unwind();
+        let attempts = AssertUnwindSafe(self.attempts(&fetch, permit)).catch_unwind();
         let limit = match fetch.request.priority {
             Priority::Demand => self.limits.read_timeout,
             Priority::Ahead | Priority::Fill => Duration::MAX,
         };
-        let error = match tokio::time::timeout(limit, granted).await {
+        let error = match tokio::time::timeout(limit, attempts).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
                 self.counters.panics.add(1);
-                tracing::error!(layer = %fetch.request.digest(), "fetching spans made us panic");
+                tracing::error!(layer = %fetch.request.digest(), "a fetch of spans panicked: its readers get an error; please report this");
                 Some(Error::new(ErrorKind::Io, "fetch spans"))
             }
             Err(_) => {
                 let layer = fetch.request.digest();
-                let why = format!("fetch spans of layer {layer}: nothing came within {} s", limit.as_secs());
+                let why =
+                    format!("fetch spans of layer {layer}: no source delivered within {} s", limit.as_secs());
                 Some(Error::new(ErrorKind::Unreachable, why))
             }
         };
@@ -344,15 +344,16 @@ impl Engine {
             tally.background_spans.add(fetch.landed.len() as u64 - missing);
         }
         let Some(error) = error else { return true };
-        // What has landed may be gone from the disk again, and on its way for somebody else: none of our business.
+        // The spans that landed may have been evicted since, and another request may fetch them: they are not
+        // touched.
         for span in fetch.missing() {
             fetch.request.sink.fail(SpanId(span), error.clone());
         }
         false
     }
 
-    /// The error, if not everything of the request has landed.
-    async fn grant(&self, fetch: &Arc<FetchInProgress>, mut permit: Option<Permit>) -> Option<Error> {
+    /// The error, if not every span of the request has landed.
+    async fn attempts(&self, fetch: &Arc<FetchInProgress>, mut permit: Option<Permit>) -> Option<Error> {
         let request = &fetch.request;
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
@@ -370,7 +371,7 @@ impl Engine {
                 refusals.fill(0);
             }
             refusals[source] += match error.kind() {
-                // Credentials are renewed, by us or by whoever has them.
+                // Credentials are renewed, by this daemon or by its user.
                 ErrorKind::Unreachable | ErrorKind::Io | ErrorKind::Denied => 0,
                 ErrorKind::Corrupt => 1,
                 ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::Full => WRONG_DIGESTS,
@@ -394,7 +395,7 @@ impl Engine {
     }
 
     /// One attempt; beside it a second one from the next source, if the first takes unusually long. The first that
-    /// succeeds counts, and what either brought is there.
+    /// succeeds counts; the spans that either of them fetched are stored.
     async fn hedged(&self, fetch: &Arc<FetchInProgress>, source: usize) -> Result<(), Error> {
         let bytes = fetch.request.bytes();
         let cost = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -412,7 +413,7 @@ impl Engine {
             return first.await;
         }
         self.counters.hedged.add(1);
-        tracing::debug!(layer = %fetch.request.digest(), ?patience, "a request takes long; another is tried");
+        tracing::debug!(layer = %fetch.request.digest(), ?patience, "a request takes long; it is made a second time");
         let next = (source + 1) % fetch.request.sources.len();
         let mut second = std::pin::pin!(self.attempt(fetch, next, None));
         tokio::select! {

@@ -1,16 +1,15 @@
-//! The door: a request of the kernel becomes a call of a layer, and what comes back a reply or an errno.
+//! The kernel's door: a request becomes a call of a layer, and the result a reply or an errno.
 //!
-//! The kernel is told as much as it will remember. Inside layers names, attributes and absences hold for
-//! ever; the connection's own root, where layers come and go, is asked again after a second. The first OPEN,
-//! OPENDIR and FLUSH are answered with ENOSYS, which the kernel learns: it sends no more of them, and no
-//! RELEASE. A question for an extended attribute is **never** answered so, because the kernel would learn
-//! that for every layer of the connection: ENODATA, or EOPNOTSUPP for what the layer has none of at all and
-//! `ls` would otherwise ask of each file.
+//! Replies let the kernel cache as much as it can. Inside layers names, attributes and absences are valid forever.
+//! The connection's own root, where layers come and go, is asked again after a second. The first OPEN, OPENDIR and
+//! FLUSH are answered with ENOSYS: the kernel then sends no more of them, and no RELEASE. A request for an extended
+//! attribute is **never** answered so, because the kernel would remember it for every layer of the connection. It
+//! gets ENODATA, or EOPNOTSUPP for the attributes that `ls` would ask of each file, when the layer has none of them.
 //!
-//! Everything is answered on the thread that took the request, except a read whose bytes have to be fetched:
-//! that reply is sent from a task, so that no thread of the connection ever waits for a network. A panic in a
-//! callback, or in that task, is caught here: the request is answered with EIO (fuser does so when the reply is
-//! dropped) and logged, the thread lives on.
+//! Requests are answered on the thread that took them, except a read whose bytes have to be fetched. A task sends
+//! that reply, so that no thread of the connection ever waits for a network. A panic in a callback, or in that task,
+//! is caught here and logged: the request gets EIO (fuser replies so when the reply is dropped), and the thread goes
+//! on.
 
 mod counts;
 pub(crate) mod init;
@@ -44,7 +43,7 @@ use crate::{
 
 pub(crate) use counts::{Counts, RequestKind};
 
-/// Layers never change. The kernel takes what is more than it can count as never.
+/// Layers never change. A number of seconds beyond the kernel's range means no end.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// In the connection's root layers come and go.
 const SHORT: Duration = Duration::from_secs(1);
@@ -58,7 +57,7 @@ pub(crate) struct Door {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// A node of the connection: its root, or a node of a layer in a slot, which is noted as long as the value lives.
+/// A node of the connection: its root, or a node of a layer in a slot. The layer is noted as long as the value lives.
 enum Target {
     Root,
     In(ShownSlot, NodeId, InProgress),
@@ -75,7 +74,7 @@ impl Door {
                 Ok(Target::In(slot, node, at))
             }
             None if self.slots.is_refused(number.0) => Err(Errno::EIO),
-            // A slot that was hidden: whoever still holds one of its nodes has a stale handle.
+            // A slot that was hidden: a process that still has one of its nodes open has a stale handle.
             None => Err(Errno::ESTALE),
         }
     }
@@ -102,7 +101,7 @@ impl Door {
         }
     }
 
-    /// Calls `add` for entries from the `skip`-th on, until it says that there is no more room.
+    /// Calls `add` for entries from the `skip`-th on, until it returns true: the reply is full.
     fn list(
         &self,
         directory: INodeNo,
@@ -165,7 +164,7 @@ impl Door {
         found.map(|(_, value)| value.to_vec()).ok_or(Errno::ENODATA)
     }
 
-    /// Names, each with a NUL behind it.
+    /// Names, each followed by a NUL.
     fn xattr_names(&self, number: INodeNo) -> Result<Vec<u8>, Errno> {
         let Target::In(slot, node, _at) = self.place(number)? else { return Ok(Vec::new()) };
         let tree = slot.layer.tree();
@@ -175,7 +174,7 @@ impl Door {
         }
         if tree.xattr_summary().any {
             for (name, _) in tree.xattrs(node) {
-                // What the kernel would not take as a name would spoil the whole list.
+                // The kernel would refuse the whole list for a name that it does not accept.
                 if !name.is_empty() && name.len() <= 255 && !name.contains(&0) {
                     names.extend_from_slice(name);
                     names.push(0);
@@ -185,7 +184,7 @@ impl Door {
         Ok(names)
     }
 
-    /// Counts a request and answers it; a panic drops the reply, and that is an answer.
+    /// Counts a request and answers it. A panic drops the reply, which answers with EIO.
     fn guarded(&self, request: RequestKind, answer: impl FnOnce()) {
         let counted = || {
             self.counts.note(request);
@@ -196,7 +195,7 @@ impl Door {
         }
     }
 
-    /// The same for a read that waits, from a task of its own.
+    /// Answers a read that waits, from a task of its own, and catches a panic there.
     fn answer_later(
         &self,
         reply: ReplyData,
@@ -377,7 +376,7 @@ fn answer_read(
     }
 }
 
-/// What a program that reads is told. Whatever is wrong with a layer, it is an I/O error to it.
+/// Every fault of a layer is an I/O error to the program that reads.
 fn errno(error: &Error) -> Errno {
     match error.kind() {
         ErrorKind::NotFound
@@ -414,7 +413,7 @@ fn root() -> FileAttr {
     to_attr(INodeNo::ROOT, &attributes)
 }
 
-/// Node number 0: the kernel remembers that there is no such name.
+/// Node number 0: the kernel caches that there is no such name.
 fn absent() -> FileAttr {
     FileAttr { ino: INodeNo(0), ..root() }
 }

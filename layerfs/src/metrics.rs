@@ -1,7 +1,7 @@
-//! What is counted, every name in one table.
+//! Metrics of the read path, every name in one table.
 //!
-//! Counting costs an addition; everything else is looked at when somebody asks. How the numbers are written is
-//! the business of who asks.
+//! Counting costs an addition; gauges are computed when a caller asks for the metrics. The caller decides on the
+//! format.
 
 use std::{
     borrow::Cow,
@@ -11,27 +11,27 @@ use std::{
 
 use crate::error::ErrorKind;
 
-/// How a metric's numbers are to be read.
+/// How to read the numbers of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Grows from the start of the process on.
     Counter,
-    /// As it is now.
+    /// The value at this moment.
     Gauge,
-    /// How many, by size, from the start of the process on.
+    /// A number of events by size, from the start of the process on.
     Histogram,
 }
 
-/// A metric: what others see of it.
+/// The name of a metric, and its help text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Name {
     /// Its name, with its unit last.
     pub name: &'static str,
     /// How to read it.
     pub kind: Kind,
-    /// The labels that tell its numbers apart; empty where there are fewer.
+    /// Labels that distinguish its numbers; empty where there are fewer than two.
     pub labels: [&'static str; 2],
-    /// What it says.
+    /// The help text.
     pub help: &'static str,
 }
 
@@ -120,24 +120,24 @@ const PANICS: Name = name(
 /// A metric and its numbers.
 #[derive(Debug, Clone)]
 pub struct Family {
-    /// FillScope it is.
+    /// The metric.
     pub name: Name,
-    /// By the values of its labels, empty where it has none.
+    /// Numbers by the values of the labels; an empty value where there is no label.
     pub values: Vec<([Cow<'static, str>; 2], Value)>,
 }
 
-/// A number, or many.
+/// One number, or a histogram.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// One number.
     Number(u64),
-    /// How many there were up to each bound, in seconds, all of them, and the sum of their seconds.
+    /// How many events were up to each bound, in seconds; how many there were; the sum of their seconds.
     Histogram {
-        /// Bounds and how many were not above them.
+        /// Bounds, and how many events were not above each.
         up_to: Vec<(f64, u64)>,
-        /// How many there were.
+        /// How many events there were.
         count: u64,
-        /// Seconds of all together.
+        /// The sum of their seconds.
         sum: f64,
     },
 }
@@ -156,12 +156,12 @@ impl Family {
     }
 }
 
-/// The value of the only label.
+/// The values of the labels of a metric with one label.
 fn labels(value: &'static str) -> [Cow<'static, str>; 2] {
     [value.into(), "".into()]
 }
 
-/// Grows.
+/// A number that grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -175,12 +175,12 @@ impl Counter {
     }
 }
 
-/// Upper bounds in milliseconds: from a page off the disk to a registry that was away.
+/// Upper bounds in milliseconds: from a page on disk to a registry that was away for minutes.
 const BOUNDS: [u64; 12] = [1, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000, 300_000];
 
 #[derive(Debug, Default)]
 pub(crate) struct WaitHistogram {
-    /// One more than there are bounds: above all of them.
+    /// One more than there are bounds, for events above all of them.
     by_bound: [Counter; BOUNDS.len() + 1],
     micros: Counter,
 }
@@ -206,7 +206,7 @@ impl WaitHistogram {
     }
 }
 
-/// What the read path counts as it goes.
+/// Everything that the read path counts.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) reads_ready: Counter,
@@ -235,7 +235,7 @@ pub(crate) struct Fetches {
     pub(crate) bytes: Counter,
 }
 
-/// What is counted for one layer alone.
+/// Counters of one layer alone.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) reads: Counter,
@@ -251,13 +251,13 @@ pub(crate) struct Tally {
 impl Tally {
     /// Reads that wait.
     pub(crate) fn waiting(&self) -> u64 {
-        // In this order: who ends had begun.
+        // In this order: a wait that has ended had begun.
         let ended = self.waits_ended.now();
         self.waits_begun.now().saturating_sub(ended)
     }
 }
 
-/// What others hold, as it is now.
+/// Gauges that other parts hold, at this moment.
 pub(crate) struct Gauges {
     /// Spans by state: empty, filling, ready, unproven.
     pub(crate) spans: [u64; 4],

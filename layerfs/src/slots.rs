@@ -1,17 +1,16 @@
-//! FillScope layer is shown where in the one connection.
+//! Which layer is shown in which slot of the one connection.
 //!
-//! A slot is a folder in the connection's root, named by its number, and a run of node numbers from its base.
-//! Numbers and bases are given out in order, stored before they are used, and never given out twice while the
-//! connection lives: what the kernel has cached of a slot that is gone can never be taken for another's. Node
-//! number = base + the node's number within its layer; the slot of a node is found by binary search.
-//!
+//! A slot is a folder in the connection's root, named by its number, and a run of node numbers from its base. Numbers
+//! and bases are given out in order, stored before they are used, and never given out twice while the connection
+//! lives. So a node that the kernel has cached of a removed slot never becomes a node of another layer. Node number =
+//! base + the node's number within its layer; a binary search finds the slot of a node.
 //! ```text
 //! <root>/slots.json    {"next_slot": …, "next_base": …, "slots": [{"number", "base", "nodes", "layer", "ztoc", "inherited"}]}
 //! ```
 //!
-//! Who stands on a slot is somebody else's knowledge, and outlives this file: a slot can be shown again by its
-//! number when the file is lost, with another base. Where the mount is older than the loss, bases begin where nobody
-//! can have had one: what the kernel knows of lost ones is stale then, and never another layer's.
+//! The caller knows which snapshots use a slot, and keeps that elsewhere. When the file is lost, a slot can be shown
+//! again by its number, with another base. If the mount is older than the loss, bases then begin above all that were
+//! ever given out: lost nodes are stale, and never those of another layer.
 
 use std::{
     fs, io,
@@ -33,7 +32,7 @@ use crate::{
 /// Node 1 is the connection's root.
 const FIRST_BASE: u64 = 2;
 
-/// A slot as stored.
+/// A slot in the stored list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct SlotRecord {
     /// Name of its folder in the connection's root.
@@ -42,7 +41,7 @@ struct SlotRecord {
     nodes: u32,
     layer: String,
     ztoc: Option<String>,
-    /// Attributes of the directories that the layer only implies.
+    /// Attributes of the directories that the layer implies without containing them.
     inherited: Vec<Inherited>,
 }
 
@@ -56,8 +55,8 @@ impl SlotRecord {
     }
 }
 
-/// How nodes are numbered within a layer. To be raised with any change of that: what the kernel knows of a node by its
-/// number must not become another node under a living mount.
+/// How nodes are numbered within a layer. To be raised whenever that changes: a node number that the kernel knows
+/// must not become another node under a living mount.
 const NUMBERING: u32 = 1;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -78,7 +77,7 @@ impl SlotList {
         Self { numbering: NUMBERING, next_slot: 1, next_base, slots: Vec::new() }
     }
 
-    /// Whether no two slots share a name or a node, nor will.
+    /// Whether no two slots share a number or a node, and new slots will not either.
     fn is_sound(&self) -> bool {
         let mut runs: Vec<_> = self.slots.iter().map(|slot| (slot.base, u64::from(slot.nodes))).collect();
         runs.sort_unstable();
@@ -112,37 +111,37 @@ impl ShownSlot {
 #[derive(Debug)]
 pub struct Slots {
     path: PathBuf,
-    /// What is on disk; guards the file.
+    /// The list on disk; its lock guards the file.
     stored: Mutex<SlotList>,
     /// Sorted by base; replaced as a whole, so that a lookup holds the lock for one clone of an `Arc`.
     shown: RwLock<Arc<Vec<ShownSlot>>>,
-    /// Numbers, and node numbers, of slots that are known and on purpose not served.
+    /// Numbers and nodes of slots that are known and deliberately not served.
     refused: RwLock<Vec<(u32, Range<u64>)>>,
 }
 
 impl Slots {
-    /// Reads what an earlier process stored under `path`, a file; nothing of it is shown yet. A file that cannot
-    /// be read is set aside. For a mount that nobody has served yet.
+    /// Reads the list that an earlier process stored in the file `path`; no slot of it is shown yet. A file that
+    /// cannot be read is set aside. For a new mount, which no process has served yet.
     ///
     /// # Errors
     /// When the file cannot be opened, or set aside.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
         let (slots, is_known) = Self::open_or(path, FIRST_BASE)?;
         if !is_known {
-            // From now on it is there, or was lost.
+            // If the file is missing at a later start, it was lost.
             let written = slots.write(&slots.stored.lock());
             written.unwrap_or_else(|error| tracing::warn!(%error, "begin a list of slots"));
         }
         Ok(slots)
     }
 
-    /// The same, for a mount that was served before: the kernel may know slots that the file has lost.
+    /// Reads the list for a mount that was served before: the kernel may know slots that the file has lost.
     ///
     /// # Errors
     /// As [`Slots::open`].
     pub fn open_again(path: PathBuf) -> Result<Self, Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // Above four billion nodes for each second before; and in the positive half for as long as seconds have 31 bits.
+        // Above four billion nodes for each second before now, and positive as long as seconds have 31 bits.
         let beyond = (now << 32).max(1 << 32);
         let (slots, is_known) = Self::open_or(path, beyond)?;
         if !is_known {
@@ -153,7 +152,7 @@ impl Slots {
         Ok(slots)
     }
 
-    /// And whether the file was there.
+    /// The list, and whether the file was there.
     fn open_or(path: PathBuf, first_base: u64) -> Result<(Self, bool), Error> {
         let doing = || format!("read slots in {}", path.display());
         let known = match fs::read(&path) {
@@ -181,11 +180,10 @@ impl Slots {
         Ok((Self { path, stored, shown: RwLock::default(), refused: RwLock::default() }, is_known))
     }
 
-    /// Shows `layer` and returns the number of its slot, which is an existing one where the same layer with the
-    /// same inherited attributes is shown already.
+    /// Shows `layer` and returns the number of its slot. A layer that is shown already, with the same inherited
+    /// attributes, keeps its slot.
     ///
-    /// # Errors
-    /// When the slot cannot be stored; nothing is shown then.
+    /// # Errors When the slot cannot be stored; the layer is not shown then.
     pub(crate) fn show(&self, layer: &Arc<Layer>, inherited: &[Inherited]) -> Result<u32, Error> {
         let mut stored = self.stored.lock();
         let shown = self.all();
@@ -199,8 +197,8 @@ impl Slots {
         Ok(number)
     }
 
-    /// Shows `layer` in the slot `number`, where an earlier process had it; with the same node numbers if they
-    /// are known.
+    /// Shows `layer` in the slot `number`, where an earlier process showed it, with the same node numbers if they are
+    /// known.
     ///
     /// # Errors
     /// As [`Slots::show`].
@@ -224,14 +222,14 @@ impl Slots {
         }
     }
 
-    /// The slot `number`, which an earlier process showed, stays and is not served.
+    /// Keeps the slot `number` of an earlier process without serving it.
     pub(crate) fn refuse(&self, number: u32) {
         let known = self.stored.lock().slots.iter().find(|slot| slot.number == number).cloned();
         let nodes = known.map_or(0..0, |slot| slot.base..slot.base + u64::from(slot.nodes));
         self.refused.write().push((number, nodes));
     }
 
-    /// Whether a node number that is in no slot belongs to one that is refused.
+    /// Whether a node number belongs to a slot that is not served on purpose.
     pub(crate) fn is_refused(&self, node: u64) -> bool {
         self.refused.read().iter().any(|(_, nodes)| nodes.contains(&node))
     }
@@ -240,7 +238,7 @@ impl Slots {
         self.refused.read().iter().any(|(number, _)| number.to_string().as_bytes() == name)
     }
 
-    /// Numbers up to `number` are in use, whatever the file says.
+    /// Marks numbers up to `number` as used, whatever the file says.
     pub(crate) fn skip(&self, number: u32) {
         let mut stored = self.stored.lock();
         stored.next_slot = stored.next_slot.max(number.saturating_add(1));
@@ -286,7 +284,7 @@ impl Slots {
         *shown = Arc::new(all);
     }
 
-    /// Drops all stored slots that are not shown: nobody stands on them.
+    /// Removes all stored slots that are neither shown nor refused: no snapshot uses them.
     pub(crate) fn forget_unshown(&self) -> Result<(), Error> {
         let mut stored = self.stored.lock();
         let shown = self.all();
@@ -298,8 +296,8 @@ impl Slots {
         self.write(&stored)
     }
 
-    /// Takes a slot away for good; its numbers are not used again. Unknown ones are no error. Nothing is written: what
-    /// the file still has of it, nobody shows again after the next start.
+    /// Removes a slot for good; its numbers are not used again. An unknown slot is no error. The file is not written:
+    /// what it still lists is not shown again after the next start.
     pub(crate) fn hide(&self, number: u32) {
         let mut stored = self.stored.lock();
         stored.slots.retain(|slot| slot.number != number);
@@ -308,8 +306,8 @@ impl Slots {
         *shown = Arc::new(shown.iter().filter(|slot| slot.number != number).cloned().collect());
     }
 
-    /// Another name first, then the rename: a killed process leaves the old list or the new one. Not synced: what a
-    /// power cut takes of it was about a connection that it took, too, and who stands on which slot is known elsewhere.
+    /// Writes under another name, then renames: a killed process leaves the old list or the new one. Not synced: a
+    /// power cut that takes the list ends the connection, too, and the caller knows which snapshots use which slot.
     fn write(&self, stored: &SlotList) -> Result<(), Error> {
         let doing = || format!("write slots to {}", self.path.display());
         let bytes = serde_json::to_vec(stored).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
@@ -324,7 +322,7 @@ impl Slots {
 
     pub(crate) fn named(&self, name: &[u8]) -> Option<ShownSlot> {
         let number: u32 = std::str::from_utf8(name).ok()?.parse().ok()?;
-        // One name a slot: `007` is none.
+        // Each slot has one name: `007` is not a slot.
         let found = self.all().iter().find(|slot| slot.number == number)?.clone();
         (found.number.to_string().as_bytes() == name).then_some(found)
     }

@@ -40,7 +40,7 @@ impl Tar {
         let mut data = String::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + " =\n".len();
-            // The length counts itself.
+            // The length includes its own digits.
             let length = (rest..).find(|length| rest + length.to_string().len() == *length);
             data += &format!("{} {key}={value}\n", length.expect("some number fits"));
         }
@@ -70,7 +70,7 @@ impl Tar {
         self.entry(b'5', name, "", b"")
     }
 
-    /// With the two zero blocks at its end.
+    /// The tar with the two zero blocks at its end.
     pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
@@ -97,7 +97,7 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 impl TestLayer {
-    /// As the store knows it.
+    /// The identity of the layer in a store.
     pub(crate) fn id(&self) -> LayerId {
         LayerId { layer: self.digest, ztoc: Some(Digest::sha256(&self.ztoc)) }
     }
@@ -124,7 +124,7 @@ pub(crate) fn engine() -> Arc<Engine> {
     Engine::new(Handle::current(), limits)
 }
 
-/// A store below `root`, the layer in it, and its blob as its source.
+/// A layer in a new store below `root`, with its blob as the source.
 pub(crate) fn opened(root: &Path, max_bytes: Option<u64>, made: &TestLayer) -> Arc<Layer> {
     let room = DiskLimits { max_bytes, ..DiskLimits::default() };
     let store = Store::open(root, room).expect("a folder for tests can be written");

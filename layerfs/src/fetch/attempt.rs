@@ -1,4 +1,8 @@
-//! One request: a range of compressed bytes in, its spans out, each as soon as its last byte has arrived.
+//! One attempt of a request: a range of compressed bytes in, its spans out, each as soon as its last byte has
+//! arrived.
+//!
+//! A span goes to the threads that inflate while the rest of the range is still arriving. The attempt ends when every
+//! span that arrived has landed. What arrived counts, also when the source breaks off.
 
 use std::{ops::Range, sync::Arc};
 
@@ -15,8 +19,8 @@ use super::{
 use crate::error::{Error, ErrorKind};
 
 impl Engine {
-    /// One request for what has not landed of a request, to the source of that number. In the room of `permit` if it
-    /// is given.
+    /// Fetches the spans of a request that have not landed from the source of that number. `permit` is room that the
+    /// caller has already.
     pub(super) async fn attempt(
         &self,
         fetch: &Arc<FetchInProgress>,
@@ -65,10 +69,10 @@ impl Engine {
         }
         .await;
         let received_in = asked.elapsed().as_millis();
-        // What has arrived counts, whatever became of the rest.
+        // Spans that arrived count, also after an error.
         while let Some(worked) = work.next().await {
             let worked = worked.map_err(inflate::lost).flatten();
-            // A span that is wrong says more than a line that broke behind it.
+            // A wrong span says more than a line that broke behind it.
             if worked.is_err() {
                 outcome = worked;
             }
@@ -78,7 +82,7 @@ impl Engine {
         }
         *source.failing.lock() = outcome.as_ref().err().map(ToString::to_string);
         let (took, priority) = (asked.elapsed().as_millis(), request.priority);
-        tracing::debug!(layer = %request.digest(), ?priority, first, end = request.spans.end, bytes, received_in, took, "asked");
+        tracing::debug!(layer = %request.digest(), ?priority, first, end = request.spans.end, bytes, received_in, took, "a request for spans ended");
         outcome
     }
 
@@ -97,12 +101,12 @@ impl Engine {
     }
 }
 
-/// Cuts the bytes of a run of spans into spans. Two neighbours may share a byte (the deflate block of the second
+/// Cuts the bytes of a run of spans into spans. Two neighbors may share a byte (the deflate block of the second
 /// begins within it), and there may be bytes between them that belong to neither.
 struct Cutter<'a> {
     ztoc: &'a Ztoc,
     spans: Range<u32>,
-    /// Compressed offset of the next byte to come.
+    /// Compressed offset of the next byte that arrives.
     at: u64,
     body: Vec<u8>,
 }
@@ -139,7 +143,7 @@ impl<'a> Cutter<'a> {
             self.spans.start += 1;
             let body = std::mem::take(&mut self.body);
             if !self.spans.is_empty() {
-                // What the next one shares with this one has arrived already.
+                // The byte that the next span shares with this one has arrived already.
                 let next = table.compressed(SpanId(span + 1)).start.0;
                 let shared = to_usize(self.at.saturating_sub(next)).min(body.len());
                 self.body.extend_from_slice(&body[body.len() - shared..]);

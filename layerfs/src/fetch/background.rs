@@ -1,12 +1,13 @@
-//! What nobody waits for: brought by the engine itself, a run of spans at a time, of the layer where a reader last
-//! had to wait, from that place on; of the others in turn.
+//! Background fetches: spans for which no reader waits, a run at a time.
 //!
-//! It does not wait until the readers are done. As long as a program may be starting, just so much is on its
-//! way as keeps the line busy (`pace`), so that a reader's request queues behind milliseconds; when it has been
-//! quiet for a while the requests get larger and fewer. And as long as the machine is short of processor time, which
-//! our own threads feel, it comes more slowly, so that the program gets it. A failure ends nothing: its layer waits,
-//! longer each time. What nobody asked for must not push out what readers need: while a store is nearly full, its layers
-//! wait, too.
+//! The engine asks the layers that have spans missing for their next run: first the layer where a reader last had to
+//! wait, the others in turn. It does not wait until the readers are done. While a program may be starting, just
+//! enough is requested to keep the line busy (`pace`), so that a reader's request queues behind milliseconds. After a
+//! quiet while the requests get larger and fewer.
+//!
+//! When the machine is short of processor time, which the inflating threads measure, the background slows down, so
+//! that programs get that time. A failure ends nothing: its layer waits, longer each time. While a store is nearly
+//! full its layers wait, too, because background spans must not evict spans that readers need.
 
 use std::{
     cmp::Reverse,
@@ -22,14 +23,13 @@ use crate::sync::Mutex;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Others are bringing what is missing: looked at again soon.
+/// Another request fetches the missing spans: the layer is asked again soon.
 const OTHERS: Duration = Duration::from_millis(100);
-/// What there is no room for is thought of again after so long.
+/// A layer without room on the disk is asked again after this time.
 const ROOMLESS: Duration = Duration::from_secs(10);
-/// A program whose reads had all what they wanted for so long has started.
+/// A program has started when no read had to wait for this long.
 pub(super) const STARTED: Duration = Duration::from_secs(5);
-/// Between two turns, for each moment that others kept us waiting while we worked for one; where it is about none, not
-/// at all, and at most so many times.
+/// Pause between two requests, times the CPU contention that was measured: none below 0.3, at most 10 times.
 const GIVEN_WAY: Duration = Duration::from_millis(50);
 const LEAST_CROWDED: f64 = 0.3;
 const MOST_CROWDED: f64 = 10.0;
@@ -37,38 +37,38 @@ const MOST_CROWDED: f64 = 10.0;
 const SMALL: u64 = 1 << 20;
 const LARGE: u64 = 8 << 20;
 
-/// What a table of spans is asked for.
+/// Which spans a layer is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FillScope {
-    /// What a reader is likely to want soon.
+    /// Spans that a reader is likely to want soon.
     Urgent,
     Any,
 }
 
-/// What a table of spans answers when it is its turn.
+/// What a layer answers when it is asked for its next run.
 #[derive(Debug)]
 pub(crate) enum FillStep {
-    /// To be brought; claimed.
+    /// Fetch this; its spans are claimed.
     Fetch(FetchRequest),
-    /// What is missing is being brought already.
+    /// Other requests fetch all missing spans already.
     Others,
-    /// Something is missing, but nothing that is urgent.
+    /// Spans are missing, but none that is urgent.
     NotUrgent,
-    /// There is no room for what is missing.
+    /// The disk has no room for missing spans.
     NoRoom,
-    /// Nothing is missing, or nothing may be brought.
+    /// No span is missing, or none may be fetched.
     Done,
 }
 
-/// Something that has spans missing that nobody has asked for.
+/// A layer that may have spans missing.
 pub(crate) trait FillSource: Send + Sync + Debug {
     /// When a reader last had to wait here: larger is later, 0 is never.
     fn last_demand(&self) -> u64;
 
-    /// The host it would be asked for; `None`: there is nowhere to ask.
+    /// The host that the next request goes to; `None` without a source.
     fn host(&self) -> Option<Arc<str>>;
 
-    /// Whether something may be missing that a reader is likely to want soon.
+    /// Whether a span may be missing that a reader is likely to want soon.
     fn is_urgent(&self) -> bool;
 
     /// Claims a run of missing spans of about `bytes` compressed bytes.
@@ -81,7 +81,7 @@ struct QueuedLayer {
     table: Weak<dyn FillSource>,
     not_before: Instant,
     pause: Duration,
-    /// Number of its last turn.
+    /// Number of the last request made for it, over all layers.
     served: u64,
 }
 
@@ -91,7 +91,7 @@ struct Queue {
     next: u64,
 }
 
-/// All layers that have something missing.
+/// All layers that may have spans missing.
 #[derive(Debug, Default)]
 pub(super) struct Background {
     queue: Mutex<Queue>,
@@ -100,21 +100,21 @@ pub(super) struct Background {
 
 enum Pick {
     Table(u64, Arc<dyn FillSource>, Permit),
-    /// There is no room for any.
+    /// The budget has no room for any layer.
     Full,
     Later(Instant),
-    /// There is something, but it was not asked for.
+    /// Layers are ready, but none has urgent spans.
     NoneUrgent,
     Empty,
 }
 
-/// The last turn.
+/// The last request.
 struct LastFill {
     at: Instant,
     bytes: u64,
 }
 
-/// When there is something to do again.
+/// When the engine looks again.
 enum Wakeup {
     Gauges,
     At(Instant),
@@ -127,7 +127,7 @@ impl Background {
         self.changed.clone()
     }
 
-    /// One that is there already has something new to do.
+    /// Adds a layer, or tells that a known one has new spans to fetch.
     pub(super) fn add(&self, table: Weak<dyn FillSource>) {
         let mut queue = self.queue.lock();
         let now = Instant::now();
@@ -142,8 +142,8 @@ impl Background {
         self.changed.notify_one();
     }
 
-    /// The hottest of those that may and that `room` has room for; of equal ones the one that was served longest
-    /// ago.
+    /// Picks the ready layer with the last demand for which `room` has room; among equals the one that was served
+    /// longest ago.
     fn pick(&self, now: Instant, which: FillScope, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
         let mut queue = self.queue.lock();
         queue.entries.retain(|entry| entry.table.strong_count() > 0);
@@ -196,14 +196,14 @@ impl Drop for Background {
     }
 }
 
-/// Runs as long as the engine, which it does not hold while there is nothing to do. `stirred` tells that there is
-/// something new, `room` that there is more room than there was.
+/// Runs as long as the engine, which it does not hold while it waits. `stirred` tells of new work, `room` of more
+/// room in the budget.
 pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<Notify>) {
     let mut last = LastFill { at: Instant::now(), bytes: 0 };
     loop {
         let more_room = room.notified();
         tokio::pin!(more_room);
-        // Before looking: what is given back from here on is noticed.
+        // Before looking: room that becomes free from here on is noticed.
         more_room.as_mut().enable();
         let next = match engine.upgrade() {
             Some(engine) => engine.turn(&mut last),
@@ -225,7 +225,7 @@ pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<No
 }
 
 impl Engine {
-    /// One run of one layer, when there is room for it.
+    /// Makes one request for one layer, when there is room for it.
     fn turn(self: &Arc<Self>, last: &mut LastFill) -> Wakeup {
         let now = Instant::now();
         let mut from = last.at;
@@ -238,8 +238,8 @@ impl Engine {
         let starting = self.quiet() < STARTED;
         let crowd = self.inflaters.crowd().min(MOST_CROWDED);
         if starting && crowd > LEAST_CROWDED {
-            // What we would take of the processor now is what a program that starts does not get; but for what it
-            // is likely to want.
+            // Processor time that the background used now, a starting program would not get; only urgent spans are
+            // worth it.
             from = last.at + GIVEN_WAY.mul_f64(crowd);
         }
         let which = if from > now { FillScope::Urgent } else { FillScope::Any };
@@ -263,7 +263,7 @@ impl Engine {
                 self.background.change(number, |_| {});
                 let engine = self.clone();
                 self.runtime.spawn(async move {
-                    let well = engine.brought(request, Some(permit)).await;
+                    let well = engine.run(request, Some(permit)).await;
                     engine.background.ended(number, well);
                 });
             }

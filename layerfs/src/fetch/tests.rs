@@ -1,4 +1,4 @@
-//! What a request tells those who wished.
+//! What a request tells its sink.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     testing::{Tar, engine, made, noise},
 };
 
-/// Notes what lands, and whether it is there.
+/// Notes each end of a span, and whether it landed.
 #[derive(Debug)]
 struct Notes(mpsc::UnboundedSender<(u32, bool)>);
 
@@ -31,9 +31,10 @@ impl SpanSink for Notes {
     }
 }
 
-/// A span that landed may have been evicted and claimed anew: an error for it would be another's.
+/// A span that landed may have been evicted and claimed again; its request must not end it a second time with an
+/// error.
 #[tokio::test]
-async fn every_span_of_a_wish_lands_once_whatever_becomes_of_the_rest() {
+async fn every_span_of_a_request_ends_once_also_when_others_fail() {
     let made = made(&Tar::default().file("f", &noise(1, 400_000)).end());
     let ztoc = Arc::new(Ztoc::from_vec(made.ztoc).unwrap());
     let first = ztoc.spans().compressed(SpanId(1)).end.0;

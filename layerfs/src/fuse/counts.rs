@@ -1,8 +1,8 @@
-//! How often the kernel asked for what. The whole design rests on few messages; this is what shows that they are.
+//! How often the kernel made which request. The design relies on few messages; these counts show that they are few.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What is counted: kinds of requests, and reads that had to wait for bytes.
+/// Kinds of requests; a read that had to wait for bytes is counted as a late read, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestKind {
     Lookup,
@@ -22,7 +22,7 @@ pub(crate) enum RequestKind {
 
 const KINDS: usize = NAMES.len();
 
-/// As a metric's label has them, in the order of [`RequestKind`].
+/// Values of the metric's label, in the order of [`RequestKind`].
 const NAMES: [&str; 13] = [
     "lookup",
     "getattr",
@@ -39,13 +39,13 @@ const NAMES: [&str; 13] = [
     "listxattr",
 ];
 
-/// JobCount by the door, in the order of [`RequestKind`].
+/// Requests that the door has answered, in the order of [`RequestKind`].
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     asked: [AtomicU64; KINDS],
     /// Bytes of the largest read.
     largest_read: AtomicU32,
-    /// Requests of this kind panic, for tests of what happens then; 0 is none.
+    /// Requests of this kind panic, so that tests see the outcome; 0 is none.
     #[cfg(test)]
     trap: AtomicU64,
 }
@@ -57,7 +57,7 @@ impl Counts {
         self.spring(asked);
     }
 
-    /// By the name of the request. A read that has to wait counts as a late one, too.
+    /// The counts by the name of the request.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
         NAMES.into_iter().zip(&self.asked).map(|(name, asked)| (name, asked.load(Ordering::Relaxed)))
     }

@@ -136,7 +136,7 @@ async fn fuse_what_the_kernel_was_told_is_what_the_server_would_say() {
         counts: Arc::new(Counts::default()),
         counters: held.engine.counters().clone(),
     };
-    let (_session, said) = held.mounted.greeted(door).unwrap();
+    let (_session, said) = held.mounted.initialized(door).unwrap();
     assert_eq!(said, init::answer(init::OWN, held.mounted.parameters()));
     assert!(held.mounted.parameters().can_resend(), "these tests need Linux 6.9");
 }
