@@ -349,7 +349,7 @@ impl Filesystem for Door {
 
 fn note_panic(counters: &Counters, request: RequestKind) {
     counters.panics.add(1);
-    tracing::error!(?request, "a request made us panic; it was answered with EIO");
+    tracing::error!(?request, "a request panicked and was answered with EIO: please report this");
 }
 
 fn answer_read(

@@ -40,7 +40,7 @@ const fn name(name: &'static str, kind: Kind, label: &'static str, help: &'stati
 }
 
 pub(crate) const FUSE_REQUESTS: Name =
-    name("soci_fuse_requests_total", Kind::Counter, "request", "requests of the kernel");
+    name("soci_fuse_requests_total", Kind::Counter, "request", "requests of the kernel, by kind");
 pub(crate) const LAYERS_SHOWN: Name =
     name("soci_layers_shown", Kind::Gauge, "", "layers shown in the FUSE mount, each over its lower layers");
 const READS: Name = name(
@@ -51,15 +51,15 @@ const READS: Name = name(
 );
 const READ_BYTES: Name = name("soci_read_bytes_total", Kind::Counter, "", "bytes of files that were read");
 const READ_WAIT: Name =
-    name("soci_read_wait_seconds", Kind::Histogram, "", "how long reads waited that had to wait");
+    name("soci_read_wait_seconds", Kind::Histogram, "", "waiting time of reads that had to wait");
 const READERS_WAITING: Name =
     name("soci_readers_waiting", Kind::Gauge, "", "reads that wait for bytes to be fetched");
 const SPANS: Name = name(
     "soci_spans",
     Kind::Gauge,
     "state",
-    "spans of open layers: `empty` are not on disk, `filling` are on their way, `ready` are on disk, `unproven` are \
-     there since before an unclean stop",
+    "spans of open layers: `empty` are not on disk, `filling` are under way, `ready` are on disk, `unproven` are \
+     on disk since before an unclean stop",
 );
 const SPAN_STORE_BYTES: Name =
     name("soci_span_store_bytes", Kind::Gauge, "", "uncompressed bytes of spans of open layers on disk");
@@ -67,14 +67,14 @@ const SPANS_LANDED: Name = name(
     "soci_spans_landed_total",
     Kind::Counter,
     "how",
-    "spans that came: `stored`, `unstored` for lack of room or a disk that fails, or `wrong`, though their digest \
-     was right",
+    "spans that arrived: `stored`, `unstored` because the disk is full or fails, or `wrong`: the digest is right, \
+     but the content does not fit the ztoc",
 );
 const SPANS_LOST: Name = name(
     "soci_spans_lost_total",
     Kind::Counter,
     "why",
-    "spans that were on disk: `evicted` to make room, `damaged` and so fetched again",
+    "spans that were on disk: `evicted` to make room, or `damaged` and fetched again",
 );
 const FETCHES: Name = name(
     "soci_fetch_requests_total",
@@ -88,7 +88,7 @@ const FETCH_FAILURES: Name = name(
     "soci_fetch_failures_total",
     Kind::Counter,
     "kind",
-    "requests for spans that did not bring all that they were for; most are made again",
+    "requests for spans that failed in part or whole; most are made again",
 );
 const FETCH_HEDGED: Name = name(
     "soci_fetch_hedged_total",
@@ -100,7 +100,7 @@ const FETCH_BUSY: Name = name(
     "soci_fetch_busy_total",
     Kind::Counter,
     "",
-    "requests that a registry answered with 429 or 503 first",
+    "requests that a registry first answered with 429 or 503",
 );
 const IN_FLIGHT_REQUESTS: Name =
     name("soci_fetch_requests_in_flight", Kind::Gauge, "", "requests for spans under way");
@@ -108,7 +108,7 @@ const IN_FLIGHT_BYTES: Name = name(
     "soci_fetch_in_flight_bytes",
     Kind::Gauge,
     "",
-    "compressed bytes of spans asked for and not yet dealt with",
+    "compressed bytes of spans that are requested and not stored yet",
 );
 const PANICS: Name = name(
     "soci_panics_total",

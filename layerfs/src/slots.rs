@@ -342,13 +342,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_lost_under_a_mount_is_never_given_out_again() {
+    fn numbers_of_a_lost_list_are_never_given_out_again() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("slots.json");
         let next_base = |slots: &Slots| slots.stored.lock().next_base;
         assert_eq!(next_base(&Slots::open(path.clone()).unwrap()), FIRST_BASE);
         let again = Slots::open_again(path.clone()).unwrap();
-        assert_eq!(next_base(&again), FIRST_BASE, "nothing was shown, and nothing was lost");
+        assert_eq!(next_base(&again), FIRST_BASE, "no slot was shown, and none was lost");
         let slot = |number: u32, base: u64, nodes: u32| {
             format!(
                 r#"{{"number":{number},"base":{base},"nodes":{nodes},"layer":"l","ztoc":null,"inherited":[]}}"#

@@ -21,15 +21,16 @@
 //!
 //! After the mark of an orderly stop nothing is written: the mark says that everything is on the disk.
 
+mod layer_id;
 mod layer_files;
 mod records;
 mod eviction;
 mod lease;
+mod generation;
 mod trash;
 
 use std::{
     collections::HashSet,
-    fmt,
     fs::{self, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -37,73 +38,24 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use oci::Digest;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use ztoc::SpanId;
 
-use self::{eviction::Eviction, lease::Leases, trash::TrashFolder};
 use crate::{
     crash_notes::{CrashNotes, InProgress, LayerMark},
     error::Error,
+    store::{eviction::Eviction, lease::Leases, trash::TrashFolder},
     sync::{Mutex, RwLock},
 };
 
+pub use eviction::{DiskLimits, MinFree};
 pub(crate) use eviction::{Evict, EvictAttempt};
 pub(crate) use layer_files::LayerFiles;
+pub use layer_id::LayerId;
 pub(crate) use records::StoredState;
 pub use trash::{Trash, TrashPause};
 
 const OWN: &str = "own";
 const RUBBISH: &str = "rubbish";
-
-/// A layer as one ztoc describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LayerId {
-    /// Digest of the layer as stored in a registry.
-    pub layer: Digest,
-    /// Digest of its ztoc; `None` for one that was built here, from the whole verified layer.
-    pub ztoc: Option<Digest>,
-}
-
-impl LayerId {
-    /// A hash of both digests, for notes that have to be small.
-    pub fn mark(&self) -> LayerMark {
-        let mut hash = Xxh3::new();
-        hash.update(self.layer.to_string().as_bytes());
-        hash.update(self.ztoc.map(|ztoc| ztoc.to_string()).unwrap_or_default().as_bytes());
-        LayerMark(hash.digest().max(1))
-    }
-}
-
-impl fmt::Display for LayerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.layer.fmt(f)
-    }
-}
-
-/// How much of its disk the store may use; by default all of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DiskLimits {
-    /// Uncompressed bytes of spans to keep; `None` = no limit.
-    pub max_bytes: Option<u64>,
-    /// What has to stay free on the disk.
-    pub min_free: MinFree,
-}
-
-/// Room that has to stay free on the disk for other programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MinFree {
-    /// Bytes.
-    Bytes(u64),
-    /// Percent of the disk's size.
-    Percent(u8),
-}
-
-impl Default for MinFree {
-    fn default() -> Self {
-        Self::Bytes(0)
-    }
-}
 
 /// All layers on one disk.
 #[derive(Debug)]
@@ -148,7 +100,7 @@ impl Store {
     ) -> Result<Arc<Self>, Error> {
         let layers = root.join("layers");
         make_folder(&layers.join("sha256")).map_err(|e| Error::io("make folder of layers", e))?;
-        let (generation, is_noted) = begin_generation(&layers, boot.trim());
+        let (generation, is_noted) = generation::begin(&layers, boot.trim());
         let trash = TrashFolder::open(layers.join(RUBBISH)).map_err(|e| Error::io("remove layers", e))?;
         Ok(Arc::new(Self {
             eviction: Eviction::new(layers.clone(), limits),
@@ -246,7 +198,7 @@ impl Store {
         self.eviction.statfs()
     }
 
-    /// Registers a table of spans for eviction. Returns its number, to be given back with [`Store::leave`].
+    /// Registers a table of spans for eviction. Returns its number, which [`Store::leave`] frees.
     pub(crate) fn join(&self, owner: Weak<dyn Evict>) -> u32 {
         self.eviction.join(owner)
     }
@@ -275,35 +227,6 @@ impl Store {
     pub(crate) fn nearly_full(&self) -> bool {
         self.eviction.nearly_full()
     }
-}
-
-/// The generation of this start, and whether it is on the disk.
-fn begin_generation(layers: &Path, boot: &str) -> (u32, bool) {
-    let noted = fs::read_to_string(layers.join("boot")).ok();
-    let known = noted.as_deref().and_then(|text| text.split_once(' '));
-    let known = known.and_then(|(last_boot, last)| Some((last_boot, last.trim().parse::<u32>().ok()?)));
-    let clean = fs::remove_file(layers.join("clean")).is_ok();
-    let same_boot = |last_boot| !boot.is_empty() && last_boot == boot;
-    let generation = match known {
-        Some((last_boot, last)) if clean || same_boot(last_boot) => last,
-        Some((_, last)) => last.wrapping_add(1),
-        // The first start, or a power cut took the note. The folder may hold spans of any generation, so this
-        // generation has to be one that never was.
-        None => xxh3_64(boot.as_bytes()) as u32,
-    };
-    if noted.is_some() && known.is_none_or(|(_, last)| last != generation) {
-        tracing::warn!("the last stop was unclean: stored layers are verified again before they are used");
-    }
-    let note = format!("{boot} {generation}");
-    if clean || noted.as_deref() != Some(&note) {
-        // Synced before anything is written under it: after a power cut an older note would be believed.
-        let written = replace(&layers.join("boot"), note.as_bytes());
-        if let Err(error) = written.and_then(|()| File::open(layers)?.sync_all()) {
-            tracing::error!(%error, "the boot id of the layers cannot be written: until the next start nothing is stored");
-            return (generation, false);
-        }
-    }
-    (generation, true)
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {

@@ -247,18 +247,18 @@ impl Mounted {
 
     /// A session on a socket, and its reply to FUSE_INIT.
     pub(super) fn initialized<FS: Filesystem>(&self, door: FS) -> io::Result<(Session<FS>, Vec<u8>)> {
-        let (ours, theirs) =
+        let (kernel_end, library_end) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        rustix::io::write(&ours, &init::question(&self.parameters))?;
+        rustix::io::write(&kernel_end, &init::question(&self.parameters))?;
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(THREADS);
         // A request read through a clone is lost with the process; a request read through this descriptor can be
         // queued again.
         config.clone_fd = false;
-        let session = Session::from_fd(door, theirs, SessionACL::All, config)?;
+        let session = Session::from_fd(door, library_end, SessionACL::All, config)?;
         let mut reply = vec![0; 256];
-        let length = rustix::io::read(&ours, &mut reply)?;
+        let length = rustix::io::read(&kernel_end, &mut reply)?;
         reply.truncate(length);
         Ok((session, reply))
     }

@@ -47,8 +47,8 @@ impl Engine {
             tally.demand_requests.add(1);
         }
         let asked = Instant::now();
-        let mut work = FuturesUnordered::new();
-        let mut outcome = async {
+        let work = FuturesUnordered::new();
+        let outcome = async {
             let mut stream = self.open(source, range).await.map_err(|e| Error::blob(doing(), e))?;
             let mut cutter = Cutter::new(&request.ztoc, first..request.spans.end);
             while let Some(chunk) = stream.next().await {
@@ -69,14 +69,8 @@ impl Engine {
         }
         .await;
         let received_in = asked.elapsed().as_millis();
-        // Spans that arrived count, also after an error.
-        while let Some(worked) = work.next().await {
-            let worked = worked.map_err(inflate::lost).flatten();
-            // A wrong span says more than a line that broke behind it.
-            if worked.is_err() {
-                outcome = worked;
-            }
-        }
+        // Spans that arrived count, also after an error. A wrong span says more than a line that broke behind it.
+        let outcome = all_landed(work).await.and(outcome);
         if let Err(error) = &outcome {
             self.counters.failed(error.kind());
         }
@@ -99,6 +93,15 @@ impl Engine {
         }
         stream
     }
+}
+
+/// Waits until every span that arrived has landed; an error of one of them, if there is any.
+async fn all_landed(mut work: FuturesUnordered<oneshot::Receiver<Result<(), Error>>>) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    while let Some(landed) = work.next().await {
+        outcome = outcome.and(landed.map_err(inflate::lost).flatten());
+    }
+    outcome
 }
 
 /// Cuts the bytes of a run of spans into spans. Two neighbors may share a byte (the deflate block of the second

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_and_on_offer_is_agreed() {
+    fn wanted_features_that_the_kernel_offers_are_agreed() {
         let all = WANTED.bits();
         let extended = InitFlags::FUSE_INIT_EXT.bits();
         let beyond = InitFlags::FUSE_WRITEBACK_CACHE.bits();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_agreed_is_agreed_again() {
+    fn agreed_parameters_are_agreed_again() {
         let (_, agreed) = agree(&request(40, u64::MAX, 104)).unwrap();
         assert_eq!(agree(&question(&agreed)), Some((OWN, agreed)));
         let stored = serde_json::to_string(&agreed).unwrap();

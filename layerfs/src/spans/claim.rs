@@ -1,4 +1,4 @@
-//! Claims: which missing spans are fetched, at whose wish, and in which requests.
+//! Claims: which missing spans are fetched, for which readers, and in which requests.
 //!
 //! A reader claims what it needs and, while it reads in tar order, some spans ahead. The background claims what a
 //! prefetch artifact named, then what `fill_order` says. A claim is a flight that no other request has; it ends when

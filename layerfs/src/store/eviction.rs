@@ -16,7 +16,6 @@ use lru::LruCache;
 use rustix::fs::{StatVfs, statvfs};
 use ztoc::SpanId;
 
-use super::{DiskLimits, MinFree};
 use crate::sync::Mutex;
 
 /// Free bytes at which a disk that was full is tried again: enough for some spans.
@@ -24,6 +23,30 @@ const ROOM_AGAIN: u64 = 64 << 20;
 
 /// A span of a registered table: the table's number and the span's.
 type SpanKey = (u32, SpanId);
+
+/// How much of its disk the store may use; by default all of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Uncompressed bytes of spans to keep; `None` = no limit.
+    pub max_bytes: Option<u64>,
+    /// What has to stay free on the disk.
+    pub min_free: MinFree,
+}
+
+/// Room that has to stay free on the disk for other programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// Bytes.
+    Bytes(u64),
+    /// Percent of the disk's size.
+    Percent(u8),
+}
+
+impl Default for MinFree {
+    fn default() -> Self {
+        Self::Bytes(0)
+    }
+}
 
 /// The table that knows whether a span can go.
 pub(crate) trait Evict: Send + Sync + std::fmt::Debug {

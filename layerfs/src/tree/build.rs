@@ -13,13 +13,13 @@ use crate::error::{Error, ErrorKind};
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// As many symlinks as the kernel follows in one path.
-const MOST_LINKS: u32 = 40;
+const MAX_LINKS: u32 = 40;
 /// An extraction cannot make a longer path (PATH_MAX).
-const LONGEST_PATH: usize = 4096;
+const MAX_PATH_BYTES: usize = 4096;
 /// Nested directories; half of PATH_MAX.
-const DEEPEST: u16 = 2048;
+const MAX_DEPTH: u16 = 2048;
 /// Nodes of one layer; the largest layers in use have a million.
-const MOST_NODES: usize = 4 << 20;
+const MAX_NODES: usize = 4 << 20;
 
 pub(super) struct Built {
     pub(super) nodes: Vec<Node>,
@@ -65,10 +65,10 @@ impl<'a> Builder<'a> {
 
     fn add(&mut self, entry: &Entry<'a>) -> Result<(), Error> {
         let index = entry_index(entry);
-        if entry.name().len() > LONGEST_PATH || entry.link_target().len() > LONGEST_PATH {
+        if entry.name().len() > MAX_PATH_BYTES || entry.link_target().len() > MAX_PATH_BYTES {
             return Err(unsupported(entry, "its path is longer than 4096 bytes"));
         }
-        if self.nodes.len() > MOST_NODES {
+        if self.nodes.len() > MAX_NODES {
             return Err(unsupported(entry, "the layer has too many files"));
         }
         let components = clean(entry.name());
@@ -108,7 +108,7 @@ impl<'a> Builder<'a> {
             (old.entry, old.attributes) = (index, index);
             return Ok(());
         }
-        if self.nodes[parent as usize].depth >= DEEPEST {
+        if self.nodes[parent as usize].depth >= MAX_DEPTH {
             return Err(unsupported(entry, "its folders are nested too deeply"));
         }
         let node = self.node(index, parent, kind);
@@ -146,7 +146,7 @@ impl<'a> Builder<'a> {
         loop {
             match self.nodes[at as usize].kind {
                 NodeKind::Directory => return Some(at),
-                NodeKind::Symlink if links < MOST_LINKS => links += 1,
+                NodeKind::Symlink if links < MAX_LINKS => links += 1,
                 _ => return None,
             }
             let entry = self.ztoc.entry(self.nodes[at as usize].entry as usize);
@@ -188,7 +188,7 @@ impl<'a> Builder<'a> {
             };
             match self.nodes[next as usize].kind {
                 NodeKind::Directory => at = next,
-                NodeKind::Symlink if links < MOST_LINKS => {
+                NodeKind::Symlink if links < MAX_LINKS => {
                     links += 1;
                     let target = self.ztoc.entry(self.nodes[next as usize].entry as usize).link_target();
                     for part in target.split(|byte| *byte == b'/').rev() {
@@ -210,7 +210,7 @@ impl<'a> Builder<'a> {
     }
 
     fn make_folder(&mut self, parent: u32, name: &'a [u8], entry: &Entry<'a>) -> Result<u32, Error> {
-        if self.nodes[parent as usize].depth >= DEEPEST {
+        if self.nodes[parent as usize].depth >= MAX_DEPTH {
             return Err(unsupported(entry, "its folders are nested too deeply"));
         }
         let made = self.node(IMPLIED, parent, NodeKind::Directory);

@@ -1,4 +1,4 @@
-//! What a tar becomes, entry by entry, as a plain extraction would have it.
+//! The tree of a tar, entry by entry, as a plain extraction makes it.
 
 use super::{Inherited, NodeId, NodeKind, Tree};
 use crate::testing::{Tar, made};
@@ -7,7 +7,7 @@ fn tree(tar: Tar) -> Tree {
     Tree::new(std::sync::Arc::new(ztoc::Ztoc::from_vec(made(&tar.end()).ztoc).unwrap())).unwrap()
 }
 
-/// Every path with its kind, `=n` for the number of names of what is no directory.
+/// Every path with its kind, `=n` for the number of names of a file.
 fn paths(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     let mut open = vec![(NodeId::ROOT, String::new())];
@@ -46,12 +46,16 @@ fn rows_of_extraction() {
         ("a file over a folder", file(file(new().folder("a"), "a/b"), "a"), &["/a=1"]),
         ("a folder over a file", file(file(new(), "a").folder("a"), "a/b"), &["/a/", "/a/b=1"]),
         (
-            "a folder again keeps what is in it",
+            "a folder again keeps its contents",
             file(new().folder("a"), "a/b").folder("a/"),
             &["/a/", "/a/b=1"],
         ),
         ("hard link", hard(file(new(), "a"), "b", "a"), &["/a=2", "/b=2"]),
-        ("hard link to what was there then", file(hard(file(new(), "a"), "b", "/a"), "a"), &["/a=1", "/b=1"]),
+        (
+            "hard link to the file of that moment",
+            file(hard(file(new(), "a"), "b", "/a"), "a"),
+            &["/a=1", "/b=1"],
+        ),
         ("symlinked parent", file(link(new().folder("r"), "l", "r"), "l/x"), &["/l@", "/r/", "/r/x=1"]),
         (
             "absolute link",
@@ -59,7 +63,7 @@ fn rows_of_extraction() {
             &["/d/", "/d/l@", "/r/", "/r/x=1"],
         ),
         (
-            "link to nowhere is made",
+            "the target of a link to nowhere is made",
             file(link(new(), "l", "n/m"), "l/x"),
             &["/l@", "/n/", "/n/m/", "/n/m/x=1"],
         ),
@@ -76,7 +80,7 @@ fn rows_of_extraction() {
 }
 
 #[test]
-fn what_cannot_be_extracted_is_refused() {
+fn tables_that_no_extraction_makes_are_refused() {
     let loops = Tar::default().entry(b'2', "a", "b", b"").entry(b'2', "b", "a", b"").file("a/x", b"");
     let below_a_file = Tar::default().file("a", b"").file("a/b", b"");
     let deep = Tar::default().entry(b'L', "././@LongLink", "", &b"a/".repeat(20_000)).file("x", b"");
@@ -88,7 +92,7 @@ fn what_cannot_be_extracted_is_refused() {
 }
 
 #[test]
-fn implied_directories_take_what_they_inherit_and_others_do_not() {
+fn implied_directories_inherit_attributes_and_others_do_not() {
     let plain = tree(Tar::default().folder("own").file("usr/bin/x", b"x"));
     assert_eq!(plain.implied(), [b"usr".to_vec(), b"usr/bin".to_vec()]);
     let inherited = |path: &[u8]| Inherited {
@@ -127,7 +131,7 @@ fn an_entry_for_the_root_changes_nothing_of_the_root() {
     }
 }
 
-/// An opaque mark is an entry of its own, which containerd does heed.
+/// An opaque mark is an entry of its own, which containerd heeds.
 #[test]
 fn a_root_can_be_opaque() {
     let tree = tree(Tar::default().folder("./").file(".wh..wh..opq", b""));

@@ -1,4 +1,4 @@
-//! What `stat` and `getxattr` say of the odd things in layers.
+//! The attributes and extended attributes of unusual entries, as the kernel shows them.
 
 use std::os::unix::fs::DirEntryExt;
 
@@ -20,7 +20,7 @@ fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_what_would_steer_overlayfs_comes_from_whiteouts_alone() {
+async fn fuse_attributes_that_control_overlayfs_come_from_whiteouts_alone() {
     let lab = Lab::new();
     let steer = [
         ("SCHILY.xattr.trusted.overlay.opaque", "y"),
@@ -60,7 +60,7 @@ async fn fuse_what_would_steer_overlayfs_comes_from_whiteouts_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_devices_and_pipes_are_what_they_were() {
+async fn fuse_devices_and_pipes_keep_their_kind_and_numbers() {
     let lab = Lab::new();
     let tar = Tar::default()
         .device(b'3', "null", 1, 3)
@@ -77,7 +77,7 @@ async fn fuse_devices_and_pipes_are_what_they_were() {
             assert_eq!(device, (major, minor), "{name}");
             assert_eq!((found.size(), found.nlink(), found.mode() & 0o7777), (0, 1, 0o644), "{name}");
         }
-        // Not `nodev`: it is the real one.
+        // Not `nodev`: it is the real device.
         assert_eq!(fs::read(path.join("null")).unwrap(), b"");
         let pipe = fs::symlink_metadata(path.join("pipe")).unwrap();
         assert!(pipe.file_type().is_fifo() && pipe.rdev() == 0);
@@ -132,7 +132,7 @@ async fn fuse_names_of_one_file_share_its_number_and_are_counted() {
         assert_eq!((stat("a").1, stat("other").1, stat("link").1), (3, 1, 2));
         assert_eq!(stat("link"), stat("link2"));
         assert!(stat("a").0 != stat("other").0 && stat("a").0 != stat("link").0);
-        // As readdir says it, too.
+        // `readdir` gives the same numbers.
         for entry in fs::read_dir(&path).unwrap().map(Result::unwrap) {
             assert_eq!(entry.ino(), stat(entry.file_name().to_str().unwrap()).0);
         }

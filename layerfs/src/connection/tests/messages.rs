@@ -1,4 +1,4 @@
-//! How much the kernel asks: what it was told once it is not to ask again.
+//! How many requests the kernel makes: it caches every answer and asks once.
 
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -25,7 +25,7 @@ fn walk(folder: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_a_directory_is_one_question_and_its_files_none() {
+async fn fuse_listing_a_directory_is_one_request_and_its_files_need_none() {
     let lab = Lab::new();
     let path = lab.show(&made(&many(60).end()));
     let counts = lab.connection.counts.clone();
@@ -33,7 +33,7 @@ async fn fuse_a_directory_is_one_question_and_its_files_none() {
     outside(move || walk(&look)).await;
     let of = |asked| counts.of(asked);
     assert_eq!(of(RequestKind::Readdir), 0, "names come with attributes");
-    // The slot's folder and the one below it, each to its end.
+    // The slot's directory and the one below it, each to its end.
     assert!((2..=6).contains(&of(RequestKind::Readdirplus)), "{counts:?}");
     assert_eq!(of(RequestKind::Lookup), 1, "the slot: {counts:?}");
     assert!(of(RequestKind::Getattr) <= 2, "{counts:?}");
@@ -47,7 +47,7 @@ async fn fuse_a_directory_is_one_question_and_its_files_none() {
     assert_eq!(
         (of(RequestKind::Readdirplus), of(RequestKind::Read)),
         (listed, read),
-        "everything is remembered"
+        "the kernel cached every name and attribute"
     );
     assert_eq!(
         (of(RequestKind::Open), of(RequestKind::Opendir), of(RequestKind::Flush)),
@@ -72,7 +72,7 @@ async fn fuse_an_absent_name_and_a_link_are_asked_for_once() {
         for _ in 0..5 {
             assert!(fs::metadata(path.join("d/absent")).is_err());
         }
-        // The slot's own name may have been asked for anew: that is remembered for a second only.
+        // The slot's own name may have been looked up again: the kernel caches it for a second only.
         assert!(counts.of(RequestKind::Lookup) <= asked + 1, "{counts:?}");
         assert_eq!(counts.of(RequestKind::Getattr), before);
     })
@@ -104,13 +104,13 @@ async fn fuse_reads_are_large_and_ahead() {
     .await;
 }
 
-/// What an xattr question gives that has no answer.
+/// The error for an extended attribute that does not exist.
 fn refused(path: &Path, name: &str) -> Errno {
     rustix::fs::lgetxattr(path, name, &mut [0_u8; 64][..]).expect_err("there is no such attribute")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_questions_for_attributes_are_never_switched_off() {
+async fn fuse_requests_for_extended_attributes_are_never_switched_off() {
     let lab = Lab::new();
     let bare = lab.show(&made(&zoo().end()));
     let rich = Tar::default()
@@ -130,7 +130,7 @@ async fn fuse_questions_for_attributes_are_never_switched_off() {
                 assert_eq!(refused(&path, "security.capability"), nodata);
                 assert_eq!(refused(&path, "trusted.overlay.opaque"), nodata);
                 assert_eq!(refused(&path, "trusted.overlay.metacopy"), nodata);
-                // The kernel itself refuses some questions about links.
+                // The kernel itself refuses some requests about links.
                 if !is_link {
                     assert_eq!(refused(&path, "user.absent"), nodata);
                     assert_eq!(refused(&path, "system.posix_acl_access"), none);
@@ -152,7 +152,7 @@ async fn fuse_questions_for_attributes_are_never_switched_off() {
     .await;
 }
 
-/// A question that makes the door do what the row says.
+/// A request that makes the door do what the row says.
 type Ask = fn(&Path) -> std::io::Result<()>;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,10 +179,11 @@ async fn fuse_a_panic_is_an_io_error_for_its_reader_alone() {
     ];
     outside(move || {
         for (asked, ask) in rows {
-            // The slot's name is known for a second, so that the trap for lookups meets the file's.
+            // The kernel caches the slot's name for a second, so that the trap for lookups hits the lookup of the
+            // file.
             fs::metadata(&path).unwrap();
             counts.trap(Some(asked));
-            // More often than there are threads: all of them live.
+            // More often than there are threads: all of them go on.
             for _ in 0..8 {
                 let error = ask(&path).expect_err("it panicked");
                 assert_eq!(error.raw_os_error(), Some(libc::EIO), "{asked:?}");

@@ -1,4 +1,5 @@
-//! Layers of any kind, and the plain model of each: made from the generator's own values, never from a table.
+//! Layers of any kind, and the plain model of each: made from the generator's own values, never from a table of
+//! files.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,7 +21,7 @@ enum Kind {
         zeros: bool,
         length: usize,
     },
-    /// Of the file that this many places before it, if there is one.
+    /// A hard link to the file this many places before it, if there is one.
     HardLink(prop::sample::Index),
     Symlink(Vec<u8>),
     Whiteout,
@@ -28,14 +29,14 @@ enum Kind {
     BlockDevice(u32, u32),
     Fifo,
     Folder,
-    /// A folder that has no header: it is there for what is in it.
+    /// A directory without a header, which the files in it imply.
     Implied,
     Opaque,
 }
 
 #[derive(Debug, Clone)]
 struct Member {
-    /// Among the folders before it.
+    /// The directory, as an index among those before it.
     folder: prop::sample::Index,
     name: Vec<u8>,
     kind: Kind,
@@ -45,7 +46,7 @@ struct Member {
     mtime: u32,
 }
 
-/// What a layer is made from.
+/// The values that a layer is made from.
 #[derive(Debug, Clone)]
 pub(super) struct Recipe {
     members: Vec<Member>,
@@ -53,7 +54,7 @@ pub(super) struct Recipe {
     plain: bool,
 }
 
-/// What is to be seen of a node.
+/// A node of the model.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) kind: NodeKind,
@@ -62,15 +63,15 @@ pub(super) struct Node {
     pub(super) mtime: i64,
     pub(super) nlink: u32,
     pub(super) device: (u32, u32),
-    /// Of a file its bytes, of a link its target.
+    /// The bytes of a file, or the target of a link.
     pub(super) content: Vec<u8>,
     pub(super) children: BTreeMap<Vec<u8>, usize>,
     pub(super) opaque: bool,
-    /// From the root, for headers.
+    /// The path from the root, for headers.
     path: Vec<u8>,
 }
 
-/// What is to be seen of a layer; the root comes first.
+/// The model of a layer; the root comes first.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) nodes: Vec<Node>,
@@ -128,7 +129,7 @@ impl Node {
 }
 
 impl Recipe {
-    /// The layer with its ztoc and blob, and what is to be seen of it.
+    /// The layer with its ztoc and blob, and its model.
     pub(super) fn made(&self) -> (TestLayer, Model) {
         let mut draft = Draft { tar: Vec::new(), nodes: vec![Node::folder(Vec::new())], folders: vec![0] };
         for (number, member) in self.members.iter().enumerate() {
@@ -159,14 +160,14 @@ pub(super) fn packed(tar: &[u8], compression: Compression, span: u64) -> TestLay
 struct Draft {
     tar: Vec<u8>,
     nodes: Vec<Node>,
-    /// Places of folders that something can be put into.
+    /// Directories that can take new entries.
     folders: Vec<usize>,
 }
 
 impl Draft {
     fn add(&mut self, number: usize, member: &Member) {
         let parent = self.folders[member.folder.index(self.folders.len())];
-        // One of a kind, so that nothing is replaced: that has tests of its own (`tree`).
+        // Each name is unique, so that no entry is replaced: the tests of `tree` do that.
         let mut name = member.name.clone();
         name.iter_mut().filter(|byte| **byte == b'/').for_each(|byte| *byte = b'_');
         if name.starts_with(b".wh.") {
@@ -248,15 +249,15 @@ impl Draft {
         self.nodes[parent].children.insert(name, target);
     }
 
-    /// Nothing but a file in it says that it is there.
+    /// Only the files in it imply the directory.
     fn implied(&mut self, parent: usize, name: Vec<u8>, path: &[u8]) {
         let place = self.nodes.len();
-        // mkdir in a folder with a header keeps root as the owner: no folder here has the set-group-ID bit.
+        // mkdir in a directory with a header keeps root as the owner: no directory here has the set-group-ID bit.
         self.enter(parent, name, Node::folder(path.to_vec()));
         self.file(place, &[path, b"/in"].concat(), b"in it".to_vec());
     }
 
-    /// A file of no special attributes; a crowd's folder is implied by its first file.
+    /// A file without special attributes; the first file of a crowd implies its directory.
     fn file(&mut self, mut parent: usize, path: &[u8], content: Vec<u8>) {
         if path.starts_with(b"crowd/") {
             if !self.nodes[0].children.contains_key(&b"crowd"[..]) {
@@ -270,7 +271,7 @@ impl Draft {
         self.enter(parent, name, node);
     }
 
-    /// A header, with GNU long names before it where they are needed, and the data behind it.
+    /// A header, after GNU long names where they are needed, and the data behind it.
     fn header(&mut self, path: &[u8], typeflag: u8, link: &[u8], node: &Node) {
         for (long, flag) in [(path, b'L'), (link, b'K')] {
             if long.len() > 100 {
