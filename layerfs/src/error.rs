@@ -140,9 +140,9 @@ impl error::Error for Error {
 mod tests {
     use super::*;
 
-    struct Disk(io::ErrorKind);
+    struct FailingDisk(io::ErrorKind);
 
-    impl io::Write for Disk {
+    impl io::Write for FailingDisk {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(self.0.into())
         }
@@ -159,7 +159,7 @@ mod tests {
         {
             let mut builder =
                 ztoc::Builder::new(ztoc::Compression::Uncompressed, &ztoc::Options::default()).unwrap();
-            let mut disk = Disk(kind);
+            let mut disk = FailingDisk(kind);
             let failed =
                 builder.push(&[0; 2048], &mut disk).and_then(|()| builder.finish(&mut disk).map(drop));
             assert_eq!(Error::ztoc("stream a layer", failed.unwrap_err()).kind(), expected);

@@ -38,17 +38,19 @@ use ztoc::{SpanId, Ztoc};
 
 use crate::{
     error::{Error, ErrorKind},
+    fetch::{
+        background::Background,
+        budget::{Budget, Permit, Streaming},
+        inflate::Inflaters,
+        pace::Line,
+    },
     metrics::{Counters, Family, Gauges, Tally},
     store::Store,
     sync::Mutex,
 };
 
-use background::Background;
 pub(crate) use background::{FillScope, FillSource, FillStep};
 pub use budget::Limits;
-use budget::{Budget, Permit, Streaming};
-use inflate::Inflaters;
-use pace::Line;
 
 /// A digest that stays wrong this often, over more than a second, is not a fault of the line.
 const WRONG_DIGESTS: u32 = 6;

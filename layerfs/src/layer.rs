@@ -12,11 +12,11 @@ use std::{fmt, future::Future, io, ops::RangeInclusive, pin::Pin, sync::Arc};
 use oci::{Blob, Digest};
 use ztoc::{EntryKind, Ztoc};
 
-use self::header_check::{HeaderCheck, HeaderStep};
 use crate::{
     crash_notes::LayerMark,
     error::{Error, ErrorKind},
     fetch::Engine,
+    layer::header_check::{HeaderCheck, HeaderStep},
     metrics::Tally,
     raw::Map,
     spans::{LayerStatus, Spans},

@@ -98,7 +98,7 @@ fn inflating(layers: &[Indexed], threads: usize) -> Result<f64> {
 fn by_daemon(bench: &Bench) -> Result<Filled> {
     let lab = Lab::new("fill")?;
     let link = Link::with_speed(&lab, bench.registry.host(), speed())?;
-    let (daemon, containerd) = bench.stage.ours(&lab, "")?;
+    let (daemon, containerd) = bench.stage.soci_daemon(&lab, "")?;
     let started = Instant::now();
     let whole: u64 = bench.layers.iter().map(Indexed::bytes).sum();
     let come = || -> u64 {

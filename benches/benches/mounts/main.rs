@@ -164,7 +164,7 @@ fn memory(layers: Vec<Layer>) -> Result<Vec<Value>> {
     let stage = Stage::new()?;
     let lab = Lab::new("mounts")?;
     let registry = stage.publish(&lab, &Image::new(layers), 0)?;
-    let (daemon, containerd) = stage.ours(&lab, NO_FILL)?;
+    let (daemon, containerd) = stage.soci_daemon(&lab, NO_FILL)?;
     let anonymous = || anonymous_memory(daemon.pid());
     let mut rows = vec![("empty", anonymous()?)];
     let begin = Instant::now();

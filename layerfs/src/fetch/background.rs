@@ -86,7 +86,7 @@ struct QueuedLayer {
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct LayerQueue {
     entries: Vec<QueuedLayer>,
     next: u64,
 }
@@ -94,7 +94,7 @@ struct Queue {
 /// All layers that may have spans missing.
 #[derive(Debug, Default)]
 pub(super) struct Background {
-    queue: Mutex<Queue>,
+    queue: Mutex<LayerQueue>,
     changed: Arc<Notify>,
 }
 

@@ -13,8 +13,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::pace::Allowance;
-use crate::sync::Mutex;
+use crate::{fetch::pace::Allowance, sync::Mutex};
 
 /// Arrivals are reported in steps of this many bytes: each report may start a fill.
 const REPORTED: u64 = 256 << 10;

@@ -49,12 +49,12 @@ const SPANS: u32 = 3;
 const LENGTH: u64 = 2;
 
 /// How a flight ended: well or not.
-type SpanOutcome = Result<(), ()>;
+type FlightResult = Result<(), ()>;
 
 /// A layer's folder, as far as the table's rules are about it. The scheduler does not switch threads at these atomics:
 /// they only observe.
 struct World {
-    table: Table<SpanOutcome>,
+    table: Table<FlightResult>,
     /// By span: how many of its bytes are stored; the others are a hole.
     on_disk: Vec<AtomicU64>,
     /// By span: a thread fetches, evicts or compares it.
@@ -77,7 +77,7 @@ impl World {
         assert!(!self.held[span as usize].swap(true, SeqCst), "span {span} is claimed twice");
     }
 
-    fn end(&self, span: u32, outcome: SpanOutcome) {
+    fn end(&self, span: u32, outcome: FlightResult) {
         assert!(self.held[span as usize].swap(false, SeqCst), "span {span} ends twice");
         self.table.end(span, outcome.is_ok()).expect("it was under way").tell(outcome);
     }
@@ -87,7 +87,7 @@ impl World {
     }
 
     /// Lands a span, or fails to; a second end of the same flight is ignored.
-    fn land(&self, span: u32, flight: &Flight<SpanOutcome>, outcome: SpanOutcome) {
+    fn land(&self, span: u32, flight: &Flight<FlightResult>, outcome: FlightResult) {
         if flight.begin_landing() {
             // Stored bytes are written once more: they are the same.
             self.on_disk[span as usize].fetch_max(1, SeqCst);

@@ -73,11 +73,11 @@ pub(super) struct Eviction {
     limits: DiskLimits,
     /// The last write failed because the disk was full.
     full: AtomicBool,
-    queue: Mutex<Queue>,
+    queue: Mutex<EvictionQueue>,
 }
 
 #[derive(Debug)]
-struct Queue {
+struct EvictionQueue {
     /// Uncompressed bytes of each counted span, the least recently used first.
     order: LruCache<SpanKey, u64>,
     /// Spans out of the order while a thread tries to evict them; `true` if they were struck meanwhile.
@@ -87,7 +87,7 @@ struct Queue {
     owners: Vec<Option<Weak<dyn Evict>>>,
 }
 
-impl Queue {
+impl EvictionQueue {
     fn add(&mut self, key: SpanKey, bytes: u64) {
         self.used += bytes;
         if let Some((_, old)) = self.order.push(key, bytes) {
@@ -98,8 +98,12 @@ impl Queue {
 
 impl Eviction {
     pub(super) fn new(folder: PathBuf, limits: DiskLimits) -> Self {
-        let queue =
-            Queue { order: LruCache::unbounded(), examined: HashMap::new(), used: 0, owners: Vec::new() };
+        let queue = EvictionQueue {
+            order: LruCache::unbounded(),
+            examined: HashMap::new(),
+            used: 0,
+            owners: Vec::new(),
+        };
         Self { folder, limits, full: AtomicBool::new(false), queue: Mutex::new(queue) }
     }
 
