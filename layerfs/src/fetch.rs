@@ -257,7 +257,7 @@ impl Engine {
             let turn = proving.acquire_owned().await;
             let proven = tokio::task::spawn_blocking(move || layer.check_stored()).await;
             if let Err(error) = proven {
-                tracing::error!(%error, "compare a layer with its checksums");
+                tracing::error!(%error, "a layer was not compared with its checksums: the thread panicked; its spans are compared when they are read");
             }
             drop(turn);
         });
@@ -277,7 +277,7 @@ impl Engine {
             }
             let _turn = proving.acquire_owned().await;
             if let Err(error) = tokio::task::spawn_blocking(work).await {
-                tracing::error!(%error, "look at a complete layer");
+                tracing::error!(%error, "the diff ID of a layer was not computed: the thread panicked; please report this");
             }
         });
     }

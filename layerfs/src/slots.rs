@@ -130,7 +130,7 @@ impl Slots {
         if !is_known {
             // If the file is missing at a later start, it was lost.
             let written = slots.write(&slots.stored.lock());
-            written.unwrap_or_else(|error| tracing::warn!(%error, "begin a list of slots"));
+            written.unwrap_or_else(|error| tracing::warn!(%error, "the new list of slots cannot be written; it is written again with the first slot"));
         }
         Ok(slots)
     }
@@ -167,7 +167,7 @@ impl Slots {
                     Err(error) => Some(error.to_string()),
                 };
                 if let Some(error) = &why {
-                    tracing::error!(path = %path.display(), error, "the list of slots is damaged; set aside");
+                    tracing::error!(path = %path.display(), error, "the list of slots is damaged; it is set aside, and containers may get ESTALE");
                     fs::rename(&path, path.with_extension("damaged")).map_err(|e| Error::io(doing(), e))?;
                 }
                 read.ok().filter(|_| why.is_none())

@@ -30,8 +30,10 @@ type DigestListener = Box<dyn FnOnce(Option<&Digest>) + Send>;
 /// Why there is no digest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoDiffId {
-    /// A span is missing, or cannot be read now.
+    /// A span is missing; no byte was read.
     Missing,
+    /// A span was evicted, or could not be read, before it was hashed.
+    Lost,
     /// All spans are there, but the end of the stream is not stored.
     Endless,
 }
@@ -98,14 +100,14 @@ impl Spans {
         let weak_self = self.weak_self.clone();
         self.engine.when_quiet(move || {
             if let Some(spans) = weak_self.upgrade() {
-                spans.check_diff_id();
+                spans.check_diff_id(|_| {});
             }
         });
     }
 
-    /// Computes the digest and tells the listeners.
-    pub(super) fn check_diff_id(&self) {
-        match self.compute_diff_id(|_| {}) {
+    /// Computes the digest and tells the listeners. Calls `hashed` after each span.
+    pub(super) fn check_diff_id(&self, hashed: impl FnMut(SpanId)) {
+        match self.compute_diff_id(hashed) {
             Ok(digest) => self.note_diff_id(digest),
             Err(reason) => self.note_no_diff_id(&reason),
         }
@@ -126,7 +128,7 @@ impl Spans {
     fn note_no_diff_id(&self, reason: &NoDiffId) {
         let mut check = self.diff_id_check.lock();
         check.begun = false;
-        check.lost += u32::from(*reason == NoDiffId::Missing);
+        check.lost += u32::from(*reason == NoDiffId::Lost);
         let again = mem::take(&mut check.again);
         let given_up = *reason == NoDiffId::Endless || check.lost >= MAX_ATTEMPTS;
         let listeners = if given_up { mem::take(&mut check.listeners) } else { Vec::new() };
@@ -134,7 +136,7 @@ impl Spans {
             check.lost = 0;
         }
         drop(check);
-        if given_up && *reason == NoDiffId::Missing {
+        if given_up && *reason == NoDiffId::Lost {
             tracing::warn!(
                 layer = %self.files.id(), attempts = MAX_ATTEMPTS,
                 "the layer's diff ID is not checked: spans were evicted or unreadable each time; give the span store \
@@ -158,7 +160,7 @@ impl Spans {
         for span in (0..count).map(SpanId) {
             let pinned = self.table.hold(span.0..span.0 + 1);
             if self.table.state(span.0) != SpanState::Ready {
-                return Err(NoDiffId::Missing);
+                return Err(NoDiffId::Lost);
             }
             let end = if self.is_last(span) {
                 let tail = self.files.tail(span).ok_or(NoDiffId::Endless)?;
@@ -169,7 +171,7 @@ impl Spans {
             while at < end {
                 piece.resize(usize::try_from((end - at).min(PIECE)).expect("a piece fits into memory"), 0);
                 let read = self.files.read(UncompressedOffset(at), &mut piece);
-                read.map_err(|_| NoDiffId::Missing)?;
+                read.map_err(|_| NoDiffId::Lost)?;
                 hasher.update(&piece);
                 at += piece.len() as u64;
             }

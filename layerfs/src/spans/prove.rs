@@ -28,7 +28,7 @@ impl Spans {
             let Some(spans) = self.weak_self.upgrade() else { return };
             let proven = self.engine.runtime().spawn_blocking(move || spans.prove_one(SpanId(span)));
             if let Err(error) = proven.await {
-                tracing::error!(layer = %self.files.id(), span, %error, "compare a span with its checksum");
+                tracing::error!(layer = %self.files.id(), span, %error, "a span was not compared with its checksum: the comparing thread panicked");
             }
         }
     }
@@ -54,7 +54,7 @@ impl Spans {
 
     pub(super) fn note_proven(&self) {
         if let Err(error) = self.files.note_proven(self.ztoc.spans().len()) {
-            tracing::warn!(layer = %self.files.id(), %error, "note that spans are proven; the next start compares again");
+            tracing::warn!(layer = %self.files.id(), %error, "the spans of a layer cannot be noted as proven; the next start compares them again");
         }
     }
 }
