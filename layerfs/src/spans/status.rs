@@ -11,18 +11,21 @@ use crate::{fetch::Source, metrics::Tally};
 pub struct LayerStatus {
     /// Compressed bytes of the layer, as stored in a registry.
     pub compressed: u64,
+    /// Uncompressed bytes of the layer.
     pub uncompressed: u64,
     /// Compressed bytes whose spans are on disk.
     pub fetched: u64,
     /// Uncompressed bytes on disk.
     pub stored: u64,
+    /// How many spans are in which state.
     pub spans: SpanCounts,
-    /// Sources, in the order in which they were added, the newest first.
+    /// Sources, the newest first.
     pub sources: Vec<SourceStatus>,
     /// Reads that wait for bytes now.
     pub readers_waiting: u64,
     /// Digest of all uncompressed bytes, where it is known.
     pub whole: Option<Digest>,
+    /// Counters since the layer was opened.
     pub counts: LayerCounts,
 }
 
@@ -53,12 +56,15 @@ pub struct SourceStatus {
 pub struct LayerCounts {
     /// Reads of its files.
     pub reads: u64,
+    /// Reads that ended with an error.
     pub reads_failed: u64,
+    /// Uncompressed bytes that were read.
     pub read_bytes: u64,
     /// Requests to registries that a reader waited for.
     pub demand_requests: u64,
     /// Background spans that landed.
     pub background_spans: u64,
+    /// Background spans that could not be fetched.
     pub background_failed: u64,
 }
 
