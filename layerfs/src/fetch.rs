@@ -221,8 +221,8 @@ impl Engine {
             began: Instant::now(),
             proving: Arc::new(Semaphore::new(1)),
         });
-        let (stirred, room) = (engine.background.changed(), engine.budget.changed());
-        engine.runtime.spawn(background::run(Arc::downgrade(&engine), stirred, room));
+        let (new_work, room) = (engine.background.changed(), engine.budget.changed());
+        engine.runtime.spawn(background::run(Arc::downgrade(&engine), new_work, room));
         engine
     }
 

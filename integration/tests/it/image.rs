@@ -71,6 +71,8 @@ pub(crate) fn zoo() -> Vec<Layer> {
     ])
     .dialect(Dialect::Gnu);
     let top = Tar::new([
+        // containerd ignores it: the root of a snapshot has mode 0755 and owner 0:0.
+        Entry::directory("./").mode(0o700).owner(1000, 1000),
         Entry::file("usr/bin/last", b"#!/bin/sh\n"),
         Entry::hard_link("usr/bin/last-too", "usr/bin/last"),
         Entry::whiteout("changed"),

@@ -64,6 +64,8 @@ fn containerd_every_entry_of_a_converted_image_is_as_unpacked() -> Result<()> {
     let tool = found.get("usr/bin/tool").expect("it is there");
     ensure!(tool.links.len() == 2 && tool.mode == 0o4755, "{tool:?}");
     ensure!(found.get("gone/file").is_none() && found.get("dark/file").is_none());
+    let roots = [truth.get(""), found.get("")].map(|root| root.map(|root| (root.mode, root.uid, root.gid)));
+    ensure!(roots == [Some((0o755, 0, 0)); 2], "{roots:?}");
     Ok(())
 }
 

@@ -24,15 +24,15 @@ use crate::sync::Mutex;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Another request fetches the missing spans: the layer is asked again soon.
-const OTHERS: Duration = Duration::from_millis(100);
+const UNDER_WAY_PAUSE: Duration = Duration::from_millis(100);
 /// A layer without room on the disk is asked again after this time.
-const ROOMLESS: Duration = Duration::from_secs(10);
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(10);
 /// A program has started when no read had to wait for this long.
 pub(super) const STARTED: Duration = Duration::from_secs(5);
 /// Pause between two requests, times the CPU contention that was measured: none below 0.3, at most 10 times.
-const GIVEN_WAY: Duration = Duration::from_millis(50);
-const LEAST_CROWDED: f64 = 0.3;
-const MOST_CROWDED: f64 = 10.0;
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
+const MIN_CROWD: f64 = 0.3;
+const MAX_CROWD: f64 = 10.0;
 /// Compressed bytes of one request, while a program may be starting and afterwards.
 const SMALL: u64 = 1 << 20;
 const LARGE: u64 = 8 << 20;
@@ -51,7 +51,7 @@ pub(crate) enum FillStep {
     /// Fetch this; its spans are claimed.
     Fetch(FetchRequest),
     /// Other requests fetch all missing spans already.
-    Others,
+    AllUnderWay,
     /// Spans are missing, but none that is urgent.
     NotUrgent,
     /// The disk has no room for missing spans.
@@ -72,7 +72,7 @@ pub(crate) trait FillSource: Send + Sync + Debug {
     fn is_urgent(&self) -> bool;
 
     /// Claims a run of missing spans of about `bytes` compressed bytes.
-    fn next_step(&self, bytes: u64, which: FillScope) -> FillStep;
+    fn next_step(&self, bytes: u64, scope: FillScope) -> FillStep;
 }
 
 #[derive(Debug)]
@@ -116,10 +116,10 @@ struct LastFill {
 
 /// When the engine looks again.
 enum Wakeup {
-    Gauges,
+    Now,
     At(Instant),
     WithRoom,
-    Stirred,
+    WithWork,
 }
 
 impl Background {
@@ -144,7 +144,7 @@ impl Background {
 
     /// Picks the ready layer with the last demand for which `room` has room; among equals the one that was served
     /// longest ago.
-    fn pick(&self, now: Instant, which: FillScope, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
+    fn pick(&self, now: Instant, scope: FillScope, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
         let mut queue = self.queue.lock();
         queue.entries.retain(|entry| entry.table.strong_count() > 0);
         let Some(first) = queue.entries.iter().map(|entry| entry.not_before).min() else {
@@ -156,7 +156,7 @@ impl Background {
             return Pick::Later(first);
         }
         ready.sort_by_cached_key(|(table, entry)| (Reverse(table.last_demand()), entry.served));
-        ready.retain(|(table, _)| which == FillScope::Any || table.is_urgent());
+        ready.retain(|(table, _)| scope == FillScope::Any || table.is_urgent());
         if ready.is_empty() {
             return Pick::NoneUrgent;
         }
@@ -196,9 +196,9 @@ impl Drop for Background {
     }
 }
 
-/// Runs as long as the engine, which it does not hold while it waits. `stirred` tells of new work, `room` of more
+/// Runs as long as the engine, which it does not hold while it waits. `new_work` tells of new work, `room` of more
 /// room in the budget.
-pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<Notify>) {
+pub(super) async fn run(engine: Weak<Engine>, new_work: Arc<Notify>, room: Arc<Notify>) {
     let mut last = LastFill { at: Instant::now(), bytes: 0 };
     loop {
         let more_room = room.notified();
@@ -206,27 +206,27 @@ pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<No
         // Before looking: room that becomes free from here on is noticed.
         more_room.as_mut().enable();
         let next = match engine.upgrade() {
-            Some(engine) => engine.turn(&mut last),
+            Some(engine) => engine.fill_step(&mut last),
             None => return,
         };
         match next {
-            Wakeup::Gauges => {}
+            Wakeup::Now => {}
             Wakeup::At(when) => tokio::select! {
                 () = tokio::time::sleep_until(when) => {}
-                () = stirred.notified() => {}
+                () = new_work.notified() => {}
             },
             Wakeup::WithRoom => tokio::select! {
                 () = more_room => {}
-                () = stirred.notified() => {}
+                () = new_work.notified() => {}
             },
-            Wakeup::Stirred => stirred.notified().await,
+            Wakeup::WithWork => new_work.notified().await,
         }
     }
 }
 
 impl Engine {
     /// Makes one request for one layer, when there is room for it.
-    fn turn(self: &Arc<Self>, last: &mut LastFill) -> Wakeup {
+    fn fill_step(self: &Arc<Self>, last: &mut LastFill) -> Wakeup {
         let now = Instant::now();
         let mut from = last.at;
         if let Some(bandwidth) = self.limits.fill_bandwidth {
@@ -236,27 +236,27 @@ impl Engine {
             return Wakeup::At(from);
         }
         let starting = self.quiet() < STARTED;
-        let crowd = self.inflaters.crowd().min(MOST_CROWDED);
-        if starting && crowd > LEAST_CROWDED {
+        let crowd = self.inflaters.crowd().min(MAX_CROWD);
+        if starting && crowd > MIN_CROWD {
             // Processor time that the background used now, a starting program would not get; only urgent spans are
             // worth it.
-            from = last.at + GIVEN_WAY.mul_f64(crowd);
+            from = last.at + CROWDED_PAUSE.mul_f64(crowd);
         }
-        let which = if from > now { FillScope::Urgent } else { FillScope::Any };
+        let scope = if from > now { FillScope::Urgent } else { FillScope::Any };
         let window = self.line.lock().window();
         let (bytes, window) = match starting {
             true => ((window / 4).clamp(SMALL, LARGE), window),
             false => (LARGE, window.max(2 * LARGE)),
         };
         let (number, table, mut permit) =
-            match self.background.pick(now, which, |host| self.budget.fill(host, bytes, window)) {
+            match self.background.pick(now, scope, |host| self.budget.fill(host, bytes, window)) {
                 Pick::Table(number, table, permit) => (number, table, permit),
                 Pick::Full => return Wakeup::WithRoom,
                 Pick::NoneUrgent => return Wakeup::At(from),
                 Pick::Later(when) => return Wakeup::At(when),
-                Pick::Empty => return Wakeup::Stirred,
+                Pick::Empty => return Wakeup::WithWork,
             };
-        match table.next_step(bytes, which) {
+        match table.next_step(bytes, scope) {
             FillStep::Fetch(request) => {
                 permit.resize(request.bytes());
                 *last = LastFill { at: now, bytes: request.bytes() };
@@ -268,10 +268,14 @@ impl Engine {
                 });
             }
             FillStep::NotUrgent => {}
-            FillStep::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
-            FillStep::NoRoom => self.background.change(number, |entry| entry.not_before = now + ROOMLESS),
+            FillStep::AllUnderWay => {
+                self.background.change(number, |entry| entry.not_before = now + UNDER_WAY_PAUSE)
+            }
+            FillStep::NoRoom => {
+                self.background.change(number, |entry| entry.not_before = now + NO_ROOM_PAUSE)
+            }
             FillStep::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }
-        Wakeup::Gauges
+        Wakeup::Now
     }
 }

@@ -256,7 +256,7 @@ impl FillSource for Spans {
             return FillStep::NoRoom;
         }
         let (claimed, priority) = self.claim_run(bytes, scope);
-        let none = if scope == FillScope::Urgent { FillStep::NotUrgent } else { FillStep::Others };
+        let none = if scope == FillScope::Urgent { FillStep::NotUrgent } else { FillStep::AllUnderWay };
         self.requests(claimed, priority).pop().map_or(none, FillStep::Fetch)
     }
 }
