@@ -136,8 +136,8 @@ async fn fuse_the_reply_to_the_kernel_and_the_reply_of_the_library_are_equal() {
         counts: Arc::new(Counts::default()),
         counters: held.engine.counters().clone(),
     };
-    let (_session, said) = held.mounted.initialized(door).unwrap();
-    assert_eq!(said, init::answer(init::OWN, held.mounted.parameters()));
+    let (_session, reply) = held.mounted.initialized(door).unwrap();
+    assert_eq!(reply, init::answer(init::OWN, held.mounted.parameters()));
     assert!(held.mounted.parameters().can_resend(), "these tests need Linux 6.9");
 }
 
