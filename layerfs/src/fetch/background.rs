@@ -269,10 +269,10 @@ impl Engine {
             }
             FillStep::NotUrgent => {}
             FillStep::AllUnderWay => {
-                self.background.change(number, |entry| entry.not_before = now + UNDER_WAY_PAUSE)
+                self.background.change(number, |entry| entry.not_before = now + UNDER_WAY_PAUSE);
             }
             FillStep::NoRoom => {
-                self.background.change(number, |entry| entry.not_before = now + NO_ROOM_PAUSE)
+                self.background.change(number, |entry| entry.not_before = now + NO_ROOM_PAUSE);
             }
             FillStep::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }
