@@ -2,8 +2,8 @@
 //!
 //! A layer that makes a worker crash would crash the next worker, too. The supervisor keeps a piece of memory that
 //! outlives workers. Each opening of a layer, each request of the kernel about one, and each span that is inflated
-//! occupies an entry of that memory as long as it lasts. Entries that are still there after a crash name the layers that
-//! threads worked on at that moment.
+//! occupies an entry of that memory as long as it lasts. Entries that are still there after a crash name the layers
+//! that threads worked on at that moment.
 //!
 //! This is a hint, not proof: the 64 entries can run out, and layers used by other threads at that moment are listed
 //! too.
@@ -33,8 +33,8 @@ pub struct CrashNotes {
 }
 
 impl CrashNotes {
-    /// Notes in `file`, a file in memory that another process keeps open. Returns also the layers that the last process
-    /// worked on when it ended.
+    /// Notes in `file`, a file in memory that another process keeps open. Returns also the layers that the last
+    /// process worked on when it ended.
     ///
     /// # Errors
     /// When the file cannot be mapped.

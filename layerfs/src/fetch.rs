@@ -257,7 +257,11 @@ impl Engine {
             let turn = proving.acquire_owned().await;
             let proven = tokio::task::spawn_blocking(move || layer.check_stored()).await;
             if let Err(error) = proven {
-                tracing::error!(%error, "a layer was not compared with its checksums: the thread panicked; its spans are compared when they are read");
+                tracing::error!(
+                    %error,
+                    "a layer was not compared with its checksums: the thread panicked; its spans are \
+                     compared when they are read"
+                );
             }
             drop(turn);
         });
@@ -277,7 +281,10 @@ impl Engine {
             }
             let _turn = proving.acquire_owned().await;
             if let Err(error) = tokio::task::spawn_blocking(work).await {
-                tracing::error!(%error, "the diff ID of a layer was not computed: the thread panicked; please report this");
+                tracing::error!(
+                    %error,
+                    "the diff ID of a layer was not computed: the thread panicked; please report this"
+                );
             }
         });
     }
@@ -329,7 +336,10 @@ impl Engine {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
                 self.counters.panics.add(1);
-                tracing::error!(layer = %fetch.request.digest(), "a fetch of spans panicked: its readers get an error; please report this");
+                tracing::error!(
+                    layer = %fetch.request.digest(),
+                    "a fetch of spans panicked: its readers get an error; please report this"
+                );
                 Some(Error::new(ErrorKind::Io, "fetch spans"))
             }
             Err(_) => {
@@ -415,7 +425,10 @@ impl Engine {
             return first.await;
         }
         self.counters.hedged.add(1);
-        tracing::debug!(layer = %fetch.request.digest(), ?patience, "a request takes long; it is made a second time");
+        tracing::debug!(
+            layer = %fetch.request.digest(), ?patience,
+            "a request takes long; it is made a second time"
+        );
         let next = (source + 1) % fetch.request.sources.len();
         let mut second = std::pin::pin!(self.attempt(fetch, next, None));
         tokio::select! {

@@ -370,7 +370,10 @@ fn answer_read(
         Err(error) => {
             counters.reads_failed.add(1);
             tally.reads_failed.add(1);
-            tracing::error!(layer = %slot.layer.digest(), node = node.0, %error, "a read of a file failed; the program gets EIO");
+            tracing::error!(
+                layer = %slot.layer.digest(), node = node.0, %error,
+                "a read of a file failed; the program gets EIO"
+            );
             reply.error(errno(&error));
         }
     }

@@ -1,9 +1,10 @@
 //! One layer: nodes, names, attributes, and the bytes of files.
 //!
-//! Names and attributes come from the tree in memory and never wait. A read is cut at the end of the file and becomes a
-//! range of uncompressed bytes, which `spans` reads or fetches. The first read of a file also compares the file's tar
-//! header with the table of files (`header_check`). A layer opens from a ztoc at hand, from the store, or by streaming it
-//! whole. Views of one layer over different lower layers share its bytes and differ in inherited attributes.
+//! Names and attributes come from the tree in memory and never wait. A read is cut at the end of the file and
+//! becomes a range of uncompressed bytes, which `spans` reads or fetches. The first read of a file also compares
+//! the file's tar header with the table of files (`header_check`). A layer opens from a ztoc at hand, from the
+//! store, or by streaming it whole. Views of one layer over different lower layers share its bytes and differ in
+//! inherited attributes.
 
 mod header_check;
 
@@ -25,8 +26,8 @@ use crate::{
     tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
 };
 
-/// Bytes of one span, which is held in memory as a whole. A deflate block without end makes a span as long as the layer;
-/// above this limit the layer is not shown lazily.
+/// Bytes of one span, which is held in memory as a whole. A deflate block without end makes a span as long as the
+/// layer; above this limit the layer is not shown lazily.
 const MAX_SPAN_BYTES: u64 = 256 << 20;
 
 /// What a layer has at a path, as a layer above it sees it.
@@ -106,12 +107,12 @@ impl Layer {
         Self::with(files, map, engine).map(Some)
     }
 
-    /// Fetches a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store, verified by
-    /// its digest. `origin` names the source of the blob.
+    /// Fetches a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store,
+    /// verified by its digest. `origin` names the source of the blob.
     ///
     /// # Errors
-    /// When the blob cannot be fetched, arrives too slowly, has another digest, is of a kind that cannot be read, or does
-    /// not fit on the disk. Nothing of it is kept then.
+    /// When the blob cannot be fetched, arrives too slowly, has another digest, is of a kind that cannot be read,
+    /// or does not fit on the disk. Nothing of it is kept then.
     pub async fn stream(
         store: &Arc<Store>,
         engine: &Arc<Engine>,
@@ -224,8 +225,8 @@ impl Layer {
         self.content.spans.disk_usage()
     }
 
-    /// Adds a source of the layer's bytes. `origin` names it. The source added last is asked first, the others when it
-    /// fails.
+    /// Adds a source of the layer's bytes. `origin` names it. The source added last is asked first, the others when
+    /// it fails.
     pub fn add_source(&self, origin: &str, blob: Arc<dyn Blob>) {
         self.content.spans.add_source(origin, blob);
     }
@@ -241,8 +242,8 @@ impl Layer {
         self.content.spans.fill();
     }
 
-    /// Has the background fetch these spans before all others, also without [`Layer::start_fill`]. Numbers that the layer
-    /// does not have are ignored.
+    /// Has the background fetch these spans before all others, also without [`Layer::start_fill`]. Numbers that the
+    /// layer does not have are ignored.
     pub fn want(&self, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
         self.content.spans.want(spans);
     }
@@ -252,9 +253,9 @@ impl Layer {
         self.content.spans.diff_id()
     }
 
-    /// Calls `listener` with the digest of the layer's whole uncompressed stream, which is to be the diff ID that the image
-    /// names. That is at once where it is known, else once every span is on disk and no reader waits. `None`: the digest
-    /// stays unknown. A layer that is never complete never calls it.
+    /// Calls `listener` with the digest of the layer's whole uncompressed stream, which is to be the diff ID that
+    /// the image names. That is at once where it is known, else once every span is on disk and no reader waits.
+    /// `None`: the digest stays unknown. A layer that is never complete never calls it.
     pub fn when_whole(&self, listener: impl FnOnce(Option<&Digest>) + Send + 'static) {
         self.content.spans.when_diff_id_known(Box::new(listener));
     }

@@ -1,12 +1,12 @@
 //! One lazily loaded layer as a file system: the read path, told in order.
 //!
-//! A process in a container reads a file. The kernel sends the read to [`Connection`], which carries all layers of a
-//! daemon in one FUSE mount. The door (`fuse`) finds the layer by the node's number (`slots`) and asks the [`Layer`]. The
-//! layer knows names and attributes from its table in memory (`tree`), and turns the read into a range of its
-//! uncompressed bytes. Spans of that range that are on disk are read at once (`spans`, `store`). The others are requested
-//! from the [`Engine`] (`fetch`), which fetches compressed bytes from an [`oci::Blob`]; they are verified and inflated
-//! through [`ztoc`] and stored. The engine fetches other spans in the background; a layer without a ztoc is streamed
-//! whole (`stream`).
+//! A process in a container reads a file. The kernel sends the read to [`Connection`], which carries all layers of
+//! a daemon in one FUSE mount. The door (`fuse`) finds the layer by the node's number (`slots`) and asks the
+//! [`Layer`]. The layer knows names and attributes from its table in memory (`tree`), and turns the read into a
+//! range of its uncompressed bytes. Spans of that range that are on disk are read at once (`spans`, `store`). The
+//! others are requested from the [`Engine`] (`fetch`), which fetches compressed bytes from an [`oci::Blob`]; they
+//! are verified and inflated through [`ztoc`] and stored. The engine fetches other spans in the background; a layer
+//! without a ztoc is streamed whole (`stream`).
 //!
 //! This crate knows nothing of containerd, labels or snapshots: it gets a blob and a ztoc, and shows a directory.
 //! Modules are listed in the order in which a request meets them; imports point down the list.

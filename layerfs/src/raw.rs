@@ -3,8 +3,8 @@
 //!
 //! Only a layer's `ztoc` is mapped for reading. It lies in the daemon's own directory (mode 0700), is written under
 //! another name and renamed into place, and is never changed or truncated afterwards, only unlinked. Memory that is
-//! shared with other processes is words, each read and written atomically. Only the descriptor of a FUSE session is put
-//! in another's place, before the session runs.
+//! shared with other processes is words, each read and written atomically. Only the descriptor of a FUSE session is
+//! put in another's place, before the session runs.
 
 #![allow(unsafe_code)]
 
@@ -53,18 +53,19 @@ impl Words {
 
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.count, "there are {} words", self.count);
-        // SAFETY: the map begins on a page, so each word in it is aligned. It is `count` words long, shared, and lives as
-        // long as `self`; every access to it is atomic. The file is memory that no process makes shorter.
+        // SAFETY: the map begins on a page, so each word in it is aligned. It is `count` words long, shared, and
+        // lives as long as `self`; every access to it is atomic. The file is memory that no process makes shorter.
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(index)) }
     }
 }
 
-/// Makes the descriptor number of `owner` refer to the open file of `file`, close-on-exec. The file that it referred to
-/// before is closed.
+/// Makes the descriptor number of `owner` refer to the open file of `file`, close-on-exec. The file that it
+/// referred to before is closed.
 pub(crate) fn put_in_place(file: impl AsFd, owner: &impl AsFd) -> io::Result<()> {
     let number = owner.as_fd().as_raw_fd();
-    // SAFETY: the number is open as long as `owner` is borrowed, and it is never closed here: the second owner made of
-    // it is forgotten. To the first owner it stays an open descriptor, of another file, which is what the caller wants.
+    // SAFETY: the number is open as long as `owner` is borrowed, and it is never closed here: the second owner made
+    // of it is forgotten. To the first owner it stays an open descriptor, of another file, which is what the caller
+    // wants.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
     Ok(rustix::io::dup3(file, &mut place, DupFlags::CLOEXEC)?)
 }

@@ -130,7 +130,12 @@ impl Slots {
         if !is_known {
             // If the file is missing at a later start, it was lost.
             let written = slots.write(&slots.stored.lock());
-            written.unwrap_or_else(|error| tracing::warn!(%error, "the new list of slots cannot be written; it is written again with the first slot"));
+            written.unwrap_or_else(|error| {
+                tracing::warn!(
+                    %error,
+                    "the new list of slots cannot be written; it is written again with the first slot"
+                );
+            });
         }
         Ok(slots)
     }
@@ -167,7 +172,10 @@ impl Slots {
                     Err(error) => Some(error.to_string()),
                 };
                 if let Some(error) = &why {
-                    tracing::error!(path = %path.display(), error, "the list of slots is damaged; it is set aside, and containers may get ESTALE");
+                    tracing::error!(
+                        path = %path.display(), error,
+                        "the list of slots is damaged; it is set aside, and containers may get ESTALE"
+                    );
                     fs::rename(&path, path.with_extension("damaged")).map_err(|e| Error::io(doing(), e))?;
                 }
                 read.ok().filter(|_| why.is_none())
@@ -183,7 +191,8 @@ impl Slots {
     /// Shows `layer` and returns the number of its slot. A layer that is shown already, with the same inherited
     /// attributes, keeps its slot.
     ///
-    /// # Errors When the slot cannot be stored; the layer is not shown then.
+    /// # Errors
+    /// When the slot cannot be stored; the layer is not shown then.
     pub(crate) fn show(&self, layer: &Arc<Layer>, inherited: &[Inherited]) -> Result<u32, Error> {
         let mut stored = self.stored.lock();
         let shown = self.all();

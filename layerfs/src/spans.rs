@@ -1,13 +1,14 @@
 //! All spans of one layer: which are on disk, which are being fetched, which readers wait.
 //!
-//! A reader asks for a range of uncompressed bytes (`read`). When every span of the range is on disk, the reader's own
-//! thread copies the bytes, without a lock. Otherwise the reader claims the missing spans (`claim`). Each span is
-//! claimed once, whichever readers want it. The claims go to the engine as one request for each run of neighbors; the
-//! engine delivers each span to `landing`, which stores it and wakes the readers.
+//! A reader asks for a range of uncompressed bytes (`read`). When every span of the range is on disk, the reader's
+//! own thread copies the bytes, without a lock. Otherwise the reader claims the missing spans (`claim`). Each span
+//! is claimed once, whichever readers want it. The claims go to the engine as one request for each run of
+//! neighbors; the engine delivers each span to `landing`, which stores it and wakes the readers.
 //!
-//! A reader that waits has its spans pinned, so that eviction cannot remove them before they are copied. A span that
-//! cannot be stored because the disk is full is handed to its readers in memory: slower, never an error. A reader that
-//! joined another reader's request, or a background request, and sees it fail makes a request of its own.
+//! A reader that waits has its spans pinned, so that eviction cannot remove them before they are copied. A span
+//! that cannot be stored because the disk is full is handed to its readers in memory: slower, never an error. A
+//! reader that joined another reader's request, or a background request, and sees it fail makes a request of its
+//! own.
 //!
 //! The layer's folder (`store`) holds the bytes; `table` holds the state of each span; `damage` counts reads that the
 //! disk failed; `fill_order` decides what the background fetches next.
@@ -53,12 +54,12 @@ use crate::{
 
 pub use status::{LayerCounts, LayerStatus, SourceStatus, SpanCounts};
 
-/// Sources of one layer. Each is the repository of an image on this node, so that only many images over one base reach
-/// the limit. The sources that failed last are dropped first.
+/// Sources of one layer. Each is the repository of an image on this node, so that only many images over one base
+/// reach the limit. The sources that failed last are dropped first.
 const MAX_SOURCES: usize = 256;
 
-/// How the flight of a span ends. `Ok(None)`: the span is stored. `Ok(Some(bytes))`: it could not be stored; these are
-/// its uncompressed bytes.
+/// How the flight of a span ends. `Ok(None)`: the span is stored. `Ok(Some(bytes))`: it could not be stored; these
+/// are its uncompressed bytes.
 type SpanOutcome = Result<Option<Bytes>, Error>;
 
 /// All spans of one layer.

@@ -14,10 +14,11 @@
 //! `<id>` is the digest of the index's ztoc, or `own` for a layer that was streamed whole and verified by its own
 //! digest. What the ztoc of one image says about a layer is not used for an image with another ztoc.
 //!
-//! Nothing is fsynced on the way. A killed process loses nothing, because the page cache is the kernel's: the bytes of
-//! a span are written before its record. An unclean stop of the *machine* (another boot id and no clean mark) begins a
-//! new generation. A ztoc of an older generation is used once its digest was computed again, and a span once its
-//! checksum was compared. A write that fails leaves the span absent. A record that cannot be read is an absent span.
+//! Nothing is fsynced on the way. A killed process loses nothing, because the page cache is the kernel's: the bytes
+//! of a span are written before its record. An unclean stop of the *machine* (another boot id and no clean mark)
+//! begins a new generation. A ztoc of an older generation is used once its digest was computed again, and a span
+//! once its checksum was compared. A write that fails leaves the span absent. A record that cannot be read is an
+//! absent span.
 //!
 //! After the mark of an orderly stop nothing is written: the mark says that everything is on the disk.
 
@@ -177,8 +178,8 @@ impl Store {
         self.trash.empty().map_err(|e| Error::io("look for removed layers", e))
     }
 
-    /// Removes a layer's folder: it leaves its place at once, and the disk later. Readers that have it open can read its
-    /// spans until they close it.
+    /// Removes a layer's folder: it leaves its place at once, and the disk later. Readers that have it open can
+    /// read its spans until they close it.
     ///
     /// # Errors
     /// When the folder cannot be removed; an absent one is no error.

@@ -1,9 +1,9 @@
 //! A layer without a ztoc: streamed whole, once, through the builder of ztocs into the store.
 //!
-//! What arrives is inflated and written to the disk at once. At the end the layer's digest is compared, every span is
-//! recorded with a checksum, and the ztoc that the builder made is stored. Only then does the layer count as stored: a
-//! stream that ends badly, or is too slow, leaves nothing behind. A pull waits for the stream, so a registry that sends
-//! almost nothing is given up.
+//! What arrives is inflated and written to the disk at once. At the end the layer's digest is compared, every span
+//! is recorded with a checksum, and the ztoc that the builder made is stored. Only then does the layer count as
+//! stored: a stream that ends badly, or is too slow, leaves nothing behind. A pull waits for the stream, so a
+//! registry that sends almost nothing is given up.
 
 use std::{io::Write, sync::Arc, time::Duration};
 
@@ -24,8 +24,9 @@ use crate::{
 
 /// Chunks between the network and the builder: a few, so that neither waits for each hand-over.
 const QUEUE: usize = 16;
-/// Bytes a second that a source has to send, on average over [`RATE_PERIOD`]. A slow DSL line sends ten times as much;
-/// at this rate a layer of 100 MiB takes an hour, and containerd's own pull with its retries is the better choice.
+/// Bytes a second that a source has to send, on average over [`RATE_PERIOD`]. A slow DSL line sends ten times as
+/// much; at this rate a layer of 100 MiB takes an hour, and containerd's own pull with its retries is the better
+/// choice.
 const MIN_RATE: u64 = 32 << 10;
 /// Time over which the rate is averaged: longer than a registry takes to fail over, shorter than clients wait.
 const RATE_PERIOD: Duration = Duration::from_secs(60);
@@ -92,7 +93,8 @@ async fn send(
         if rate.is_too_slow() {
             let (bytes, seconds) = (rate.bytes, rate.waited.as_secs());
             let why = format!(
-                "{doing}: the source sent {bytes} bytes in {seconds} s; the minimum is {MIN_RATE} bytes a second"
+                "{doing}: the source sent {bytes} bytes in {seconds} s; the minimum is {MIN_RATE} bytes a \
+                 second"
             );
             return Err(Error::new(ErrorKind::Unreachable, why));
         }

@@ -156,7 +156,8 @@ pub(crate) struct XattrSummary {
 impl Tree {
     /// Makes the table of a ztoc.
     ///
-    /// # Errors For a table of files that no extraction could make: a hard link to a missing file, a file as a
+    /// # Errors
+    /// For a table of files that no extraction could make: a hard link to a missing file, a file as a
     /// parent.
     pub(crate) fn new(ztoc: Arc<Ztoc>) -> Result<Self, Error> {
         let built = build::build(&ztoc)?;

@@ -70,7 +70,10 @@ impl Mounted {
         let doing = || format!("mount {}", path.display());
         let mut replaced = false;
         while mounted_device(path).map_err(|e| Error::io(doing(), e))?.is_some() {
-            tracing::warn!(path = %path.display(), "a mount of an earlier process is detached; containers that use it lose it");
+            tracing::warn!(
+                path = %path.display(),
+                "a mount of an earlier process is detached; containers that use it lose it"
+            );
             unmount(path, UnmountFlags::DETACH).map_err(|e| Error::io(doing(), e.into()))?;
             replaced = true;
         }
@@ -107,7 +110,8 @@ impl Mounted {
     /// The mount need not be at `path` any more if the kernel says which connection a descriptor belongs to:
     /// containers still use it.
     ///
-    /// # Errors When the note cannot be read or is about another mount, the descriptor is not one of FUSE, or the
+    /// # Errors
+    /// When the note cannot be read or is about another mount, the descriptor is not one of FUSE, or the
     /// kernel has ended the connection.
     pub fn handed(path: &Path, note: &Path, device: OwnedFd) -> Result<Self, Error> {
         let doing = || format!("take over the mount {}", path.display());
@@ -150,7 +154,8 @@ impl Mounted {
             Err(error) => {
                 tracing::warn!(
                     path = %self.path.display(), %error,
-                    "a spare of the FUSE mount cannot be made: if another program unmounts it, it cannot be put back"
+                    "a spare of the FUSE mount cannot be made: if another program unmounts it, it cannot be \
+                     put back"
                 );
             }
         }
@@ -159,7 +164,8 @@ impl Mounted {
     /// Puts the mount back if another program unmounted it while containers still use it. Returns whether that was
     /// so.
     ///
-    /// # Errors When the mount cannot be put back.
+    /// # Errors
+    /// When the mount cannot be put back.
     pub fn put_back(&mut self) -> Result<bool, Error> {
         let doing = || format!("mount {} again", self.path.display());
         if self.is_at_its_path().map_err(|e| Error::io(doing(), e))? {
@@ -238,7 +244,8 @@ impl Mounted {
         if reply != init::answer(init::OWN, &self.parameters) {
             // Another version of this program made the mount. The parameters agreed then hold.
             tracing::warn!(
-                "this version would agree on other parameters with the kernel; it serves with those of the mount"
+                "this version would agree on other parameters with the kernel; it serves with those of the \
+                 mount"
             );
         }
         put_in_place(&self.device, &session).map_err(|e| Error::io(doing, e))?;
@@ -351,6 +358,9 @@ fn raise_read_ahead(path: &Path) {
         fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD)
     });
     if let Err(error) = raised {
-        tracing::warn!(%error, "the read-ahead of the FUSE mount cannot be raised: sequential reads are slower");
+        tracing::warn!(
+            %error,
+            "the read-ahead of the FUSE mount cannot be raised: sequential reads are slower"
+        );
     }
 }

@@ -76,7 +76,10 @@ impl Engine {
         }
         *source.failing.lock() = outcome.as_ref().err().map(ToString::to_string);
         let (took, priority) = (asked.elapsed().as_millis(), request.priority);
-        tracing::debug!(layer = %request.digest(), ?priority, first, end = request.spans.end, bytes, received_in, took, "a request for spans ended");
+        tracing::debug!(
+            layer = %request.digest(), ?priority, first, end = request.spans.end, bytes, received_in, took,
+            "a request for spans ended"
+        );
         outcome
     }
 

@@ -247,7 +247,10 @@ impl Drop for JobCount<'_> {
         if let Err(error) = setpriority_process(None, self.inflaters.nice)
             && self.inflaters.may_give_way.swap(false, Ordering::Relaxed)
         {
-            tracing::warn!(%error, "background work cannot give way to readers on the processor: the daemon lacks CAP_SYS_NICE");
+            tracing::warn!(
+                %error,
+                "background work cannot give way to readers on the processor: the daemon lacks CAP_SYS_NICE"
+            );
         }
     }
 }

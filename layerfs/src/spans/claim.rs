@@ -108,8 +108,8 @@ impl Spans {
         }
     }
 
-    /// Has the background fetch these spans before all others, in this order. Numbers that the layer does not have are
-    /// ignored.
+    /// Has the background fetch these spans before all others, in this order. Numbers that the layer does not have
+    /// are ignored.
     pub(crate) fn want(&self, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
         let last = self.ztoc.spans().len().saturating_sub(1);
         let known = spans.into_iter().map(|run| *run.start()..=(*run.end()).min(last));

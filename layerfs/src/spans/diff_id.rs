@@ -4,9 +4,9 @@
 //! the image's configuration. The engine computes it when no reader has waited for a while, and the listeners get it.
 //! The digest is kept in the layer's folder, so that it is computed once.
 //!
-//! Spans are pinned one at a time, so that eviction can go on. Evicting a span that was already hashed does no harm.
-//! When a span is gone before it is hashed the work ends, and begins again once the layer is complete. After a few such
-//! ends the listeners are told that the diff ID stays unknown, and the log says why.
+//! Spans are pinned one at a time, so that eviction can go on. Evicting a span that was already hashed does no
+//! harm. When a span is gone before it is hashed the work ends, and begins again once the layer is complete. After
+//! a few such ends the listeners are told that the diff ID stays unknown, and the log says why.
 
 use std::mem;
 
@@ -69,8 +69,8 @@ impl Spans {
         self.diff_id_check.lock().digest
     }
 
-    /// Calls `listener` with the digest of the whole uncompressed stream as soon as it is known, or with `None` once it
-    /// is clear that it stays unknown. A layer that is never complete never calls it.
+    /// Calls `listener` with the digest of the whole uncompressed stream as soon as it is known, or with `None`
+    /// once it is clear that it stays unknown. A layer that is never complete never calls it.
     pub(crate) fn when_diff_id_known(&self, listener: DigestListener) {
         let mut check = self.diff_id_check.lock();
         if let Some(digest) = check.digest {

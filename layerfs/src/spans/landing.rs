@@ -1,8 +1,9 @@
 //! A span that has arrived: verified, inflated and stored piece by piece.
 //!
 //! The pieces are small enough to stay in a processor's cache between inflating, checksum and copy to the kernel. A
-//! reader that wants the beginning of a span reads it as soon as it is on disk. A span that cannot be stored (the disk
-//! is full, or has lost this span before) is handed to its readers in memory. Every flight ends, also after a panic.
+//! reader that wants the beginning of a span reads it as soon as it is on disk. A span that cannot be stored (the
+//! disk is full, or has lost this span before) is handed to its readers in memory. Every flight ends, also after a
+//! panic.
 //!
 //! A request ends only the flights that it claimed itself. It may outlive them: a copy of a span can arrive a second
 //! time, or a failure be noticed late, when the span has been evicted and another request fetches it.

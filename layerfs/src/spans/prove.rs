@@ -1,7 +1,8 @@
 //! After an unclean stop of the machine: stored spans are compared with their checksums before they are used.
 //!
-//! A reader compares the spans that it reads; the engine compares the rest, one layer at a time. A span whose checksum
-//! differs is absent. When the last span of a layer was compared, the layer's records belong to this generation.
+//! A reader compares the spans that it reads; the engine compares the rest, one layer at a time. A span whose
+//! checksum differs is absent. When the last span of a layer was compared, the layer's records belong to this
+//! generation.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
@@ -28,7 +29,10 @@ impl Spans {
             let Some(spans) = self.weak_self.upgrade() else { return };
             let proven = self.engine.runtime().spawn_blocking(move || spans.prove_one(SpanId(span)));
             if let Err(error) = proven.await {
-                tracing::error!(layer = %self.files.id(), span, %error, "a span was not compared with its checksum: the comparing thread panicked");
+                tracing::error!(
+                    layer = %self.files.id(), span, %error,
+                    "a span was not compared with its checksum: the comparing thread panicked"
+                );
             }
         }
     }
@@ -54,7 +58,10 @@ impl Spans {
 
     pub(super) fn note_proven(&self) {
         if let Err(error) = self.files.note_proven(self.ztoc.spans().len()) {
-            tracing::warn!(layer = %self.files.id(), %error, "the spans of a layer cannot be noted as proven; the next start compares them again");
+            tracing::warn!(
+                layer = %self.files.id(), %error,
+                "the spans of a layer cannot be noted as proven; the next start compares them again"
+            );
         }
     }
 }

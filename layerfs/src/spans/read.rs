@@ -1,8 +1,9 @@
 //! A read: the bytes of a range, from the disk or as soon as they have been fetched.
 //!
 //! A reader pins the spans of its range, claims what is missing, waits for every flight, and copies. When a reader
-//! wants only the beginning of a span it copies as soon as that beginning is on disk. Stored bytes that cannot be read
-//! are a miss and are fetched again. A read ends with the right bytes or with an error, never with other bytes.
+//! wants only the beginning of a span it copies as soon as that beginning is on disk. Stored bytes that cannot be
+//! read are a miss and are fetched again. A read ends with the right bytes or with an error, never with other
+//! bytes.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -57,8 +58,8 @@ impl Spans {
         Waiting { engine: &self.engine, tally, layer: self.files.id(), spans, since: Instant::now() }
     }
 
-    /// The bytes of `range`, fetched where they are missing. `file` is the file that is read: its other spans are likely
-    /// to be read soon.
+    /// The bytes of `range`, fetched where they are missing. `file` is the file that is read: its other spans are
+    /// likely to be read soon.
     pub(crate) async fn read(
         &self,
         range: Range<UncompressedOffset>,
@@ -112,7 +113,10 @@ impl Spans {
             Ok(()) => Some(Ok(bytes)),
             Err(error) => {
                 // The file lost bytes: a miss, not an error.
-                tracing::warn!(layer = %self.files.id(), %error, "stored spans cannot be read; they are fetched again");
+                tracing::warn!(
+                    layer = %self.files.id(), %error,
+                    "stored spans cannot be read; they are fetched again"
+                );
                 spans.for_each(|span| self.drop_damaged(SpanId(span)));
                 None
             }

@@ -1,8 +1,9 @@
-//! The table of spans under a scheduler that chooses, at random, which thread runs next at every lock and every atomic.
+//! The table of spans under a scheduler that chooses, at random, which thread runs next at every lock and every
+//! atomic.
 //!
-//! It is the very file `table.rs`, compiled a second time over the scheduler's locks. A few lines here stand for the
-//! rest of the crate: readers that pin, claim and wait, flights that land, fail or end twice, eviction, damage, proof.
-//! When a waiting reader is never woken, the scheduler sees that no thread can go on, and fails the test.
+//! It is the very file `table.rs`, compiled a second time over the scheduler's locks. A few lines here stand for
+//! the rest of the crate: readers that pin, claim and wait, flights that land, fail or end twice, eviction, damage,
+//! proof. When a waiting reader is never woken, the scheduler sees that no thread can go on, and fails the test.
 
 mod sync {
     pub(super) use shuttle::sync::{
@@ -51,8 +52,8 @@ const LENGTH: u64 = 2;
 /// How a flight ended: well or not.
 type FlightResult = Result<(), ()>;
 
-/// A layer's folder, as far as the table's rules are about it. The scheduler does not switch threads at these atomics:
-/// they only observe.
+/// A layer's folder, as far as the table's rules are about it. The scheduler does not switch threads at these
+/// atomics: they only observe.
 struct World {
     table: Table<FlightResult>,
     /// By span: how many of its bytes are stored; the others are a hole.

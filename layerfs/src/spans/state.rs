@@ -8,9 +8,9 @@
 //!   Unproven ── doubt ──► Filling             (after an unclean stop: on disk, checksum not compared yet)
 //! ```
 //!
-//! The word also holds a *touched* bit (a reader read the span since it landed, or since eviction last looked) and the
-//! number of readers that have it pinned. A reader pins before it looks at the state and unpins when its bytes are
-//! copied. Eviction takes only spans without pins, so a hole is never punched under a reader.
+//! The word also holds a *touched* bit (a reader read the span since it landed, or since eviction last looked) and
+//! the number of readers that have it pinned. A reader pins before it looks at the state and unpins when its bytes
+//! are copied. Eviction takes only spans without pins, so a hole is never punched under a reader.
 
 /// Whether a span is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +86,8 @@ impl Word {
         (self.state() == SpanState::Unproven).then(|| self.to(SpanState::Filling))
     }
 
-    /// A Ready span cannot be read and becomes absent. Pins do not matter: no hole is punched, and the bytes that will be
-    /// written in its place are the same.
+    /// A Ready span cannot be read and becomes absent. Pins do not matter: no hole is punched, and the bytes that
+    /// will be written in its place are the same.
     pub(crate) fn damage(self) -> Option<Self> {
         (self.state() == SpanState::Ready).then(|| self.to(SpanState::Filling))
     }

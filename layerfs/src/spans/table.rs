@@ -1,8 +1,8 @@
 //! The state of each span, and the flights of the spans under way.
 //!
-//! A word goes to Filling, and its flight into the table, under one lock. A thread that finds a span Filling under that
-//! lock finds its flight; a thread that finds no flight finds the new state. The one task that begins the landing of a
-//! flight ends it. Nothing here touches a disk or a network.
+//! A word goes to Filling, and its flight into the table, under one lock. A thread that finds a span Filling under
+//! that lock finds its flight; a thread that finds no flight finds the new state. The one task that begins the
+//! landing of a flight ends it. Nothing here touches a disk or a network.
 //!
 //! The locks come from the module above: `schedules` compiles this very file over the locks of a scheduler.
 
@@ -87,7 +87,8 @@ impl<T> Flight<T> {
         Arc::new(Self { landing: AtomicBool::new(landing), progress, changed: Notify::new() })
     }
 
-    /// The first `bytes` bytes of the span are stored: readers that have it pinned can read them, whatever its state is.
+    /// The first `bytes` bytes of the span are stored: readers that have it pinned can read them, whatever its
+    /// state is.
     pub(super) fn advance(&self, bytes: u64) {
         self.progress.lock().bytes = bytes;
         self.changed.notify_waiters();

@@ -1,7 +1,7 @@
 //! The generation of the stored layers: one more after each unclean stop of the machine.
 //!
-//! It is noted with the boot id, before anything is written under it. Bytes of an older generation are used only after
-//! they were verified again. A generation that cannot be noted stores nothing.
+//! It is noted with the boot id, before anything is written under it. Bytes of an older generation are used only
+//! after they were verified again. A generation that cannot be noted stores nothing.
 
 use std::{
     fs::{self, File},
@@ -34,7 +34,10 @@ pub(super) fn begin(layers: &Path, boot: &str) -> (u32, bool) {
         // Synced before anything is written under it: after a power cut an older note would be believed.
         let written = replace(&layers.join("boot"), note.as_bytes());
         if let Err(error) = written.and_then(|()| File::open(layers)?.sync_all()) {
-            tracing::error!(%error, "the boot id of the layers cannot be written: until the next start nothing is stored");
+            tracing::error!(
+                %error,
+                "the boot id of the layers cannot be written: until the next start nothing is stored"
+            );
             return (generation, false);
         }
     }

@@ -123,7 +123,11 @@ impl LayerFiles {
         }
         let emptied = self.write(|| self.spans.clear());
         if let Err(error) = emptied.and_then(|()| self.note_proven(count)) {
-            tracing::warn!(layer = %self.id, %error, "the records of a layer's spans cannot be written; its spans are fetched again after the next start");
+            tracing::warn!(
+                layer = %self.id, %error,
+                "the records of a layer's spans cannot be written; its spans are fetched again after the \
+                 next start"
+            );
         }
         vec![StoredState::Absent; count as usize]
     }
@@ -217,7 +221,10 @@ impl LayerFiles {
     pub(crate) fn strike(&self, span: SpanId) -> bool {
         let struck = self.write(|| self.spans.strike(span));
         if let Err(error) = &struck {
-            tracing::warn!(layer = %self.id, %error, "a damaged span cannot be recorded as absent; it is found damaged again after the next start");
+            tracing::warn!(
+                layer = %self.id, %error,
+                "a damaged span cannot be recorded as absent; it is found damaged again after the next start"
+            );
         }
         struck.is_ok()
     }

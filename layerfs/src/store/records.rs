@@ -64,7 +64,8 @@ impl SpanRecords {
         self.0.write_all_at(&header, 0)
     }
 
-    /// Records a stored span. `tail`: the bytes stored behind the last span, where they reach to the end of the stream.
+    /// Records a stored span. `tail`: the bytes stored behind the last span, where they reach to the end of the
+    /// stream.
     pub(super) fn write(&self, span: SpanId, checksum: u64, tail: Option<u64>) -> io::Result<()> {
         let mut record = [0; RECORD as usize];
         // 56 bits hold the tail plus one; 0 is an unknown tail.

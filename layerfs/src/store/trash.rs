@@ -1,8 +1,9 @@
 //! A thread that removes folders: gigabytes are not taken off a disk while a caller waits.
 //!
-//! [`Trash`] removes folders where they are, one after the other, in the order in which they were discarded. A caller
-//! that needs a folder gone now removes it itself with [`Trash::remove`], which waits for the folder that the thread is
-//! at. The trash keeps no list on disk: what a killed process did not remove, the next start has to find and discard.
+//! [`Trash`] removes folders where they are, one after the other, in the order in which they were discarded. A
+//! caller that needs a folder gone now removes it itself with [`Trash::remove`], which waits for the folder that
+//! the thread is at. The trash keeps no list on disk: what a killed process did not remove, the next start has to
+//! find and discard.
 //!
 //! The store moves a removed layer into a folder of its own first, so that its name is free at once.
 
@@ -116,7 +117,10 @@ fn remove(turn: &Mutex<()>, folder: &Path) {
     let turn = turn.lock();
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "a folder that is not used any more cannot be removed");
+            tracing::warn!(
+                folder = %folder.display(), %error,
+                "a folder that is not used any more cannot be removed"
+            );
         }
         _ => {}
     }
