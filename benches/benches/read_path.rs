@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::Arc};
 use anyhow::Result;
 use benches::{best_of, layer, tell};
 use integration::{lab::Lab, reference::unpack_layer};
-use layerfs::{Connection, Engine, Layer, Limits, Room, Slots, Store};
+use layerfs::{Connection, DiskLimits, Engine, Layer, Limits, Slots, Store};
 use oci::testing::FaultyBlob;
 
 fn main() -> Result<()> {
@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     for (what, layer) in
         [("5 000 small files", layer(5_000, 2_000)), ("20 large files", layer(20, 10_000_000))]
     {
-        let store = Store::open(&root, Room::default())?;
+        let store = Store::open(&root, DiskLimits::default())?;
         let engine = Engine::new(runtime.handle().clone(), Limits::default());
         let slots = Slots::open(root.join("slots.json"))?;
         let connection = Connection::mount(&root.join("fuse"), slots, &store, &engine)?;

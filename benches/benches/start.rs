@@ -183,12 +183,12 @@ impl Bench {
                 (self.stage.containerd(&lab, vec![("soci".to_owned(), socket)])?, Some(pid))
             }
             Side::Ours => {
-                let (daemon, containerd) = self.stage.ours(&lab, "")?;
+                let (daemon, containerd) = self.stage.soci_daemon(&lab, "")?;
                 (containerd, Some(daemon.pid()))
             }
             Side::Whole => {
                 reference = format!("{}/{PLAIN}", link.host());
-                let (daemon, containerd) = self.stage.ours(&lab, "[unindexed]\nmode = \"store\"\n")?;
+                let (daemon, containerd) = self.stage.soci_daemon(&lab, "[unindexed]\nmode = \"store\"\n")?;
                 (containerd, Some(daemon.pid()))
             }
         };

@@ -78,7 +78,7 @@ fn measure(stage: &Stage, name: &str, image: &Image, rounds: u32) -> Result<Vec<
     // Ztocs of all layers: one that is streamed whole is read in the same way, but nothing is to hang on that.
     let registry = stage.publish(&lab, image, 0)?;
     let link = Link::new(&lab, registry.host())?;
-    let (_daemon, containerd) = stage.ours(&lab, NO_FILL)?;
+    let (_daemon, containerd) = stage.soci_daemon(&lab, NO_FILL)?;
     stage.pull(&lab, &containerd, &format!("{}/{INDEXED}", link.host()))?;
     let ours = reference::mount(&lab, &containerd, "soci")?;
     let theirs = Unpacked::image(&lab, &containerd, &format!("{}/{PLAIN}", registry.host()))?;

@@ -56,15 +56,15 @@ impl Stage {
         Containerd::start_with(lab, containerd::Options { proxies, binaries, ..Default::default() })
     }
 
-    /// Our daemon, with `configuration` beside the least needed, and a containerd that has it as `soci`.
-    pub fn ours(&self, lab: &Lab, configuration: &str) -> Result<(Daemon, Containerd)> {
+    /// The daemon of this workspace, with `configuration` added to the least needed, and a containerd that has it as `soci`.
+    pub fn soci_daemon(&self, lab: &Lab, configuration: &str) -> Result<(Daemon, Containerd)> {
         let text = format!("{}{configuration}", Daemon::configuration(lab));
         let daemon = Daemon::start_from(lab, &text, self.binaries.clone())?;
         let containerd = self.containerd(lab, vec![("soci".to_owned(), daemon.address())])?;
         Ok((daemon, containerd))
     }
 
-    /// Pulls an image into what [`Stage::ours`] gave.
+    /// Pulls an image through the daemon and containerd that [`Stage::soci_daemon`] started.
     pub fn pull(&self, lab: &Lab, containerd: &Containerd, reference: &str) -> Result<()> {
         daemon::pull(lab, &self.binaries, containerd, reference).map(drop)
     }

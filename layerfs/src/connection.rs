@@ -1,17 +1,17 @@
 //! The one FUSE connection of a daemon: mounted, served, and the layers shown in it.
 //!
-//! One mount carries all layers; showing a layer is an insert into a table. The mount outlives the process that
-//! serves it: whoever has its descriptor and what was agreed with the kernel adopts it, the process that made it
-//! too. Threads share the one descriptor (never cloned: requests read through a clone are lost with the process,
-//! requests on the one descriptor can be had back by the next).
+//! One mount carries all layers; showing a layer adds it to a table. The mount outlives the process that serves it. A
+//! process that has its descriptor, and the parameters agreed with the kernel, adopts it; so does the process that
+//! made it. The threads share one descriptor. It is never cloned: requests read through a clone are lost with the
+//! process, requests read through the one descriptor can be queued again for the next process.
 //!
 //! An adopted connection is served only when its owner says so, once the slots of the earlier process are shown
-//! again: the kernel knows their nodes, and whoever waits must not be told that they are gone.
+//! again. The kernel knows their nodes, and readers that wait must not get ESTALE.
 //!
-//! Nobody of ours opens, stats or walks below the mount, the mount itself included: it would wait for itself.
-//! What is mounted where is read from `/proc/self/mountinfo`.
+//! No thread of the daemon opens, stats or walks a path below the mount, or the mount itself: it would wait for its
+//! own answer. Mounts are looked up in `/proc/self/mountinfo`.
 
-mod mounted;
+mod mount;
 #[cfg(test)]
 mod tests;
 
@@ -28,20 +28,20 @@ use std::{
 use fuser::{INodeNo, Notifier, Session};
 
 use crate::{
-    cache::Store,
     error::Error,
     fetch::Engine,
     fuse::{Counts, Door},
     layer::Layer,
     metrics::{self, Family},
     slots::Slots,
+    store::Store,
     tree::Inherited,
 };
 
 pub use crate::fuse::init::Parameters;
-pub use mounted::Mounted;
+pub use mount::Mounted;
 
-/// A mounted connection, served once it was told so.
+/// A mounted connection, served from [`Connection::serve`] on.
 ///
 /// Dropping it detaches a mount that this process made, and leaves an inherited one to the next process.
 #[derive(Debug)]
@@ -50,9 +50,9 @@ pub struct Connection {
     slots: Arc<Slots>,
     notifier: Notifier,
     counts: Arc<Counts>,
-    /// As long as it is not served.
+    /// Until it is served.
     session: Option<Session<Door>>,
-    /// We have ended it.
+    /// This process has ended it.
     detached: Arc<AtomicBool>,
 }
 
@@ -63,13 +63,13 @@ impl Connection {
     /// # Errors
     /// When `/dev/fuse` cannot be opened or the mount is refused.
     pub fn mount(path: &Path, slots: Slots, store: &Arc<Store>, engine: &Arc<Engine>) -> Result<Self, Error> {
-        // Served at once: nobody can know anything of a mount this new.
+        // Served at once: the kernel knows no node of a mount this new.
         let mut connection = Self::adopt(Mounted::new(path)?, slots, store, engine)?;
         connection.serve(|| {})?;
         Ok(connection)
     }
 
-    /// Takes over a mount that this process or another has made. Nobody may serve it any more. Until
+    /// Takes over a mount that this process or another has made, and that no process serves any more. Until
     /// [`Connection::serve`] all requests wait in the kernel.
     ///
     /// # Errors
@@ -101,9 +101,9 @@ impl Connection {
         Ok(Self { mounted, slots, notifier, counts, session: Some(session), detached: Arc::default() })
     }
 
-    /// Begins to answer: first what an earlier process took and did not answer, then what waits, then what comes.
-    /// Once; nothing to do later. `lost` is called when the kernel ends the connection and [`Connection::unmount`] did not
-    /// ask for it: what is shown from then on nobody sees.
+    /// Begins to answer: first the requests that an earlier process took and did not answer, then those that wait. A
+    /// second call does nothing. `lost` is called when the kernel ends the connection without
+    /// [`Connection::unmount`]: layers shown from then on are not visible.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -116,31 +116,34 @@ impl Connection {
             if detached.load(Ordering::Acquire) {
                 return tracing::debug!(?counts, ?ended, "the FUSE connection has ended");
             }
-            tracing::error!(?ended, "the FUSE connection was ended by somebody else");
+            tracing::error!(
+                ?ended,
+                "the kernel ended the FUSE connection: it was unmounted or aborted by another program"
+            );
             lost();
         };
-        // It ends with the connection, long after this value perhaps, and is not waited for.
+        // The thread ends with the connection, perhaps long after this value is dropped; no thread joins it.
         let started = Builder::new().name("fuse".into()).spawn(run);
         started.map(drop).map_err(|e| Error::io("start threads of the FUSE connection", e))
     }
 
-    /// What the kernel asked for, and how many layers it sees.
+    /// How often the kernel made which request, and how many layers are shown.
     pub fn metrics(&self) -> Vec<Family> {
         let shown = self.slots.all().len() as u64;
         vec![Family::of(metrics::FUSE_REQUESTS, self.counts.all()), Family::one(metrics::LAYERS_SHOWN, shown)]
     }
 
-    /// What the next process needs to take over.
+    /// The mount, which the next process needs to take over.
     pub fn mounted(&self) -> &Mounted {
         &self.mounted
     }
 
-    /// The folder a slot is seen at.
+    /// The folder at which a slot is visible.
     pub fn slot_path(&self, slot: u32) -> PathBuf {
         slot_path(self.mounted.path(), slot)
     }
 
-    /// Numbers of slots up to `number` are in use, whatever was stored.
+    /// Marks numbers of slots up to `number` as used, whatever was stored.
     pub fn skip(&self, number: u32) {
         self.slots.skip(number);
     }
@@ -155,16 +158,16 @@ impl Connection {
         shown
     }
 
-    /// Leaves a slot that an earlier process showed as it is, and answers every question about it with EIO.
+    /// Leaves a slot of an earlier process as it is, and answers every request about it with EIO.
     pub fn refuse(&self, number: u32) {
         self.slots.refuse(number);
         self.forget_listing();
     }
 
-    /// Drops what was stored of slots that were neither shown again nor refused.
+    /// Removes the records of slots that were neither shown again nor refused.
     ///
     /// # Errors
-    /// When that cannot be stored.
+    /// When the list of slots cannot be stored.
     pub fn forget_unshown(&self) -> Result<(), Error> {
         self.slots.forget_unshown()
     }
@@ -180,24 +183,24 @@ impl Connection {
         Ok(slot)
     }
 
-    /// Takes a slot away. Whoever still reads in it gets ESTALE.
+    /// Removes a slot. A process that still reads in it gets ESTALE.
     pub fn hide(&self, slot: u32) {
         self.slots.hide(slot);
         self.forget_listing();
     }
 
-    /// The kernel keeps the listing of a directory it need not open.
+    /// The kernel keeps the listing of a directory that it need not open.
     fn forget_listing(&self) {
         match self.notifier.inval_inode(INodeNo::ROOT, 0, 0) {
             Ok(()) => {}
-            // It has nothing of the root yet.
+            // The kernel has not cached the root yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::debug!(%error, "tell the kernel that the root has changed"),
         }
     }
 
-    /// Detaches the mount. The threads end when nobody uses it any more, which may be long after; they are
-    /// not waited for.
+    /// Detaches the mount. The threads end when no process uses the mount any more, perhaps much later; this call
+    /// does not wait.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -207,7 +210,7 @@ impl Connection {
     }
 }
 
-/// The folder at which a slot is seen in the connection that is mounted at `mount`.
+/// The folder at which a slot is visible in the connection that is mounted at `mount`.
 pub fn slot_path(mount: &Path, slot: u32) -> PathBuf {
     mount.join(slot.to_string())
 }
@@ -218,7 +221,7 @@ impl Drop for Connection {
             && !self.mounted.is_inherited()
             && let Err(error) = self.unmount()
         {
-            tracing::warn!(%error, "the FUSE mount stays");
+            tracing::warn!(%error, "the FUSE mount cannot be detached; it stays until the next start");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What can go wrong below the door, named by what the caller can do about it.
+//! The errors of this crate, named by what the caller can do about them.
 //!
-//! An error is cheap to clone, because one failed fetch is told to every reader that waited for it. It is
-//! logged where it is handled (the door, the background fill), never where it passes.
+//! An error is cheap to clone, because every reader that waited for a failed fetch gets it. It is logged where it is
+//! handled (the FUSE door, the background), never where it passes.
 
 use std::{error, fmt, io, sync::Arc};
 
@@ -10,22 +10,22 @@ use std::{error, fmt, io, sync::Arc};
 pub enum ErrorKind {
     /// The source does not have the blob.
     NotFound,
-    /// The source refuses us.
+    /// The source denies access.
     Denied,
     /// Bytes that do not match their digest, their checksum or the table of files.
     Corrupt,
-    /// The source cannot be reached now; later it may be.
+    /// The source cannot be reached now, or is too slow; later it may be available.
     Unreachable,
     /// A layer of a kind that cannot be shown.
     Unsupported,
     /// The disk is full.
     Full,
-    /// Everything else the operating system says.
+    /// Every other error of the operating system.
     Io,
 }
 
 impl ErrorKind {
-    /// All there are.
+    /// All kinds.
     pub(crate) const ALL: &[Self] = &[
         Self::NotFound,
         Self::Denied,
@@ -36,7 +36,7 @@ impl ErrorKind {
         Self::Io,
     ];
 
-    /// As a metric's label has it.
+    /// The value of a metric's label.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -50,7 +50,7 @@ impl ErrorKind {
     }
 }
 
-/// A kind, a bare phrase for what was being done, and the cause.
+/// A kind, a phrase for what was being done, and the cause.
 #[derive(Debug, Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -96,7 +96,7 @@ impl Error {
         let kind = match source.kind() {
             ztoc::ErrorKind::Corrupt => ErrorKind::Corrupt,
             ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => ErrorKind::Unsupported,
-            // Our own reader's or writer's.
+            // The reader or writer that this crate gave to `ztoc` failed.
             ztoc::ErrorKind::Io => error::Error::source(&source)
                 .and_then(<dyn error::Error>::downcast_ref)
                 .map_or(ErrorKind::Io, kind_of),
@@ -104,13 +104,13 @@ impl Error {
         Self::with(kind, doing, source)
     }
 
-    /// What can be done about it.
+    /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 }
 
-/// What an error of the disk is, whoever met it.
+/// The kind of an error of the disk.
 pub(crate) fn kind_of(source: &io::Error) -> ErrorKind {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
@@ -140,9 +140,9 @@ impl error::Error for Error {
 mod tests {
     use super::*;
 
-    struct Disk(io::ErrorKind);
+    struct FailingDisk(io::ErrorKind);
 
-    impl io::Write for Disk {
+    impl io::Write for FailingDisk {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(self.0.into())
         }
@@ -153,17 +153,17 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_one_whoever_wrote_to_it() {
-        for (said, expected) in
+    fn a_full_disk_has_its_own_kind_for_every_writer() {
+        for (kind, expected) in
             [(io::ErrorKind::StorageFull, ErrorKind::Full), (io::ErrorKind::BrokenPipe, ErrorKind::Io)]
         {
             let mut builder =
                 ztoc::Builder::new(ztoc::Compression::Uncompressed, &ztoc::Options::default()).unwrap();
-            let mut disk = Disk(said);
+            let mut disk = FailingDisk(kind);
             let failed =
                 builder.push(&[0; 2048], &mut disk).and_then(|()| builder.finish(&mut disk).map(drop));
             assert_eq!(Error::ztoc("stream a layer", failed.unwrap_err()).kind(), expected);
-            assert_eq!(Error::io("write", said.into()).kind(), expected);
+            assert_eq!(Error::io("write", kind.into()).kind(), expected);
         }
     }
 }

@@ -1,16 +1,15 @@
-//! The door: a request of the kernel becomes a call of a layer, and what comes back a reply or an errno.
+//! The kernel's door: a request becomes a call of a layer, and the result a reply or an errno.
 //!
-//! The kernel is told as much as it will remember. Inside layers names, attributes and absences hold for
-//! ever; the connection's own root, where layers come and go, is asked again after a second. The first OPEN,
-//! OPENDIR and FLUSH are answered with ENOSYS, which the kernel learns: it sends no more of them, and no
-//! RELEASE. A question for an extended attribute is **never** answered so, because the kernel would learn
-//! that for every layer of the connection: ENODATA, or EOPNOTSUPP for what the layer has none of at all and
-//! `ls` would otherwise ask of each file.
+//! Replies let the kernel cache as much as it can. Inside layers names, attributes and absences are valid forever.
+//! The connection's own root, where layers come and go, is asked again after a second. The first OPEN, OPENDIR and
+//! FLUSH are answered with ENOSYS: the kernel then sends no more of them, and no RELEASE. A request for an extended
+//! attribute is **never** answered so, because the kernel would remember it for every layer of the connection. It
+//! gets ENODATA, or EOPNOTSUPP for the attributes that `ls` would ask of each file, when the layer has none of them.
 //!
-//! Everything is answered on the thread that took the request, except a read whose bytes have to be fetched:
-//! that reply is sent from a task, so that no thread of the connection ever waits for a network. A panic in a
-//! callback, or in that task, is caught here: the request is answered with EIO (fuser does so when the reply is
-//! dropped) and logged, the thread lives on.
+//! Requests are answered on the thread that took them, except a read whose bytes have to be fetched. A task sends
+//! that reply, so that no thread of the connection ever waits for a network. A panic in a callback, or in that task,
+//! is caught here and logged: the request gets EIO (fuser replies so when the reply is dropped), and the thread goes
+//! on.
 
 mod counts;
 pub(crate) mod init;
@@ -33,18 +32,18 @@ use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::{
-    cache::Store,
+    crash_notes::InProgress,
     error::{Error, ErrorKind},
-    layer::Answer,
+    layer::ReadAnswer,
     metrics::Counters,
-    slots::{Shown, Slots},
+    slots::{ShownSlot, Slots},
+    store::Store,
     tree::{Attributes, NodeId, NodeKind},
-    work::AtWork,
 };
 
-pub(crate) use counts::{Asked, Counts};
+pub(crate) use counts::{Counts, RequestKind};
 
-/// Layers never change. The kernel takes what is more than it can count as never.
+/// Layers never change. A number of seconds beyond the kernel's range means no end.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// In the connection's root layers come and go.
 const SHORT: Duration = Duration::from_secs(1);
@@ -58,51 +57,51 @@ pub(crate) struct Door {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// A node of the connection: its root, or a node of a layer in a slot, which is noted as long as the value lives.
-enum Place {
+/// A node of the connection: its root, or a node of a layer in a slot. The layer is noted as long as the value lives.
+enum Target {
     Root,
-    In(Shown, NodeId, AtWork),
+    In(ShownSlot, NodeId, InProgress),
 }
 
 impl Door {
-    fn place(&self, number: INodeNo) -> Result<Place, Errno> {
+    fn place(&self, number: INodeNo) -> Result<Target, Errno> {
         if number == INodeNo::ROOT {
-            return Ok(Place::Root);
+            return Ok(Target::Root);
         }
         match self.slots.of_node(number.0) {
             Some((slot, node)) => {
-                let at = self.store.at(slot.layer.mark());
-                Ok(Place::In(slot, node, at))
+                let at = self.store.note(slot.layer.mark());
+                Ok(Target::In(slot, node, at))
             }
             None if self.slots.is_refused(number.0) => Err(Errno::EIO),
-            // A slot that was hidden: whoever still holds one of its nodes has a stale handle.
+            // A slot that was hidden: a process that still has one of its nodes open has a stale handle.
             None => Err(Errno::ESTALE),
         }
     }
 
     fn attributes(&self, number: INodeNo) -> Result<FileAttr, Errno> {
         Ok(match self.place(number)? {
-            Place::Root => root(),
-            Place::In(slot, node, _at) => file_attr(&slot, node),
+            Target::Root => root(),
+            Target::In(slot, node, _at) => file_attr(&slot, node),
         })
     }
 
     fn lookup_in(&self, parent: INodeNo, name: &OsStr) -> Result<(Duration, FileAttr), Errno> {
         match self.place(parent)? {
-            Place::Root => {
+            Target::Root => {
                 let refused = || self.slots.is_name_refused(name.as_bytes());
                 let absent = || if refused() { Errno::EIO } else { Errno::ENOENT };
                 let slot = self.slots.named(name.as_bytes()).ok_or_else(absent)?;
                 Ok((SHORT, file_attr(&slot, NodeId::ROOT)))
             }
-            Place::In(slot, node, _at) => {
+            Target::In(slot, node, _at) => {
                 let found = slot.layer.lookup(node, name.as_bytes());
                 Ok((FOREVER, found.map_or_else(absent, |node| file_attr(&slot, node))))
             }
         }
     }
 
-    /// Calls `add` for entries from the `skip`-th on, until it says that there is no more room.
+    /// Calls `add` for entries from the `skip`-th on, until it returns true: the reply is full.
     fn list(
         &self,
         directory: INodeNo,
@@ -112,9 +111,9 @@ impl Door {
         let skip = usize::try_from(skip).map_err(|_| Errno::EINVAL)?;
         let place = self.place(directory)?;
         let (own, above) = match &place {
-            Place::Root => (root(), root()),
-            Place::In(slot, node, _) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
-            Place::In(slot, node, _) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
+            Target::Root => (root(), root()),
+            Target::In(slot, node, _) if *node == NodeId::ROOT => (file_attr(slot, *node), root()),
+            Target::In(slot, node, _) => (file_attr(slot, *node), file_attr(slot, slot.layer.parent(*node))),
         };
         for (number, (name, attr)) in [(&b"."[..], own), (b"..", above)].iter().enumerate().skip(skip) {
             if add(number as u64 + 1, name, FOREVER, attr) {
@@ -124,7 +123,7 @@ impl Door {
         let from = skip.saturating_sub(2);
         let mut next = from as u64 + 2;
         match place {
-            Place::Root => {
+            Target::Root => {
                 for slot in self.slots.all().iter().skip(from) {
                     next += 1;
                     if add(next, slot.number.to_string().as_bytes(), SHORT, &file_attr(slot, NodeId::ROOT)) {
@@ -132,7 +131,7 @@ impl Door {
                     }
                 }
             }
-            Place::In(slot, node, _at) => {
+            Target::In(slot, node, _at) => {
                 for child in slot.layer.children(node, from) {
                     next += 1;
                     if add(next, child.name, FOREVER, &file_attr(&slot, child.node)) {
@@ -147,7 +146,7 @@ impl Door {
     fn xattr(&self, number: INodeNo, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let security = name == b"security.selinux";
         let acl = name.starts_with(b"system.posix_acl_");
-        let Place::In(slot, node, _at) = self.place(number)? else {
+        let Target::In(slot, node, _at) = self.place(number)? else {
             return Err(if security || acl { Errno::EOPNOTSUPP } else { Errno::ENODATA });
         };
         let tree = slot.layer.tree();
@@ -165,9 +164,9 @@ impl Door {
         found.map(|(_, value)| value.to_vec()).ok_or(Errno::ENODATA)
     }
 
-    /// Names, each with a NUL behind it.
+    /// Names, each followed by a NUL.
     fn xattr_names(&self, number: INodeNo) -> Result<Vec<u8>, Errno> {
-        let Place::In(slot, node, _at) = self.place(number)? else { return Ok(Vec::new()) };
+        let Target::In(slot, node, _at) = self.place(number)? else { return Ok(Vec::new()) };
         let tree = slot.layer.tree();
         let mut names = Vec::new();
         if tree.opaque(node) {
@@ -175,7 +174,7 @@ impl Door {
         }
         if tree.xattr_summary().any {
             for (name, _) in tree.xattrs(node) {
-                // What the kernel would not take as a name would spoil the whole list.
+                // The kernel would refuse the whole list for a name that it does not accept.
                 if !name.is_empty() && name.len() <= 255 && !name.contains(&0) {
                     names.extend_from_slice(name);
                     names.push(0);
@@ -185,8 +184,8 @@ impl Door {
         Ok(names)
     }
 
-    /// Counts a request and answers it; a panic drops the reply, and that is an answer.
-    fn guarded(&self, request: Asked, answer: impl FnOnce()) {
+    /// Counts a request and answers it. A panic drops the reply, which answers with EIO.
+    fn guarded(&self, request: RequestKind, answer: impl FnOnce()) {
         let counted = || {
             self.counts.note(request);
             answer();
@@ -196,18 +195,18 @@ impl Door {
         }
     }
 
-    /// The same for a read that waits, from a task of its own.
+    /// Answers a read that waits, from a task of its own, and catches a panic there.
     fn answer_later(
         &self,
         reply: ReplyData,
-        slot: Shown,
+        slot: ShownSlot,
         node: INodeNo,
         outcome: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
     ) {
         let (counts, counters) = (self.counts.clone(), self.counters.clone());
         let shared = counters.clone();
         let answer = async move {
-            counts.note(Asked::LateRead);
+            counts.note(RequestKind::LateRead);
             let outcome = outcome.await;
             counters.reads_waited.add(u64::from(outcome.is_ok()));
             answer_read(&counters, reply, &slot, node, outcome);
@@ -215,7 +214,7 @@ impl Door {
         let guarded = AssertUnwindSafe(answer).catch_unwind();
         self.runtime.spawn(async move {
             if guarded.await.is_err() {
-                note_panic(&shared, Asked::LateRead);
+                note_panic(&shared, RequestKind::LateRead);
             }
         });
     }
@@ -228,40 +227,40 @@ impl Filesystem for Door {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guarded(Asked::Lookup, || match self.lookup_in(parent, name) {
+        self.guarded(RequestKind::Lookup, || match self.lookup_in(parent, name) {
             Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guarded(Asked::Getattr, || match self.attributes(ino) {
+        self.guarded(RequestKind::Getattr, || match self.attributes(ino) {
             Ok(attr) => reply.attr(if ino == INodeNo::ROOT { &SHORT } else { &FOREVER }, &attr),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guarded(Asked::Readlink, || match self.place(ino) {
-            Ok(Place::In(slot, node, _at)) => match slot.layer.link_target(node) {
+        self.guarded(RequestKind::Readlink, || match self.place(ino) {
+            Ok(Target::In(slot, node, _at)) => match slot.layer.link_target(node) {
                 Some(target) => reply.data(target),
                 None => reply.error(Errno::EINVAL),
             },
-            Ok(Place::Root) => reply.error(Errno::EINVAL),
+            Ok(Target::Root) => reply.error(Errno::EINVAL),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guarded(Asked::Open, || reply.error(Errno::ENOSYS));
+        self.guarded(RequestKind::Open, || reply.error(Errno::ENOSYS));
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guarded(Asked::Opendir, || reply.error(Errno::ENOSYS));
+        self.guarded(RequestKind::Opendir, || reply.error(Errno::ENOSYS));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.guarded(Asked::Flush, || reply.error(Errno::ENOSYS));
+        self.guarded(RequestKind::Flush, || reply.error(Errno::ENOSYS));
     }
 
     fn read(
@@ -275,25 +274,25 @@ impl Filesystem for Door {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guarded(Asked::Read, || {
+        self.guarded(RequestKind::Read, || {
             self.counts.note_size(size);
             let (slot, node, _at) = match self.place(ino) {
-                Ok(Place::In(slot, node, at)) => (slot, node, at),
-                Ok(Place::Root) => return reply.error(Errno::EISDIR),
+                Ok(Target::In(slot, node, at)) => (slot, node, at),
+                Ok(Target::Root) => return reply.error(Errno::EISDIR),
                 Err(errno) => return reply.error(errno),
             };
             match slot.layer.read(node, offset, size) {
-                Answer::Ready(outcome) => {
+                ReadAnswer::Ready(outcome) => {
                     self.counters.reads_ready.add(u64::from(outcome.is_ok()));
                     answer_read(&self.counters, reply, &slot, ino, outcome);
                 }
-                Answer::Later(outcome) => self.answer_later(reply, slot, ino, outcome),
+                ReadAnswer::Later(outcome) => self.answer_later(reply, slot, ino, outcome),
             }
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.guarded(Asked::Readdir, || {
+        self.guarded(RequestKind::Readdir, || {
             let listed = self.list(ino, offset, |next, name, _, attr| {
                 reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
             });
@@ -312,7 +311,7 @@ impl Filesystem for Door {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guarded(Asked::Readdirplus, || {
+        self.guarded(RequestKind::Readdirplus, || {
             let listed = self.list(ino, offset, |next, name, ttl, attr| {
                 reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, attr, Generation(0))
             });
@@ -324,7 +323,7 @@ impl Filesystem for Door {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.guarded(Asked::Statfs, || match self.store.statfs() {
+        self.guarded(RequestKind::Statfs, || match self.store.statfs() {
             Ok(disk) => reply.statfs(
                 disk.f_blocks,
                 disk.f_bfree,
@@ -340,23 +339,23 @@ impl Filesystem for Door {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guarded(Asked::Getxattr, || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
+        self.guarded(RequestKind::Getxattr, || answer_xattr(reply, size, self.xattr(ino, name.as_bytes())));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.guarded(Asked::Listxattr, || answer_xattr(reply, size, self.xattr_names(ino)));
+        self.guarded(RequestKind::Listxattr, || answer_xattr(reply, size, self.xattr_names(ino)));
     }
 }
 
-fn note_panic(counters: &Counters, request: Asked) {
+fn note_panic(counters: &Counters, request: RequestKind) {
     counters.panics.add(1);
-    tracing::error!(?request, "a request made us panic; it was answered with EIO");
+    tracing::error!(?request, "a request panicked and was answered with EIO: please report this");
 }
 
 fn answer_read(
     counters: &Counters,
     reply: ReplyData,
-    slot: &Shown,
+    slot: &ShownSlot,
     node: INodeNo,
     outcome: Result<Vec<u8>, Error>,
 ) {
@@ -371,13 +370,16 @@ fn answer_read(
         Err(error) => {
             counters.reads_failed.add(1);
             tally.reads_failed.add(1);
-            tracing::error!(layer = %slot.layer.digest(), node = node.0, %error, "read of a file failed");
+            tracing::error!(
+                layer = %slot.layer.digest(), node = node.0, %error,
+                "a read of a file failed; the program gets EIO"
+            );
             reply.error(errno(&error));
         }
     }
 }
 
-/// What a program that reads is told. Whatever is wrong with a layer, it is an I/O error to it.
+/// Every fault of a layer is an I/O error to the program that reads.
 fn errno(error: &Error) -> Errno {
     match error.kind() {
         ErrorKind::NotFound
@@ -414,12 +416,12 @@ fn root() -> FileAttr {
     to_attr(INodeNo::ROOT, &attributes)
 }
 
-/// Node number 0: the kernel remembers that there is no such name.
+/// Node number 0: the kernel caches that there is no such name.
 fn absent() -> FileAttr {
     FileAttr { ino: INodeNo(0), ..root() }
 }
 
-fn file_attr(slot: &Shown, node: NodeId) -> FileAttr {
+fn file_attr(slot: &ShownSlot, node: NodeId) -> FileAttr {
     to_attr(INodeNo(slot.number_of(node)), &slot.layer.attributes(node))
 }
 

@@ -1,67 +1,60 @@
-//! The front desk of one layer: nodes, names, attributes, ranges of files.
+//! One layer: nodes, names, attributes, and the bytes of files.
 //!
-//! Everything but a read is answered from the tree in memory and never waits. A read is cut at the end of the
-//! file and becomes a range of uncompressed bytes; the first one of a file also brings the file's tar header,
-//! which is compared with the table of files (an index given by hand, or of version 1, is not covered by the
-//! image's chain of digests). A file that differs there is an error for good; the others are not affected.
+//! Names and attributes come from the tree in memory and never wait. A read is cut at the end of the file and
+//! becomes a range of uncompressed bytes, which `spans` reads or fetches. The first read of a file also compares
+//! the file's tar header with the table of files (`header_check`). A layer opens from a ztoc at hand, from the
+//! store, or by streaming it whole. Views of one layer over different lower layers share its bytes and differ in
+//! inherited attributes.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    ops::RangeInclusive,
-    pin::Pin,
-    sync::Arc,
-    sync::atomic::{AtomicU64, Ordering},
-};
+mod header_check;
+
+use std::{fmt, future::Future, io, ops::RangeInclusive, pin::Pin, sync::Arc};
 
 use oci::{Blob, Digest};
 use ztoc::{EntryKind, Ztoc};
 
 use crate::{
-    cache::{LayerFiles, LayerId, Store},
+    crash_notes::LayerMark,
     error::{Error, ErrorKind},
     fetch::Engine,
-    map::Map,
+    layer::header_check::{HeaderCheck, HeaderStep},
     metrics::Tally,
+    raw::Map,
     spans::{LayerStatus, Spans},
+    store::{LayerFiles, LayerId, Store},
     stream,
     tree::{Attributes, Child, Inherited, NodeId, NodeKind, Tree},
-    work::Mark,
 };
 
-/// Uncompressed bytes of one span that are held in memory at once; a deflate block without end makes one as
-/// long as the layer. Above this the layer is not shown lazily.
+/// Bytes of one span, which is held in memory as a whole. A deflate block without end makes a span as long as the
+/// layer; above this limit the layer is not shown lazily.
 const MAX_SPAN_BYTES: u64 = 256 << 20;
-/// Between two files' data there are headers: PAX records and long names of 1 MiB each at most.
-const MAX_HEADER_BYTES: u64 = 4 << 20;
 
-/// What a layer has at a path, to a layer above it.
+/// What a layer has at a path, as a layer above it sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Below {
+pub enum LowerEntry {
     /// A directory, with the attributes that a directory above takes from it.
     Directory(Inherited),
     /// A symbolic link, there or on the way.
     Link,
-    /// Nothing, and it hides whatever layers below it have.
+    /// Nothing, and entries of layers below are hidden.
     Hidden,
     /// Nothing; a layer below may have something.
     Absent,
 }
 
-/// A read's answer: at once, or when it has been fetched.
-pub(crate) enum Answer {
+/// The answer to a read: at once, or when its bytes have been fetched.
+pub(crate) enum ReadAnswer {
     Ready(Result<Vec<u8>, Error>),
     Later(Pin<Box<dyn Future<Output = Result<Vec<u8>, Error>> + Send>>),
 }
 
-/// What all showings of a layer share: its bytes, and what was checked of them.
+/// What all views of a layer share: its bytes, and which headers were compared.
 struct Content {
     id: LayerId,
-    mark: Mark,
+    mark: LayerMark,
     spans: Arc<Spans>,
-    /// One bit an entry: its header was compared.
-    compared: Box<[AtomicU64]>,
+    headers: HeaderCheck,
 }
 
 /// One layer as a directory tree. Cheap to clone into a variant with other inherited attributes.
@@ -90,7 +83,7 @@ impl Layer {
         bytes: &[u8],
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *layer, ztoc: Some(*ztoc) };
-        let _at = store.at(id.mark());
+        let _noted = store.note(id.mark());
         let files = store.layer(&id)?;
         let opened = files.put_ztoc(bytes, ztoc).and_then(|map| Self::with(files, map, engine));
         if opened.is_err() {
@@ -99,7 +92,7 @@ impl Layer {
         opened
     }
 
-    /// Opens a layer from what the store has of it, if it has it. No network.
+    /// Opens a layer from the store, if the store has it. No network.
     ///
     /// # Errors
     /// As [`Layer::create`].
@@ -108,18 +101,18 @@ impl Layer {
         engine: &Arc<Engine>,
         id: &LayerId,
     ) -> Result<Option<Arc<Self>>, Error> {
-        let _at = store.at(id.mark());
+        let _noted = store.note(id.mark());
         let Some(files) = store.existing(id) else { return Ok(None) };
         let Some(map) = files.ztoc() else { return Ok(None) };
         Self::with(files, map, engine).map(Some)
     }
 
-    /// Brings a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store,
-    /// verified by its digest. `origin` names the place that the blob comes from.
+    /// Fetches a layer that has no ztoc: streams it whole, once, through the builder of ztocs into the store,
+    /// verified by its digest. `origin` names the source of the blob.
     ///
     /// # Errors
-    /// When the blob cannot be had, is not what its digest says, is of a kind that cannot be read, or does
-    /// not fit on the disk. Nothing of it is kept then.
+    /// When the blob cannot be fetched, arrives too slowly, has another digest, is of a kind that cannot be read,
+    /// or does not fit on the disk. Nothing of it is kept then.
     pub async fn stream(
         store: &Arc<Store>,
         engine: &Arc<Engine>,
@@ -128,7 +121,7 @@ impl Layer {
         compression: ztoc::Compression,
     ) -> Result<Arc<Self>, Error> {
         let id = LayerId { layer: *blob.digest(), ztoc: None };
-        let (_at, _streaming) = (store.at(id.mark()), engine.streaming(origin));
+        let (_noted, _streaming) = (store.note(id.mark()), engine.streaming(origin));
         match stream::whole(store.layer(&id)?, blob, compression).await {
             Ok((files, map)) => Self::with(files, map, engine),
             Err(error) => {
@@ -143,19 +136,14 @@ impl Layer {
         let ztoc = Arc::new(open_ztoc(&id, map)?);
         let tree = Tree::new(ztoc.clone())?;
         let spans = Spans::open(ztoc.clone(), files, engine.clone());
-        if spans.is_doubtful() {
+        if spans.has_unproven() {
             engine.prove(spans.clone());
         }
-        let content = Content {
-            id,
-            mark: id.mark(),
-            spans,
-            compared: (0..ztoc.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-        };
+        let content = Content { id, mark: id.mark(), spans, headers: HeaderCheck::new(ztoc.len()) };
         Ok(Arc::new(Self { content: Arc::new(content), tree }))
     }
 
-    /// The same layer over other lower layers: directories it only implies get the attributes they have there.
+    /// The same layer over other lower layers: directories that it only implies get the attributes they have there.
     pub fn inheriting(&self, inherited: &[Inherited]) -> Arc<Self> {
         Arc::new(Self { content: self.content.clone(), tree: self.tree.inheriting(inherited) })
     }
@@ -165,22 +153,22 @@ impl Layer {
         self.tree.implied()
     }
 
-    /// What a layer above finds at `path`.
-    pub fn below(&self, path: &[u8]) -> Below {
+    /// What a layer above finds at `path`, a path relative to the root.
+    pub fn below(&self, path: &[u8]) -> LowerEntry {
         let mut at = NodeId::ROOT;
         for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
             let Some(next) = self.tree.lookup(at, part) else {
-                return if self.tree.opaque(at) { Below::Hidden } else { Below::Absent };
+                return if self.tree.opaque(at) { LowerEntry::Hidden } else { LowerEntry::Absent };
             };
             at = next;
             match self.tree.kind(at) {
                 NodeKind::Directory => {}
-                NodeKind::Symlink => return Below::Link,
-                _ => return Below::Hidden,
+                NodeKind::Symlink => return LowerEntry::Link,
+                _ => return LowerEntry::Hidden,
             }
         }
         let attributes = self.tree.attributes(at);
-        Below::Directory(Inherited {
+        LowerEntry::Directory(Inherited {
             path: path.to_vec(),
             mode: attributes.mode,
             uid: attributes.uid,
@@ -190,13 +178,13 @@ impl Layer {
         })
     }
 
-    /// Which layer it is, as which ztoc has it.
+    /// The digests of the layer and of its ztoc.
     pub fn id(&self) -> &LayerId {
         &self.content.id
     }
 
-    /// The same in one word.
-    pub(crate) fn mark(&self) -> Mark {
+    /// The same as one number.
+    pub(crate) fn mark(&self) -> LayerMark {
         self.content.mark
     }
 
@@ -205,12 +193,12 @@ impl Layer {
         &self.content.id.layer
     }
 
-    /// Bytes of the layer as stored in a registry, as the ztoc has it.
+    /// Bytes of the layer as stored in a registry, as the ztoc says.
     pub fn compressed_size(&self) -> u64 {
         self.content.spans.ztoc().compressed_size()
     }
 
-    /// Its nodes are numbered from 0 to this.
+    /// How many nodes it has; they are numbered from 0.
     pub fn node_count(&self) -> u32 {
         self.tree.len()
     }
@@ -220,7 +208,7 @@ impl Layer {
         (self.content.spans.ztoc().spans().len(), self.content.spans.missing())
     }
 
-    /// How it stands now.
+    /// How much of the layer is on disk, its sources and its counters, at this moment.
     pub fn status(&self) -> LayerStatus {
         self.content.spans.status()
     }
@@ -229,7 +217,7 @@ impl Layer {
         self.content.spans.tally()
     }
 
-    /// Bytes on this disk and inodes of what is stored of the layer now: spans, and what is known of them.
+    /// Bytes on disk and inodes of the layer's folder now.
     ///
     /// # Errors
     /// When its folder cannot be read.
@@ -237,38 +225,39 @@ impl Layer {
         self.content.spans.disk_usage()
     }
 
-    /// Where the layer's bytes can be had from. `origin` names the place; the one added last is asked first, the
-    /// others when it fails.
+    /// Adds a source of the layer's bytes. `origin` names it. The source added last is asked first, the others when
+    /// it fails.
     pub fn add_source(&self, origin: &str, blob: Arc<dyn Blob>) {
         self.content.spans.add_source(origin, blob);
     }
 
-    /// The layer is not had from there any more.
+    /// Forgets a source, unless it is the last one.
     pub fn remove_source(&self, origin: &str) {
         self.content.spans.remove_source(origin);
     }
 
-    /// Starts to bring what nobody has asked for yet, once. It ends with the last reference to the layer.
+    /// Has the background fetch every missing span. It ends with the last reference to the layer; a second call does
+    /// nothing.
     pub fn start_fill(&self) {
         self.content.spans.fill();
     }
 
-    /// Has these spans brought first of all that nobody waits for, also where nothing else is brought in the
-    /// background. Numbers that the layer does not have are ignored.
+    /// Has the background fetch these spans before all others, also without [`Layer::start_fill`]. Numbers that the
+    /// layer does not have are ignored.
     pub fn want(&self, spans: impl IntoIterator<Item = RangeInclusive<u32>>) {
         self.content.spans.want(spans);
     }
 
     /// The digest of the layer's whole uncompressed stream, where it is known.
     pub fn whole(&self) -> Option<Digest> {
-        self.content.spans.whole()
+        self.content.spans.diff_id()
     }
 
-    /// `hear` is told the digest of the layer's whole uncompressed stream, its diff ID if it is what the image names,
-    /// once every span is there and nobody waits for anything; at once where it is known. `None`: everything is there, and
-    /// it cannot be known. It may never be told.
-    pub fn when_whole(&self, hear: impl FnOnce(Option<&Digest>) + Send + 'static) {
-        self.content.spans.when_whole(Box::new(hear));
+    /// Calls `listener` with the digest of the layer's whole uncompressed stream, which is to be the diff ID that
+    /// the image names. That is at once where it is known, else once every span is on disk and no reader waits.
+    /// `None`: the digest stays unknown. A layer that is never complete never calls it.
+    pub fn when_whole(&self, listener: impl FnOnce(Option<&Digest>) + Send + 'static) {
+        self.content.spans.when_diff_id_known(Box::new(listener));
     }
 
     pub(crate) fn contains(&self, node: NodeId) -> bool {
@@ -300,66 +289,44 @@ impl Layer {
     }
 
     /// `size` bytes of a regular file from `offset` on, or as many as there are.
-    pub(crate) fn read(&self, node: NodeId, offset: u64, size: u32) -> Answer {
+    pub(crate) fn read(&self, node: NodeId, offset: u64, size: u32) -> ReadAnswer {
         let entry = self.tree.entry(node).filter(|_| self.tree.kind(node) == NodeKind::Regular);
         let Some(entry) = entry else {
-            return Answer::Ready(Err(Error::new(ErrorKind::Io, "read something that is not a file")));
+            return ReadAnswer::Ready(Err(Error::new(ErrorKind::Io, "read something that is not a file")));
         };
         let data = entry.data();
         let end = offset.saturating_add(u64::from(size)).min(data.end - data.start);
         if offset >= end {
-            return Answer::Ready(Ok(Vec::new()));
+            return ReadAnswer::Ready(Ok(Vec::new()));
         }
         let range = data.start + offset..data.start + end;
-        let index = entry.index();
-        if self.content.compared(index) {
-            if let Some(bytes) = self.content.spans.read_ready(&range) {
-                return Answer::Ready(bytes);
-            }
-            let content = self.content.clone();
-            return Answer::Later(Box::pin(async move {
-                let _waiting = content.spans.waiting(&range);
-                content.spans.read(range, data).await
-            }));
-        }
-        let header = entry.header();
-        if header.end - header.start > MAX_HEADER_BYTES {
-            return Answer::Ready(Err(Error::new(ErrorKind::Corrupt, "compare a tar header of over 4 MiB")));
-        }
-        if let Some(bytes) = self.content.spans.read_ready(&header) {
-            if let Some(Err(error)) = Some(bytes.and_then(|bytes| self.content.compare(index, &bytes))) {
-                return Answer::Ready(Err(error));
-            }
-            return self.read(node, offset, size);
-        }
         let content = self.content.clone();
-        Answer::Later(Box::pin(async move {
-            let _waiting = content.spans.waiting(&range);
-            // Both at once: nearly always the same span, else its neighbour in the same request.
-            let header = content.spans.read(header, data.clone());
-            let (header, bytes) = futures::join!(header, content.spans.read(range, data));
-            content.compare(index, &header?)?;
-            bytes
-        }))
+        match content.headers.begin(&content.id, &content.spans, &entry) {
+            Err(error) => ReadAnswer::Ready(Err(error)),
+            Ok(HeaderStep::Done) => {
+                if let Some(bytes) = content.spans.read_ready(&range) {
+                    return ReadAnswer::Ready(bytes);
+                }
+                ReadAnswer::Later(Box::pin(async move {
+                    let _waiting = content.spans.waiting(&range);
+                    content.spans.read(range, data).await
+                }))
+            }
+            Ok(HeaderStep::Fetch(header)) => {
+                let index = entry.index();
+                ReadAnswer::Later(Box::pin(async move {
+                    let _waiting = content.spans.waiting(&range);
+                    // Both at once: nearly always the same span, else its neighbor in the same request.
+                    let header = content.spans.read(header, data.clone());
+                    let (header, bytes) = futures::join!(header, content.spans.read(range, data));
+                    let entry = content.spans.ztoc().entry(index);
+                    content.headers.compare(&content.id, &entry, &header?)?;
+                    bytes
+                }))
+            }
+        }
     }
 }
-
-impl Content {
-    fn compared(&self, entry: usize) -> bool {
-        self.compared[entry / 64].load(Ordering::Acquire) & (1 << (entry % 64)) != 0
-    }
-
-    fn compare(&self, entry: usize, header: &[u8]) -> Result<(), Error> {
-        self.spans.ztoc().entry(entry).verify_header(header).map_err(|error| {
-            Error::with(ErrorKind::Corrupt, format!("compare entry {entry} of layer {}", self.id), error)
-        })?;
-        self.compared[entry / 64].fetch_or(1 << (entry % 64), Ordering::AcqRel);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests;
 
 fn open_ztoc(id: &LayerId, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Ztoc, Error> {
     let doing = || format!("open ztoc of layer {id}");
@@ -383,8 +350,11 @@ fn open_ztoc(id: &LayerId, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<
     if end.is_some_and(|end| end > ztoc.uncompressed_size()) {
         return Err(Error::new(
             ErrorKind::Corrupt,
-            format!("{}: a file ends behind the layer's end", doing()),
+            format!("{}: a file ends behind the end of the layer", doing()),
         ));
     }
     Ok(ztoc)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
-//! What is counted, every name in one table.
+//! Metrics of the read path, every name in one table.
 //!
-//! Counting costs an addition; everything else is looked at when somebody asks. How the numbers are written is
-//! the business of who asks.
+//! Counting costs an addition; gauges are computed when a caller asks for the metrics. The caller decides on the
+//! format.
 
 use std::{
     borrow::Cow,
@@ -11,27 +11,27 @@ use std::{
 
 use crate::error::ErrorKind;
 
-/// How a metric's numbers are to be read.
+/// How to read the numbers of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Grows from the start of the process on.
     Counter,
-    /// As it is now.
+    /// The value at this moment.
     Gauge,
-    /// How many, by size, from the start of the process on.
+    /// A number of events by size, from the start of the process on.
     Histogram,
 }
 
-/// A metric: what others see of it.
+/// The name of a metric, and its help text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Name {
     /// Its name, with its unit last.
     pub name: &'static str,
     /// How to read it.
     pub kind: Kind,
-    /// The labels that tell its numbers apart; empty where there are fewer.
+    /// Labels that distinguish its numbers; empty where there are fewer than two.
     pub labels: [&'static str; 2],
-    /// What it says.
+    /// The help text.
     pub help: &'static str,
 }
 
@@ -40,7 +40,7 @@ const fn name(name: &'static str, kind: Kind, label: &'static str, help: &'stati
 }
 
 pub(crate) const FUSE_REQUESTS: Name =
-    name("soci_fuse_requests_total", Kind::Counter, "request", "requests of the kernel");
+    name("soci_fuse_requests_total", Kind::Counter, "request", "requests of the kernel, by kind");
 pub(crate) const LAYERS_SHOWN: Name =
     name("soci_layers_shown", Kind::Gauge, "", "layers shown in the FUSE mount, each over its lower layers");
 const READS: Name = name(
@@ -51,15 +51,15 @@ const READS: Name = name(
 );
 const READ_BYTES: Name = name("soci_read_bytes_total", Kind::Counter, "", "bytes of files that were read");
 const READ_WAIT: Name =
-    name("soci_read_wait_seconds", Kind::Histogram, "", "how long reads waited that had to wait");
+    name("soci_read_wait_seconds", Kind::Histogram, "", "waiting time of reads that had to wait");
 const READERS_WAITING: Name =
     name("soci_readers_waiting", Kind::Gauge, "", "reads that wait for bytes to be fetched");
 const SPANS: Name = name(
     "soci_spans",
     Kind::Gauge,
     "state",
-    "spans of open layers: `empty` are not on disk, `filling` are on their way, `ready` are on disk, `unproven` are \
-     there since before an unclean stop",
+    "spans of open layers: `empty` are not on disk, `filling` are under way, `ready` are on disk, `unproven` are \
+     on disk since before an unclean stop",
 );
 const SPAN_STORE_BYTES: Name =
     name("soci_span_store_bytes", Kind::Gauge, "", "uncompressed bytes of spans of open layers on disk");
@@ -67,14 +67,14 @@ const SPANS_LANDED: Name = name(
     "soci_spans_landed_total",
     Kind::Counter,
     "how",
-    "spans that came: `stored`, `unstored` for lack of room or a disk that fails, or `wrong`, though their digest \
-     was right",
+    "spans that arrived: `stored`, `unstored` because the disk is full or fails, or `wrong`: the digest is right, \
+     but the content does not fit the ztoc",
 );
 const SPANS_LOST: Name = name(
     "soci_spans_lost_total",
     Kind::Counter,
     "why",
-    "spans that were on disk: `evicted` to make room, `damaged` and so fetched again",
+    "spans that were on disk: `evicted` to make room, or `damaged` and fetched again",
 );
 const FETCHES: Name = name(
     "soci_fetch_requests_total",
@@ -88,7 +88,7 @@ const FETCH_FAILURES: Name = name(
     "soci_fetch_failures_total",
     Kind::Counter,
     "kind",
-    "requests for spans that did not bring all that they were for; most are made again",
+    "requests for spans that failed in part or whole; most are made again",
 );
 const FETCH_HEDGED: Name = name(
     "soci_fetch_hedged_total",
@@ -100,7 +100,7 @@ const FETCH_BUSY: Name = name(
     "soci_fetch_busy_total",
     Kind::Counter,
     "",
-    "requests that a registry answered with 429 or 503 first",
+    "requests that a registry first answered with 429 or 503",
 );
 const IN_FLIGHT_REQUESTS: Name =
     name("soci_fetch_requests_in_flight", Kind::Gauge, "", "requests for spans under way");
@@ -108,7 +108,7 @@ const IN_FLIGHT_BYTES: Name = name(
     "soci_fetch_in_flight_bytes",
     Kind::Gauge,
     "",
-    "compressed bytes of spans asked for and not yet dealt with",
+    "compressed bytes of spans that are requested and not stored yet",
 );
 const PANICS: Name = name(
     "soci_panics_total",
@@ -120,24 +120,24 @@ const PANICS: Name = name(
 /// A metric and its numbers.
 #[derive(Debug, Clone)]
 pub struct Family {
-    /// Which it is.
+    /// The metric.
     pub name: Name,
-    /// By the values of its labels, empty where it has none.
+    /// Numbers by the values of the labels; an empty value where there is no label.
     pub values: Vec<([Cow<'static, str>; 2], Value)>,
 }
 
-/// A number, or many.
+/// One number, or a histogram.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// One number.
     Number(u64),
-    /// How many there were up to each bound, in seconds, all of them, and the sum of their seconds.
+    /// How many events were up to each bound, in seconds; how many there were; the sum of their seconds.
     Histogram {
-        /// Bounds and how many were not above them.
+        /// Bounds, and how many events were not above each.
         up_to: Vec<(f64, u64)>,
-        /// How many there were.
+        /// How many events there were.
         count: u64,
-        /// Seconds of all together.
+        /// The sum of their seconds.
         sum: f64,
     },
 }
@@ -156,12 +156,12 @@ impl Family {
     }
 }
 
-/// The value of the only label.
+/// The values of the labels of a metric with one label.
 fn labels(value: &'static str) -> [Cow<'static, str>; 2] {
     [value.into(), "".into()]
 }
 
-/// Grows.
+/// A number that grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -175,17 +175,17 @@ impl Counter {
     }
 }
 
-/// Upper bounds in milliseconds: from a page off the disk to a registry that was away.
+/// Upper bounds in milliseconds: from a page on disk to a registry that was away for minutes.
 const BOUNDS: [u64; 12] = [1, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 30_000, 300_000];
 
 #[derive(Debug, Default)]
-pub(crate) struct Waits {
-    /// One more than there are bounds: above all of them.
+pub(crate) struct WaitHistogram {
+    /// One more than there are bounds, for events above all of them.
     by_bound: [Counter; BOUNDS.len() + 1],
     micros: Counter,
 }
 
-impl Waits {
+impl WaitHistogram {
     pub(crate) fn note(&self, waited: Duration) {
         let millis = waited.as_secs_f64() * 1e3;
         let place = BOUNDS.iter().position(|bound| millis <= *bound as f64).unwrap_or(BOUNDS.len());
@@ -206,14 +206,14 @@ impl Waits {
     }
 }
 
-/// What the read path counts as it goes.
+/// Everything that the read path counts.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) reads_ready: Counter,
     pub(crate) reads_waited: Counter,
     pub(crate) reads_failed: Counter,
     pub(crate) read_bytes: Counter,
-    pub(crate) waits: Waits,
+    pub(crate) waits: WaitHistogram,
     pub(crate) waits_begun: Counter,
     pub(crate) stored: Counter,
     pub(crate) unstored: Counter,
@@ -235,7 +235,7 @@ pub(crate) struct Fetches {
     pub(crate) bytes: Counter,
 }
 
-/// What is counted for one layer alone.
+/// Counters of one layer alone.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) reads: Counter,
@@ -251,14 +251,14 @@ pub(crate) struct Tally {
 impl Tally {
     /// Reads that wait.
     pub(crate) fn waiting(&self) -> u64 {
-        // In this order: who ends had begun.
+        // In this order: a wait that has ended had begun.
         let ended = self.waits_ended.now();
         self.waits_begun.now().saturating_sub(ended)
     }
 }
 
-/// What others hold, as it is now.
-pub(crate) struct Now {
+/// Gauges that other parts hold, at this moment.
+pub(crate) struct Gauges {
     /// Spans by state: empty, filling, ready, unproven.
     pub(crate) spans: [u64; 4],
     pub(crate) store_bytes: u64,
@@ -273,7 +273,7 @@ impl Counters {
         }
     }
 
-    pub(crate) fn families(&self, now: &Now) -> Vec<Family> {
+    pub(crate) fn families(&self, now: &Gauges) -> Vec<Family> {
         let [empty, filling, ready, unproven] = now.spans;
         let fetches = [("demand", &self.demand), ("ahead", &self.ahead), ("fill", &self.fill)];
         let waited = self.waits.value();

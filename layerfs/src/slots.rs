@@ -1,17 +1,16 @@
-//! Which layer is shown where in the one connection.
+//! Which layer is shown in which slot of the one connection.
 //!
-//! A slot is a folder in the connection's root, named by its number, and a run of node numbers from its base.
-//! Numbers and bases are given out in order, stored before they are used, and never given out twice while the
-//! connection lives: what the kernel has cached of a slot that is gone can never be taken for another's. Node
-//! number = base + the node's number within its layer; the slot of a node is found by binary search.
-//!
+//! A slot is a folder in the connection's root, named by its number, and a run of node numbers from its base. Numbers
+//! and bases are given out in order, stored before they are used, and never given out twice while the connection
+//! lives. So a node that the kernel has cached of a removed slot never becomes a node of another layer. Node number =
+//! base + the node's number within its layer; a binary search finds the slot of a node.
 //! ```text
 //! <root>/slots.json    {"next_slot": …, "next_base": …, "slots": [{"number", "base", "nodes", "layer", "ztoc", "inherited"}]}
 //! ```
 //!
-//! Who stands on a slot is somebody else's knowledge, and outlives this file: a slot can be shown again by its
-//! number when the file is lost, with another base. Where the mount is older than the loss, bases begin where nobody
-//! can have had one: what the kernel knows of lost ones is stale then, and never another layer's.
+//! The caller knows which snapshots use a slot, and keeps that elsewhere. When the file is lost, a slot can be shown
+//! again by its number, with another base. If the mount is older than the loss, bases then begin above all that were
+//! ever given out: lost nodes are stale, and never those of another layer.
 
 use std::{
     fs, io,
@@ -33,20 +32,20 @@ use crate::{
 /// Node 1 is the connection's root.
 const FIRST_BASE: u64 = 2;
 
-/// A slot as stored.
+/// A slot in the stored list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct SlotRecord {
     /// Name of its folder in the connection's root.
     number: u32,
     base: u64,
     nodes: u32,
     layer: String,
     ztoc: Option<String>,
-    /// Attributes of the directories that the layer only implies.
+    /// Attributes of the directories that the layer implies without containing them.
     inherited: Vec<Inherited>,
 }
 
-impl Record {
+impl SlotRecord {
     fn is_of(&self, layer: &Layer, inherited: &[Inherited]) -> bool {
         let id = layer.id();
         self.layer == id.layer.to_string()
@@ -56,29 +55,29 @@ impl Record {
     }
 }
 
-/// How nodes are numbered within a layer. To be raised with any change of that: what the kernel knows of a node by its
-/// number must not become another node under a living mount.
+/// How nodes are numbered within a layer. To be raised whenever that changes: a node number that the kernel knows
+/// must not become another node under a living mount.
 const NUMBERING: u32 = 1;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Stored {
+struct SlotList {
     #[serde(default = "first_numbering")]
     numbering: u32,
     next_slot: u32,
     next_base: u64,
-    slots: Vec<Record>,
+    slots: Vec<SlotRecord>,
 }
 
 fn first_numbering() -> u32 {
     1
 }
 
-impl Stored {
+impl SlotList {
     fn from(next_base: u64) -> Self {
         Self { numbering: NUMBERING, next_slot: 1, next_base, slots: Vec::new() }
     }
 
-    /// Whether no two slots share a name or a node, nor will.
+    /// Whether no two slots share a number or a node, and new slots will not either.
     fn is_sound(&self) -> bool {
         let mut runs: Vec<_> = self.slots.iter().map(|slot| (slot.base, u64::from(slot.nodes))).collect();
         runs.sort_unstable();
@@ -95,13 +94,13 @@ impl Stored {
 
 /// A slot that is served.
 #[derive(Debug, Clone)]
-pub(crate) struct Shown {
+pub(crate) struct ShownSlot {
     pub(crate) number: u32,
     base: u64,
     pub(crate) layer: Arc<Layer>,
 }
 
-impl Shown {
+impl ShownSlot {
     /// The connection-wide number of one of its nodes.
     pub(crate) fn number_of(&self, node: NodeId) -> u64 {
         self.base + u64::from(node.0)
@@ -112,37 +111,42 @@ impl Shown {
 #[derive(Debug)]
 pub struct Slots {
     path: PathBuf,
-    /// What is on disk; guards the file.
-    stored: Mutex<Stored>,
+    /// The list on disk; its lock guards the file.
+    stored: Mutex<SlotList>,
     /// Sorted by base; replaced as a whole, so that a lookup holds the lock for one clone of an `Arc`.
-    shown: RwLock<Arc<Vec<Shown>>>,
-    /// Numbers, and node numbers, of slots that are known and on purpose not served.
+    shown: RwLock<Arc<Vec<ShownSlot>>>,
+    /// Numbers and nodes of slots that are known and deliberately not served.
     refused: RwLock<Vec<(u32, Range<u64>)>>,
 }
 
 impl Slots {
-    /// Reads what an earlier process stored under `path`, a file; nothing of it is shown yet. A file that cannot
-    /// be read is set aside. For a mount that nobody has served yet.
+    /// Reads the list that an earlier process stored in the file `path`; no slot of it is shown yet. A file that
+    /// cannot be read is set aside. For a new mount, which no process has served yet.
     ///
     /// # Errors
     /// When the file cannot be opened, or set aside.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
         let (slots, is_known) = Self::open_or(path, FIRST_BASE)?;
         if !is_known {
-            // From now on it is there, or was lost.
+            // If the file is missing at a later start, it was lost.
             let written = slots.write(&slots.stored.lock());
-            written.unwrap_or_else(|error| tracing::warn!(%error, "begin a list of slots"));
+            written.unwrap_or_else(|error| {
+                tracing::warn!(
+                    %error,
+                    "the new list of slots cannot be written; it is written again with the first slot"
+                );
+            });
         }
         Ok(slots)
     }
 
-    /// The same, for a mount that was served before: the kernel may know slots that the file has lost.
+    /// Reads the list for a mount that was served before: the kernel may know slots that the file has lost.
     ///
     /// # Errors
     /// As [`Slots::open`].
     pub fn open_again(path: PathBuf) -> Result<Self, Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // Above four billion nodes for each second before; and in the positive half for as long as seconds have 31 bits.
+        // Above four billion nodes for each second before now, and positive as long as seconds have 31 bits.
         let beyond = (now << 32).max(1 << 32);
         let (slots, is_known) = Self::open_or(path, beyond)?;
         if !is_known {
@@ -153,12 +157,12 @@ impl Slots {
         Ok(slots)
     }
 
-    /// And whether the file was there.
+    /// The list, and whether the file was there.
     fn open_or(path: PathBuf, first_base: u64) -> Result<(Self, bool), Error> {
         let doing = || format!("read slots in {}", path.display());
         let known = match fs::read(&path) {
             Ok(bytes) => {
-                let read: Result<Stored, _> = serde_json::from_slice(&bytes);
+                let read: Result<SlotList, _> = serde_json::from_slice(&bytes);
                 let why = match &read {
                     Ok(stored) if stored.numbering != NUMBERING => {
                         Some("another version made it, which numbers nodes otherwise".to_owned())
@@ -168,7 +172,10 @@ impl Slots {
                     Err(error) => Some(error.to_string()),
                 };
                 if let Some(error) = &why {
-                    tracing::error!(path = %path.display(), error, "the list of slots is damaged; set aside");
+                    tracing::error!(
+                        path = %path.display(), error,
+                        "the list of slots is damaged; it is set aside, and containers may get ESTALE"
+                    );
                     fs::rename(&path, path.with_extension("damaged")).map_err(|e| Error::io(doing(), e))?;
                 }
                 read.ok().filter(|_| why.is_none())
@@ -177,15 +184,15 @@ impl Slots {
             Err(e) => return Err(Error::io(doing(), e)),
         };
         let is_known = known.is_some();
-        let stored = Mutex::new(known.unwrap_or_else(|| Stored::from(first_base)));
+        let stored = Mutex::new(known.unwrap_or_else(|| SlotList::from(first_base)));
         Ok((Self { path, stored, shown: RwLock::default(), refused: RwLock::default() }, is_known))
     }
 
-    /// Shows `layer` and returns the number of its slot, which is an existing one where the same layer with the
-    /// same inherited attributes is shown already.
+    /// Shows `layer` and returns the number of its slot. A layer that is shown already, with the same inherited
+    /// attributes, keeps its slot.
     ///
     /// # Errors
-    /// When the slot cannot be stored; nothing is shown then.
+    /// When the slot cannot be stored; the layer is not shown then.
     pub(crate) fn show(&self, layer: &Arc<Layer>, inherited: &[Inherited]) -> Result<u32, Error> {
         let mut stored = self.stored.lock();
         let shown = self.all();
@@ -199,8 +206,8 @@ impl Slots {
         Ok(number)
     }
 
-    /// Shows `layer` in the slot `number`, where an earlier process had it; with the same node numbers if they
-    /// are known.
+    /// Shows `layer` in the slot `number`, where an earlier process showed it, with the same node numbers if they are
+    /// known.
     ///
     /// # Errors
     /// As [`Slots::show`].
@@ -214,7 +221,7 @@ impl Slots {
         let known = stored.slots.iter().find(|slot| slot.number == number);
         match known.filter(|slot| slot.is_of(layer, inherited)) {
             Some(record) => {
-                self.insert(Shown { number, base: record.base, layer: layer.clone() });
+                self.insert(ShownSlot { number, base: record.base, layer: layer.clone() });
                 Ok(())
             }
             None => {
@@ -224,14 +231,14 @@ impl Slots {
         }
     }
 
-    /// The slot `number`, which an earlier process showed, stays and is not served.
+    /// Keeps the slot `number` of an earlier process without serving it.
     pub(crate) fn refuse(&self, number: u32) {
         let known = self.stored.lock().slots.iter().find(|slot| slot.number == number).cloned();
         let nodes = known.map_or(0..0, |slot| slot.base..slot.base + u64::from(slot.nodes));
         self.refused.write().push((number, nodes));
     }
 
-    /// Whether a node number that is in no slot belongs to one that is refused.
+    /// Whether a node number belongs to a slot that is not served on purpose.
     pub(crate) fn is_refused(&self, node: u64) -> bool {
         self.refused.read().iter().any(|(_, nodes)| nodes.contains(&node))
     }
@@ -240,7 +247,7 @@ impl Slots {
         self.refused.read().iter().any(|(number, _)| number.to_string().as_bytes() == name)
     }
 
-    /// Numbers up to `number` are in use, whatever the file says.
+    /// Marks numbers up to `number` as used, whatever the file says.
     pub(crate) fn skip(&self, number: u32) {
         let mut stored = self.stored.lock();
         stored.next_slot = stored.next_slot.max(number.saturating_add(1));
@@ -248,7 +255,7 @@ impl Slots {
 
     fn add(
         &self,
-        stored: &mut Stored,
+        stored: &mut SlotList,
         number: u32,
         layer: &Arc<Layer>,
         inherited: &[Inherited],
@@ -259,7 +266,7 @@ impl Slots {
         let Some((next_slot, next_base)) = next else {
             return Err(Error::new(ErrorKind::Unsupported, "give out a slot: there are no numbers left"));
         };
-        stored.slots.push(Record {
+        stored.slots.push(SlotRecord {
             number,
             base,
             nodes: layer.node_count(),
@@ -274,11 +281,11 @@ impl Slots {
             (stored.next_slot, stored.next_base) = before;
             return Err(error);
         }
-        self.insert(Shown { number, base, layer: layer.clone() });
+        self.insert(ShownSlot { number, base, layer: layer.clone() });
         Ok(())
     }
 
-    fn insert(&self, slot: Shown) {
+    fn insert(&self, slot: ShownSlot) {
         let mut shown = self.shown.write();
         let mut all: Vec<_> = shown.iter().filter(|other| other.number != slot.number).cloned().collect();
         all.push(slot);
@@ -286,7 +293,7 @@ impl Slots {
         *shown = Arc::new(all);
     }
 
-    /// Drops all stored slots that are not shown: nobody stands on them.
+    /// Removes all stored slots that are neither shown nor refused: no snapshot uses them.
     pub(crate) fn forget_unshown(&self) -> Result<(), Error> {
         let mut stored = self.stored.lock();
         let shown = self.all();
@@ -298,8 +305,8 @@ impl Slots {
         self.write(&stored)
     }
 
-    /// Takes a slot away for good; its numbers are not used again. Unknown ones are no error. Nothing is written: what
-    /// the file still has of it, nobody shows again after the next start.
+    /// Removes a slot for good; its numbers are not used again. An unknown slot is no error. The file is not written:
+    /// what it still lists is not shown again after the next start.
     pub(crate) fn hide(&self, number: u32) {
         let mut stored = self.stored.lock();
         stored.slots.retain(|slot| slot.number != number);
@@ -308,9 +315,9 @@ impl Slots {
         *shown = Arc::new(shown.iter().filter(|slot| slot.number != number).cloned().collect());
     }
 
-    /// Another name first, then the rename: a killed process leaves the old list or the new one. Not synced: what a
-    /// power cut takes of it was about a connection that it took, too, and who stands on which slot is known elsewhere.
-    fn write(&self, stored: &Stored) -> Result<(), Error> {
+    /// Writes under another name, then renames: a killed process leaves the old list or the new one. Not synced: a
+    /// power cut that takes the list ends the connection, too, and the caller knows which snapshots use which slot.
+    fn write(&self, stored: &SlotList) -> Result<(), Error> {
         let doing = || format!("write slots to {}", self.path.display());
         let bytes = serde_json::to_vec(stored).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let other = self.path.with_extension("new");
@@ -318,19 +325,19 @@ impl Slots {
         written.and_then(|()| fs::rename(&other, &self.path)).map_err(|e| Error::io(doing(), e))
     }
 
-    pub(crate) fn all(&self) -> Arc<Vec<Shown>> {
+    pub(crate) fn all(&self) -> Arc<Vec<ShownSlot>> {
         self.shown.read().clone()
     }
 
-    pub(crate) fn named(&self, name: &[u8]) -> Option<Shown> {
+    pub(crate) fn named(&self, name: &[u8]) -> Option<ShownSlot> {
         let number: u32 = std::str::from_utf8(name).ok()?.parse().ok()?;
-        // One name a slot: `007` is none.
+        // Each slot has one name: `007` is not a slot.
         let found = self.all().iter().find(|slot| slot.number == number)?.clone();
         (found.number.to_string().as_bytes() == name).then_some(found)
     }
 
     /// The slot that a node number belongs to, and the node within its layer.
-    pub(crate) fn of_node(&self, number: u64) -> Option<(Shown, NodeId)> {
+    pub(crate) fn of_node(&self, number: u64) -> Option<(ShownSlot, NodeId)> {
         let shown = self.all();
         let after = shown.partition_point(|slot| slot.base <= number);
         let slot = shown.get(after.checked_sub(1)?)?;
@@ -344,13 +351,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_lost_under_a_mount_is_never_given_out_again() {
+    fn numbers_of_a_lost_list_are_never_given_out_again() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("slots.json");
         let next_base = |slots: &Slots| slots.stored.lock().next_base;
         assert_eq!(next_base(&Slots::open(path.clone()).unwrap()), FIRST_BASE);
         let again = Slots::open_again(path.clone()).unwrap();
-        assert_eq!(next_base(&again), FIRST_BASE, "nothing was shown, and nothing was lost");
+        assert_eq!(next_base(&again), FIRST_BASE, "no slot was shown, and none was lost");
         let slot = |number: u32, base: u64, nodes: u32| {
             format!(
                 r#"{{"number":{number},"base":{base},"nodes":{nodes},"layer":"l","ztoc":null,"inherited":[]}}"#

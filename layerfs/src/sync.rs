@@ -1,16 +1,16 @@
-//! Where this crate takes its locks from: std's, without poisoning.
+//! The locks of this crate: those of std, without poisoning.
 //!
-//! A panic in a callback is caught at the door and answered with an error; the tables behind these locks
-//! are valid after every single statement that changes them, so a poisoned lock would only turn one failed
-//! request into a dead daemon. Clippy bans the originals in this crate, so that a test scheduler can take
-//! their place: it does for the table of spans (`spans::schedules`).
+//! A panic in a callback is caught at the FUSE door and answered with an error. The tables behind these locks are
+//! valid after every single statement that changes them, so a poisoned lock would only turn one failed request into a
+//! dead daemon. Clippy bans the originals in this crate, so that a test scheduler can take their place, as for the
+//! span table (`spans::schedules`).
 
 #![allow(clippy::disallowed_types)]
 
-use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{self, PoisonError, RwLockWriteGuard};
 
 pub(crate) use std::sync::{
-    MutexGuard,
+    MutexGuard, RwLockReadGuard,
     atomic::{AtomicBool, AtomicU32},
 };
 
@@ -31,6 +31,10 @@ impl<T> Mutex<T> {
 pub(crate) struct RwLock<T>(sync::RwLock<T>);
 
 impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(sync::RwLock::new(value))
+    }
+
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,7 +6,7 @@ use flate2::{Compression, write::GzEncoder};
 use oci::{Digest, testing::FaultyBlob};
 use tokio::runtime::Handle;
 
-use crate::{Engine, Layer, LayerId, Limits, Room, Store};
+use crate::{DiskLimits, Engine, Layer, LayerId, Limits, Store};
 
 /// Spans of this many uncompressed bytes or a little more.
 pub(crate) const SPAN: u64 = 64 << 10;
@@ -40,7 +40,7 @@ impl Tar {
         let mut data = String::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + " =\n".len();
-            // The length counts itself.
+            // The length includes its own digits.
             let length = (rest..).find(|length| rest + length.to_string().len() == *length);
             data += &format!("{} {key}={value}\n", length.expect("some number fits"));
         }
@@ -70,7 +70,7 @@ impl Tar {
         self.entry(b'5', name, "", b"")
     }
 
-    /// With the two zero blocks at its end.
+    /// The tar with the two zero blocks at its end.
     pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
@@ -96,27 +96,27 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("a vector takes everything")
 }
 
-impl Made {
-    /// As the store knows it.
+impl TestLayer {
+    /// The identity of the layer in a store.
     pub(crate) fn id(&self) -> LayerId {
         LayerId { layer: self.digest, ztoc: Some(Digest::sha256(&self.ztoc)) }
     }
 }
 
 /// A layer, its ztoc, and a blob that can be told to fail.
-pub(crate) struct Made {
+pub(crate) struct TestLayer {
     pub(crate) digest: Digest,
     pub(crate) ztoc: Vec<u8>,
     pub(crate) blob: Arc<FaultyBlob>,
 }
 
-pub(crate) fn made(tar: &[u8]) -> Made {
+pub(crate) fn made(tar: &[u8]) -> TestLayer {
     let bytes = gzip(tar);
     let options = ztoc::Options { span_size: SPAN, ..ztoc::Options::default() };
     let built = ztoc::build(bytes.as_slice(), ztoc::Compression::Gzip, &options).expect("it is a tar");
     let blob = Arc::new(FaultyBlob::new(bytes, 7_000));
     let whole = built.whole.expect("the layer is hashed by default");
-    Made { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
+    TestLayer { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
 }
 
 pub(crate) fn engine() -> Arc<Engine> {
@@ -124,9 +124,9 @@ pub(crate) fn engine() -> Arc<Engine> {
     Engine::new(Handle::current(), limits)
 }
 
-/// A store below `root`, the layer in it, and its blob as its source.
-pub(crate) fn opened(root: &Path, max_bytes: Option<u64>, made: &Made) -> Arc<Layer> {
-    let room = Room { max_bytes, ..Room::default() };
+/// A layer in a new store below `root`, with its blob as the source.
+pub(crate) fn opened(root: &Path, max_bytes: Option<u64>, made: &TestLayer) -> Arc<Layer> {
+    let room = DiskLimits { max_bytes, ..DiskLimits::default() };
     let store = Store::open(root, room).expect("a folder for tests can be written");
     let digest = Digest::sha256(&made.ztoc);
     let layer =

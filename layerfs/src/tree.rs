@@ -1,13 +1,15 @@
-//! A layer's inode table, made once from its table of files and immutable afterwards.
+//! A layer's inode table, made once from its table of files and never changed.
 //!
-//! It is what a plain extraction of the tar would leave behind, entry after entry: later entries replace
-//! earlier ones of the same name, parents that are symlinks are followed inside the layer, a hard link
-//! becomes a second name of the file its target names *at that point*, and nothing leaves the root. Whiteouts
-//! become character devices 0:0 and opaque markers a flag of their folder, as overlayfs wants them.
+//! It is the result of a plain extraction of the tar, entry after entry. A later entry replaces an earlier one of the
+//! same name. Parents that are symlinks are followed inside the layer. A hard link becomes a second name of the file
+//! that its target names *at that point*. No entry leaves the root. Whiteouts become character devices 0:0, and
+//! opaque markers a flag of their directory, as overlayfs expects them. Attributes are those that containerd's
+//! unpacker sets: the root has mode 0755 and owner 0:0 whatever the tar says, symlinks have mode 0777, and times out
+//! of its range are 1970.
 //!
-//! Node numbers are a function of the ztoc alone (0 is the root, then in the order of first appearance), so
-//! that a later process agrees with what the kernel has cached. Names and extended attributes stay in the
-//! ztoc's bytes; the table holds offsets into them.
+//! Node numbers are a function of the ztoc alone: 0 is the root, the others follow in the order of first appearance.
+//! So a later process agrees with what the kernel has cached. Names and extended attributes stay in the ztoc's bytes;
+//! the table holds offsets into them.
 
 mod build;
 #[cfg(test)]
@@ -94,20 +96,22 @@ pub(crate) struct Child<'a> {
     pub(crate) node: NodeId,
 }
 
-/// Of the paths of implied directories together; real layers have some kilobytes.
+/// The last time that containerd sets: 2^63 - 1 nanoseconds after 1970, in the year 2262.
+const LAST_TIME: (i64, u32) = (9_223_372_036, 854_775_807);
+/// Bytes of the paths of all implied directories together; real layers have some kilobytes.
 const MAX_IMPLIED_BYTES: usize = 64 << 20;
-/// No entry of the ztoc stands behind the node: an implied directory or the root.
+/// The node has no entry in the ztoc: it is an implied directory or the root.
 const IMPLIED: u32 = u32::MAX;
 
 #[derive(Debug, Clone)]
 struct Node {
     /// Index of the entry in the ztoc, or [`IMPLIED`].
     entry: u32,
-    /// The entry whose attributes it has: its own, or that of the last hard link to it, as an extraction sets
-    /// them anew with every name.
+    /// The entry that its attributes come from: its own, or that of the last hard link to it, because an extraction
+    /// sets them again with every name.
     attributes: u32,
     parent: u32,
-    /// Folders above it.
+    /// Directories above it.
     depth: u16,
     kind: NodeKind,
     whiteout: bool,
@@ -141,7 +145,7 @@ pub(crate) struct Tree {
     xattrs: XattrSummary,
 }
 
-/// What a layer has of extended attributes at all, so that most questions are answered from a flag.
+/// Which extended attributes a layer has at all, so that most requests are answered from a flag.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct XattrSummary {
     pub(crate) any: bool,
@@ -150,8 +154,11 @@ pub(crate) struct XattrSummary {
 }
 
 impl Tree {
+    /// Makes the table of a ztoc.
+    ///
     /// # Errors
-    /// For a table of files that no extraction could make: a hard link to nothing, a file as a parent.
+    /// For a table of files that no extraction could make: a hard link to a missing file, a file as a
+    /// parent.
     pub(crate) fn new(ztoc: Arc<Ztoc>) -> Result<Self, Error> {
         let built = build::build(&ztoc)?;
         let xattrs = summary(&ztoc);
@@ -176,6 +183,7 @@ impl Tree {
         tree.inherited.clear();
         for attributes in inherited {
             if let Some(node) = tree.resolve(&attributes.path)
+                && node != NodeId::ROOT
                 && tree.nodes[node.index()].entry == IMPLIED
             {
                 tree.xattrs.any |= !attributes.xattrs.is_empty();
@@ -200,13 +208,13 @@ impl Tree {
         &self.ztoc.as_bytes()[slice.at as usize..slice.at as usize + slice.len as usize]
     }
 
-    /// The tar entry behind a node.
+    /// The tar entry of a node.
     pub(crate) fn entry(&self, node: NodeId) -> Option<Entry<'_>> {
         let entry = self.nodes[node.index()].entry;
         (entry != IMPLIED).then(|| self.ztoc.entry(entry as usize))
     }
 
-    /// The tar entry that a node's attributes are taken from.
+    /// The tar entry that a node's attributes come from.
     fn attribute_entry(&self, node: NodeId) -> Option<Entry<'_>> {
         let entry = self.nodes[node.index()].attributes;
         (entry != IMPLIED).then(|| self.ztoc.entry(entry as usize))
@@ -223,7 +231,7 @@ impl Tree {
         Some(NodeId(dirents[found].node))
     }
 
-    /// In the order of their names, from the `skip`-th on.
+    /// The entries of a directory by name, from the `skip`-th on.
     pub(crate) fn children(&self, node: NodeId, skip: usize) -> impl Iterator<Item = Child<'_>> {
         let children = self.nodes[node.index()].children.clone();
         let dirents = &self.dirents[children.start as usize..children.end as usize];
@@ -239,7 +247,7 @@ impl Tree {
         components.into_iter().try_fold(NodeId::ROOT, |node, name| self.lookup(node, name))
     }
 
-    /// The paths of the directories that this layer implies but does not contain, the root left out.
+    /// The paths of the directories that this layer implies without containing them, except the root.
     pub(crate) fn implied(&self) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
         self.walk_implied(|path| found.push(path.to_vec()));
@@ -247,12 +255,12 @@ impl Tree {
         found
     }
 
-    /// Calls `found` with each of those paths; the answer is how many bytes they have in all. Stops soon after
-    /// there are too many.
+    /// Calls `found` with each of those paths and returns how many bytes they have in all. Stops soon after the
+    /// limit.
     fn walk_implied(&self, mut found: impl FnMut(&[u8])) -> usize {
         let mut bytes = 0;
         let mut path = Vec::new();
-        // A folder, and the length of the path of the folder it is in.
+        // A directory, and the length of the path of its parent.
         let mut open = vec![(NodeId::ROOT, &b""[..], 0)];
         while let Some((node, name, above)) = open.pop() {
             path.truncate(above);
@@ -295,8 +303,8 @@ impl Tree {
             (attributes.uid, attributes.gid) = (inherited.uid, inherited.gid);
             attributes.mtime = inherited.mtime;
         } else if node.entry == IMPLIED && id != NodeId::ROOT {
-            // mkdir in a directory with the set-group-ID bit takes that directory's group. One that is implied
-            // itself never has the bit, unless it inherited it.
+            // mkdir in a directory with the set-group-ID bit takes that directory's group. An implied directory never
+            // has the bit, unless it inherited it.
             let parent = NodeId(node.parent);
             if self.nodes[parent.index()].entry != IMPLIED || self.inherited.contains_key(&parent.0) {
                 let parent = self.attributes(parent);
@@ -304,9 +312,14 @@ impl Tree {
             }
         } else if let (Some(entry), Some(last)) = (self.entry(id), self.attribute_entry(id)) {
             (attributes.uid, attributes.gid) = (last.uid(), last.gid());
-            attributes.mtime = last.mtime().map_or((0, 0), |time| (time.seconds, time.nanoseconds));
-            // A whiteout is made with mknod(S_IFCHR): no permission bits.
-            attributes.mode = if node.whiteout { 0 } else { (last.mode() & 0o7777) as u16 };
+            attributes.mtime = last.mtime().map_or((0, 0), |time| shown_time(time.seconds, time.nanoseconds));
+            attributes.mode = match node.kind {
+                // A whiteout is made with mknod(S_IFCHR): no permission bits.
+                _ if node.whiteout => 0,
+                // Linux has no other mode for a link, whatever the tar says.
+                NodeKind::Symlink => 0o777,
+                _ => (last.mode() & 0o7777) as u16,
+            };
             if matches!(entry.kind(), EntryKind::CharDevice | EntryKind::BlockDevice) {
                 let (major, minor) = entry.device();
                 attributes.device = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
@@ -329,12 +342,12 @@ impl Tree {
         self.xattrs
     }
 
-    /// Whether the folder hides what lies below it.
+    /// Whether the directory hides the entries of layers below.
     pub(crate) fn opaque(&self, node: NodeId) -> bool {
         self.nodes[node.index()].opaque
     }
 
-    /// The image's own extended attributes of a node, without those that would steer overlayfs.
+    /// The image's own extended attributes of a node, without those that would control overlayfs.
     pub(crate) fn xattrs(&self, node: NodeId) -> Vec<(&[u8], &[u8])> {
         if self.nodes[node.index()].whiteout {
             return Vec::new();
@@ -353,6 +366,13 @@ impl Tree {
         }
         found
     }
+}
+
+/// The time that containerd sets when it unpacks: a time that it cannot express becomes 1970, see
+/// docs/decisions/0005-times-that-containerd-cannot-express.md.
+fn shown_time(seconds: i64, nanoseconds: u32) -> (i64, u32) {
+    let is_expressible = seconds >= 0 && (seconds, nanoseconds) <= LAST_TIME;
+    if is_expressible { (seconds, nanoseconds) } else { (0, 0) }
 }
 
 impl XattrSummary {

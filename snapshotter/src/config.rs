@@ -13,7 +13,7 @@ mod tests;
 
 use std::{fmt, fs, io, ops::Range, path::Path, path::PathBuf};
 
-use layerfs::{Limits, MinFree, Room};
+use layerfs::{DiskLimits, Limits, MinFree};
 use oci::ClientOptions;
 use toml::de::{DeTable, DeValue};
 
@@ -61,7 +61,7 @@ pub struct Config {
     /// Bring first what an image's prefetch artifacts name. Nothing waits for it.
     pub prefetch: bool,
     /// What the store of spans may take of its disk.
-    pub room: Room,
+    pub room: DiskLimits,
     /// Limits of the fetch engine.
     pub limits: Limits,
     /// How registries are spoken to.
@@ -116,7 +116,7 @@ impl Default for Config {
             unindexed: Unindexed::Containerd,
             fill: true,
             prefetch: true,
-            room: Room { max_bytes: None, min_free: MIN_FREE },
+            room: DiskLimits { max_bytes: None, min_free: MIN_FREE },
             limits: Limits::default(),
             http: ClientOptions::default(),
             metrics: None,

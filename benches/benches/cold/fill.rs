@@ -15,7 +15,7 @@ use integration::{
     machine,
     process::{idle_time, processor_time, wait_until},
 };
-use layerfs::{Engine, Layer, Limits, Room, Store};
+use layerfs::{DiskLimits, Engine, Layer, Limits, Store};
 use oci::Digest;
 use serde_json::{Value, json};
 use ztoc::SpanId;
@@ -98,7 +98,7 @@ fn inflating(layers: &[Indexed], threads: usize) -> Result<f64> {
 fn by_daemon(bench: &Bench) -> Result<Filled> {
     let lab = Lab::new("fill")?;
     let link = Link::with_speed(&lab, bench.registry.host(), speed())?;
-    let (daemon, containerd) = bench.stage.ours(&lab, "")?;
+    let (daemon, containerd) = bench.stage.soci_daemon(&lab, "")?;
     let started = Instant::now();
     let whole: u64 = bench.layers.iter().map(Indexed::bytes).sum();
     let come = || -> u64 {
@@ -146,7 +146,7 @@ fn by_daemon(bench: &Bench) -> Result<Filled> {
 fn by_engine(bench: &Bench) -> Result<Filled> {
     let runtime = tokio::runtime::Runtime::new()?;
     let lab = Lab::new("fill")?;
-    let store = Store::open(&lab.folder("store")?, Room::default())?;
+    let store = Store::open(&lab.folder("store")?, DiskLimits::default())?;
     let engine = Engine::new(runtime.handle().clone(), Limits::default());
     let line = Line::new(BYTES_PER_SECOND, ROUND_TRIP);
     let mut layers = Vec::new();

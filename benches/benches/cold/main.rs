@@ -137,7 +137,7 @@ impl Bench {
     fn round(&self, configuration: &str, points: &[Point], plain: &[u8]) -> Result<(Vec<Duration>, u64)> {
         let lab = Lab::new("cold")?;
         let link = Link::with_speed(&lab, self.registry.host(), speed())?;
-        let (_daemon, containerd) = self.stage.ours(&lab, configuration)?;
+        let (_daemon, containerd) = self.stage.soci_daemon(&lab, configuration)?;
         self.stage.pull(&lab, &containerd, &format!("{}/{INDEXED}", link.host()))?;
         let image = reference::mount(&lab, &containerd, "soci")?;
         link.reset();

@@ -30,7 +30,7 @@ use integration::{
     process::{anonymous_memory, run_timed},
     reference,
 };
-use layerfs::{Connection, Engine, Layer as Shown, LayerId, Limits, Room, Slots, Store};
+use layerfs::{Connection, DiskLimits, Engine, Layer as Shown, LayerId, Limits, Slots, Store};
 use oci::Digest;
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ struct Process {
 impl Process {
     fn start(root: &Path, slots: &Path) -> Result<Process> {
         let runtime = tokio::runtime::Runtime::new()?;
-        let store = Store::open(root, Room::default())?;
+        let store = Store::open(root, DiskLimits::default())?;
         let engine = Engine::new(runtime.handle().clone(), Limits::default());
         let slots = Slots::open(slots.to_owned())?;
         let connection = Connection::mount(&root.join("fuse"), slots, &store, &engine)?;
@@ -164,7 +164,7 @@ fn memory(layers: Vec<Layer>) -> Result<Vec<Value>> {
     let stage = Stage::new()?;
     let lab = Lab::new("mounts")?;
     let registry = stage.publish(&lab, &Image::new(layers), 0)?;
-    let (daemon, containerd) = stage.ours(&lab, NO_FILL)?;
+    let (daemon, containerd) = stage.soci_daemon(&lab, NO_FILL)?;
     let anonymous = || anonymous_memory(daemon.pid());
     let mut rows = vec![("empty", anonymous()?)];
     let begin = Instant::now();

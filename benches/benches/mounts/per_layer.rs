@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use benches::quantile;
 use integration::{lab::Lab, machine, process::output};
-use layerfs::{Connection, Engine, Layer, Limits, Room, Slots, Store};
+use layerfs::{Connection, DiskLimits, Engine, Layer, Limits, Slots, Store};
 use oci::testing::FaultyBlob;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ const KINDS: [&str; 3] = ["read 4 KiB", "stat", "lookup of nothing"];
 pub(crate) fn measure() -> Result<Vec<Value>> {
     let runtime = tokio::runtime::Runtime::new()?;
     let lab = Lab::new("mounts")?;
-    let store = Store::open(&lab.folder("store")?, Room::default())?;
+    let store = Store::open(&lab.folder("store")?, DiskLimits::default())?;
     let engine = Engine::new(runtime.handle().clone(), Limits::default());
     let mut layers = Vec::new();
     for number in 0..SHOWN[SHOWN.len() - 1] {

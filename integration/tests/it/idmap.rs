@@ -14,7 +14,7 @@ use integration::{
     lab::Lab,
     process::{Process, idmapped_clone, run, wait_until},
 };
-use layerfs::{Connection, Engine, Layer, Limits, Room, Slots, Store};
+use layerfs::{Connection, DiskLimits, Engine, Layer, Limits, Slots, Store};
 use rustix::{
     fs::CWD,
     mount::{MoveMountFlags, UnmountFlags, move_mount, unmount},
@@ -58,7 +58,7 @@ fn fuse_idmapped_clone_of_a_slot_shows_shifted_owners() -> Result<()> {
     let kept = add(&root, &tar.bytes())?;
     let runtime = tokio::runtime::Runtime::new()?;
     let _inside = runtime.enter();
-    let store = Store::open(&root, Room::default())?;
+    let store = Store::open(&root, DiskLimits::default())?;
     let engine = Engine::new(runtime.handle().clone(), Limits::default());
     let slots = Slots::open(root.join("slots.json"))?;
     let connection = Connection::mount(&root.join("fuse"), slots, &store, &engine)?;

@@ -30,7 +30,7 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
 pub(crate) fn zoo() -> Vec<Layer> {
     let long = "n".repeat(180);
     let base = Tar::new([
-        Entry::directory("./"),
+        Entry::directory("./").mode(0o700).owner(1000, 1000),
         Entry::directory("./usr/").mode(0o2755).owner(3, 4).mtime(1_600_000_000, 0),
         Entry::directory("usr/bin").owner(5, 6).mtime(1_600_000_001, 0).xattr("user.bin", b"yes"),
         Entry::file("usr/bin/tool", noise(1, 700_000)).mode(0o4755).owner(1000, 1001),
@@ -39,8 +39,12 @@ pub(crate) fn zoo() -> Vec<Layer> {
         // Attributes are set anew with every name.
         Entry::hard_link("usr/bin/second", "usr/bin/first").mode(0o751).owner(7, 8).xattr("user.two", b"2"),
         Entry::symlink("bin", "usr/bin"),
+        // Linux knows one mode of links, whatever the tar says.
+        Entry::symlink("usr/link", "bin").mode(0o4644).owner(9, 9),
+        Entry::hard_link("usr/link-too", "usr/link").mode(0o600).owner(9, 9),
         Entry::file("usr/empty", b""),
         Entry::file("usr/old", b"x").mtime(-1, 500_000_000),
+        Entry::file("usr/far", b"x").mtime(16_000_000_000, 0),
         Entry::file("usr/fine", b"y").mtime(1_700_000_000, 123_456_789),
         Entry::file("usr/capable", b"z")
             .xattr("security.capability", b"\x01\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
@@ -67,6 +71,8 @@ pub(crate) fn zoo() -> Vec<Layer> {
     ])
     .dialect(Dialect::Gnu);
     let top = Tar::new([
+        // containerd ignores it: the root of a snapshot has mode 0755 and owner 0:0.
+        Entry::directory("./").mode(0o700).owner(1000, 1000),
         Entry::file("usr/bin/last", b"#!/bin/sh\n"),
         Entry::hard_link("usr/bin/last-too", "usr/bin/last"),
         Entry::whiteout("changed"),

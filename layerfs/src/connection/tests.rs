@@ -18,11 +18,11 @@ use tempfile::TempDir;
 
 use super::Connection;
 use crate::{
-    Engine, Layer, Room, Slots, Store,
-    testing::{Made, Tar, engine, made, noise},
+    DiskLimits, Engine, Layer, Slots, Store,
+    testing::{Tar, TestLayer, engine, made, noise},
 };
 
-/// A connection below a folder of its own; both go with it, the mount first.
+/// A connection below a folder of its own. Dropping it removes both, the mount first.
 struct Lab {
     connection: Connection,
     store: Arc<Store>,
@@ -36,21 +36,21 @@ impl Lab {
     }
 
     fn below(root: TempDir) -> Self {
-        let (store, engine) = (Store::open(root.path(), Room::default()).unwrap(), engine());
+        let (store, engine) = (Store::open(root.path(), DiskLimits::default()).unwrap(), engine());
         let slots = Slots::open(root.path().join("slots.json")).unwrap();
         let connection = Connection::mount(&root.path().join("fuse"), slots, &store, &engine)
             .expect("these tests need root and /dev/fuse");
         Self { connection, store, engine, root }
     }
 
-    fn layer(&self, made: &Made) -> Arc<Layer> {
+    fn layer(&self, made: &TestLayer) -> Arc<Layer> {
         let ztoc = Digest::sha256(&made.ztoc);
         let layer = Layer::create(&self.store, &self.engine, &made.digest, &ztoc, &made.ztoc).unwrap();
         layer.add_source("origin", made.blob.clone());
         layer
     }
 
-    fn show(&self, made: &Made) -> PathBuf {
+    fn show(&self, made: &TestLayer) -> PathBuf {
         let slot = self.connection.show(&self.layer(made), &[]).unwrap();
         self.connection.slot_path(slot)
     }
@@ -68,7 +68,7 @@ fn zoo() -> Tar {
         .file("over/.wh..wh..opq", b"")
 }
 
-/// Off the runtime's threads, as a process in a container is.
+/// Runs off the runtime's threads, as a process in a container does.
 async fn outside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(look).await.unwrap()
 }
@@ -167,7 +167,7 @@ async fn fuse_wrong_bytes_are_an_io_error_and_the_rest_of_the_layer_lives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_overlay_over_two_layers_hides_what_the_upper_hides() {
+async fn fuse_overlay_over_two_layers_heeds_whiteouts_and_opaque_marks() {
     let lab = Lab::new();
     let lower = lab.show(&made(
         &Tar::default().file("d/gone", b"1").file("d/kept", b"2").file("over/below", b"3").end(),
@@ -203,7 +203,7 @@ async fn fuse_another_process_shows_the_same_numbers() {
         move || fs::metadata(path.join("d/f")).unwrap().ino()
     })
     .await;
-    // As after a crash: the mount of the first is found and detached.
+    // As after a crash: the first connection's mount is found and detached.
     let Lab { connection, root, .. } = lab;
     std::mem::forget(connection);
     let lab = Lab::below(root);
@@ -222,7 +222,7 @@ async fn fuse_a_slot_whose_list_is_lost_is_shown_again_under_its_number() {
     lab.connection.skip(6);
     lab.connection.show_again(4, &lab.layer(&one), &[]).unwrap();
     let next = lab.connection.show(&lab.layer(&two), &[]).unwrap();
-    assert_eq!(next, 7, "numbers that others stand on are not given out");
+    assert_eq!(next, 7, "used numbers are not given out");
     let path = lab.connection.slot_path(4);
     outside(move || assert_eq!(fs::read(path.join("d/f")).unwrap(), noise(3, 200_000))).await;
 }

@@ -1,4 +1,8 @@
-//! One request: a range of compressed bytes in, its spans out, each as soon as its last byte has arrived.
+//! One attempt of a request: a range of compressed bytes in, its spans out, each as soon as its last byte has
+//! arrived.
+//!
+//! A span goes to the threads that inflate while the rest of the range is still arriving. The attempt ends when every
+//! span that arrived has landed. What arrived counts, also when the source breaks off.
 
 use std::{ops::Range, sync::Arc};
 
@@ -8,47 +12,45 @@ use tokio::{sync::oneshot, time::Instant};
 use ztoc::{SpanId, Ztoc};
 
 use super::{
-    Engine, Flow, Priority, Source,
+    Engine, FetchInProgress, Priority, Source,
+    budget::Permit,
     inflate::{self, Job},
 };
-use crate::{
-    budget::Permit,
-    error::{Error, ErrorKind},
-};
+use crate::error::{Error, ErrorKind};
 
 impl Engine {
-    /// One request for what has not landed of a wish, to the source of that number. In the room of `permit` if it
-    /// is given.
+    /// Fetches the spans of a request that have not landed from the source of that number. `permit` is room that the
+    /// caller has already.
     pub(super) async fn attempt(
         &self,
-        flow: &Arc<Flow>,
+        fetch: &Arc<FetchInProgress>,
         source: usize,
         permit: Option<Permit>,
     ) -> Result<(), Error> {
-        let Some(first) = flow.next() else { return Ok(()) };
-        let wish = &flow.wish;
-        let range = wish.range_from(first);
+        let Some(first) = fetch.next() else { return Ok(()) };
+        let request = &fetch.request;
+        let range = request.range_from(first);
         let bytes = range.end.saturating_sub(range.start);
-        let source = &wish.sources[source];
+        let source = &request.sources[source];
         let mut permit = match permit.filter(|permit| permit.is_for(&source.host)) {
             Some(permit) => permit,
             None => self.budget.demand(&source.host, bytes).await,
         };
-        let doing = || format!("fetch spans {first}..{} of layer {}", wish.spans.end, wish.digest());
-        let fetches = match wish.priority {
+        let doing = || format!("fetch spans {first}..{} of layer {}", request.spans.end, request.digest());
+        let fetches = match request.priority {
             Priority::Demand => &self.counters.demand,
             Priority::Ahead => &self.counters.ahead,
             Priority::Fill => &self.counters.fill,
         };
         fetches.requests.add(1);
-        if let Some(tally) = wish.landing.tally().filter(|_| wish.priority == Priority::Demand) {
+        if let Some(tally) = request.sink.tally().filter(|_| request.priority == Priority::Demand) {
             tally.demand_requests.add(1);
         }
         let asked = Instant::now();
-        let mut work = FuturesUnordered::new();
-        let mut outcome = async {
+        let work = FuturesUnordered::new();
+        let outcome = async {
             let mut stream = self.open(source, range).await.map_err(|e| Error::blob(doing(), e))?;
-            let mut cutter = Cutter::new(&wish.ztoc, first..wish.spans.end);
+            let mut cutter = Cutter::new(&request.ztoc, first..request.spans.end);
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk.map_err(|e| Error::blob(doing(), e))?;
                 fetches.bytes.add(chunk.len() as u64);
@@ -56,7 +58,7 @@ impl Engine {
                 self.line.lock().arrived(Instant::now(), chunk.len() as u64);
                 cutter.push(&chunk, |span, body| {
                     let (done, landed) = oneshot::channel();
-                    self.inflaters.add(Job { flow: flow.clone(), span, body, done });
+                    self.inflaters.add(Job { fetch: fetch.clone(), span, body, done });
                     work.push(landed);
                 });
             }
@@ -67,20 +69,17 @@ impl Engine {
         }
         .await;
         let received_in = asked.elapsed().as_millis();
-        // What has arrived counts, whatever became of the rest.
-        while let Some(worked) = work.next().await {
-            let worked = worked.map_err(inflate::lost).flatten();
-            // A span that is wrong says more than a line that broke behind it.
-            if worked.is_err() {
-                outcome = worked;
-            }
-        }
+        // Spans that arrived count, also after an error. A wrong span says more than a line that broke behind it.
+        let outcome = all_landed(work).await.and(outcome);
         if let Err(error) = &outcome {
             self.counters.failed(error.kind());
         }
         *source.failing.lock() = outcome.as_ref().err().map(ToString::to_string);
-        let (took, priority) = (asked.elapsed().as_millis(), wish.priority);
-        tracing::debug!(layer = %wish.digest(), ?priority, first, end = wish.spans.end, bytes, received_in, took, "asked");
+        let (took, priority) = (asked.elapsed().as_millis(), request.priority);
+        tracing::debug!(
+            layer = %request.digest(), ?priority, first, end = request.spans.end, bytes, received_in, took,
+            "a request for spans ended"
+        );
         outcome
     }
 
@@ -99,12 +98,21 @@ impl Engine {
     }
 }
 
-/// Cuts the bytes of a run of spans into spans. Two neighbours may share a byte (the deflate block of the second
+/// Waits until every span that arrived has landed; an error of one of them, if there is any.
+async fn all_landed(mut work: FuturesUnordered<oneshot::Receiver<Result<(), Error>>>) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    while let Some(landed) = work.next().await {
+        outcome = outcome.and(landed.map_err(inflate::lost).flatten());
+    }
+    outcome
+}
+
+/// Cuts the bytes of a run of spans into spans. Two neighbors may share a byte (the deflate block of the second
 /// begins within it), and there may be bytes between them that belong to neither.
 struct Cutter<'a> {
     ztoc: &'a Ztoc,
     spans: Range<u32>,
-    /// Compressed offset of the next byte to come.
+    /// Compressed offset of the next byte that arrives.
     at: u64,
     body: Vec<u8>,
 }
@@ -141,7 +149,7 @@ impl<'a> Cutter<'a> {
             self.spans.start += 1;
             let body = std::mem::take(&mut self.body);
             if !self.spans.is_empty() {
-                // What the next one shares with this one has arrived already.
+                // The byte that the next span shares with this one has arrived already.
                 let next = table.compressed(SpanId(span + 1)).start.0;
                 let shared = to_usize(self.at.saturating_sub(next)).min(body.len());
                 self.body.extend_from_slice(&body[body.len() - shared..]);

@@ -1,12 +1,13 @@
-//! What nobody waits for: brought by the engine itself, a run of spans at a time, of the layer where a reader last
-//! had to wait, from that place on; of the others in turn.
+//! Background fetches: spans for which no reader waits, a run at a time.
 //!
-//! It does not wait until the readers are done. As long as a program may be starting, just so much is on its
-//! way as keeps the line busy (`pace`), so that a reader's request queues behind milliseconds; when it has been
-//! quiet for a while the requests get larger and fewer. And as long as the machine is short of processor time, which
-//! our own threads feel, it comes more slowly, so that the program gets it. A failure ends nothing: its layer waits,
-//! longer each time. What nobody asked for must not push out what readers need: while a store is nearly full, its layers
-//! wait, too.
+//! The engine asks the layers that have spans missing for their next run: first the layer where a reader last had to
+//! wait, the others in turn. It does not wait until the readers are done. While a program may be starting, just
+//! enough is requested to keep the line busy (`pace`), so that a reader's request queues behind milliseconds. After a
+//! quiet while the requests get larger and fewer.
+//!
+//! When the machine is short of processor time, which the inflating threads measure, the background slows down, so
+//! that programs get that time. A failure ends nothing: its layer waits, longer each time. While a store is nearly
+//! full its layers wait, too, because background spans must not evict spans that readers need.
 
 use std::{
     cmp::Reverse,
@@ -17,109 +18,108 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Engine, Wish};
-use crate::{budget::Permit, sync::Mutex};
+use super::{Engine, FetchRequest, budget::Permit};
+use crate::sync::Mutex;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Others are bringing what is missing: looked at again soon.
-const OTHERS: Duration = Duration::from_millis(100);
-/// What there is no room for is thought of again after so long.
-const ROOMLESS: Duration = Duration::from_secs(10);
-/// A program whose reads had all what they wanted for so long has started.
+/// Another request fetches the missing spans: the layer is asked again soon.
+const UNDER_WAY_PAUSE: Duration = Duration::from_millis(100);
+/// A layer without room on the disk is asked again after this time.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(10);
+/// A program has started when no read had to wait for this long.
 pub(super) const STARTED: Duration = Duration::from_secs(5);
-/// Between two turns, for each moment that others kept us waiting while we worked for one; where it is about none, not
-/// at all, and at most so many times.
-const GIVEN_WAY: Duration = Duration::from_millis(50);
-const LEAST_CROWDED: f64 = 0.3;
-const MOST_CROWDED: f64 = 10.0;
+/// Pause between two requests, times the CPU contention that was measured: none below 0.3, at most 10 times.
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
+const MIN_CROWD: f64 = 0.3;
+const MAX_CROWD: f64 = 10.0;
 /// Compressed bytes of one request, while a program may be starting and afterwards.
 const SMALL: u64 = 1 << 20;
 const LARGE: u64 = 8 << 20;
 
-/// What a table of spans is asked for.
+/// Which spans a layer is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
-    /// What a reader is likely to want soon.
+pub(crate) enum FillScope {
+    /// Spans that a reader is likely to want soon.
     Urgent,
     Any,
 }
 
-/// What a table of spans answers when it is its turn.
+/// What a layer answers when it is asked for its next run.
 #[derive(Debug)]
-pub(crate) enum Turn {
-    /// To be brought; claimed.
-    Wish(Wish),
-    /// What is missing is being brought already.
-    Others,
-    /// Something is missing, but nothing that is urgent.
+pub(crate) enum FillStep {
+    /// Fetch this; its spans are claimed.
+    Fetch(FetchRequest),
+    /// Other requests fetch all missing spans already.
+    AllUnderWay,
+    /// Spans are missing, but none that is urgent.
     NotUrgent,
-    /// There is no room for what is missing.
+    /// The disk has no room for missing spans.
     NoRoom,
-    /// Nothing is missing, or nothing may be brought.
+    /// No span is missing, or none may be fetched.
     Done,
 }
 
-/// Something that has spans missing that nobody has asked for.
-pub(crate) trait Wanting: Send + Sync + Debug {
+/// A layer that may have spans missing.
+pub(crate) trait FillSource: Send + Sync + Debug {
     /// When a reader last had to wait here: larger is later, 0 is never.
-    fn heat(&self) -> u64;
+    fn last_demand(&self) -> u64;
 
-    /// The host it would be asked for; `None`: there is nowhere to ask.
+    /// The host that the next request goes to; `None` without a source.
     fn host(&self) -> Option<Arc<str>>;
 
-    /// Whether something may be missing that a reader is likely to want soon.
+    /// Whether a span may be missing that a reader is likely to want soon.
     fn is_urgent(&self) -> bool;
 
     /// Claims a run of missing spans of about `bytes` compressed bytes.
-    fn take_turn(&self, bytes: u64, which: Which) -> Turn;
+    fn next_step(&self, bytes: u64, scope: FillScope) -> FillStep;
 }
 
 #[derive(Debug)]
-struct Entry {
+struct QueuedLayer {
     number: u64,
-    table: Weak<dyn Wanting>,
+    table: Weak<dyn FillSource>,
     not_before: Instant,
     pause: Duration,
-    /// Number of its last turn.
+    /// Number of the last request made for it, over all layers.
     served: u64,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    entries: Vec<Entry>,
+struct LayerQueue {
+    entries: Vec<QueuedLayer>,
     next: u64,
 }
 
-/// All layers that have something missing.
+/// All layers that may have spans missing.
 #[derive(Debug, Default)]
 pub(super) struct Background {
-    queue: Mutex<Queue>,
+    queue: Mutex<LayerQueue>,
     changed: Arc<Notify>,
 }
 
 enum Pick {
-    Table(u64, Arc<dyn Wanting>, Permit),
-    /// There is no room for any.
+    Table(u64, Arc<dyn FillSource>, Permit),
+    /// The budget has no room for any layer.
     Full,
     Later(Instant),
-    /// There is something, but it was not asked for.
+    /// Layers are ready, but none has urgent spans.
     NoneUrgent,
     Empty,
 }
 
-/// The last turn.
-struct Last {
+/// The last request.
+struct LastFill {
     at: Instant,
     bytes: u64,
 }
 
-/// When there is something to do again.
-enum Next {
+/// When the engine looks again.
+enum Wakeup {
     Now,
     At(Instant),
     WithRoom,
-    Stirred,
+    WithWork,
 }
 
 impl Background {
@@ -127,8 +127,8 @@ impl Background {
         self.changed.clone()
     }
 
-    /// One that is there already has something new to do.
-    pub(super) fn add(&self, table: Weak<dyn Wanting>) {
+    /// Adds a layer, or tells that a known one has new spans to fetch.
+    pub(super) fn add(&self, table: Weak<dyn FillSource>) {
         let mut queue = self.queue.lock();
         let now = Instant::now();
         if let Some(entry) = queue.entries.iter_mut().find(|entry| entry.table.ptr_eq(&table)) {
@@ -136,15 +136,15 @@ impl Background {
         } else {
             queue.next += 1;
             let number = queue.next;
-            queue.entries.push(Entry { number, table, not_before: now, pause: FIRST_PAUSE, served: 0 });
+            queue.entries.push(QueuedLayer { number, table, not_before: now, pause: FIRST_PAUSE, served: 0 });
         }
         drop(queue);
         self.changed.notify_one();
     }
 
-    /// The hottest of those that may and that `room` has room for; of equal ones the one that was served longest
-    /// ago.
-    fn pick(&self, now: Instant, which: Which, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
+    /// Picks the ready layer with the last demand for which `room` has room; among equals the one that was served
+    /// longest ago.
+    fn pick(&self, now: Instant, scope: FillScope, room: impl Fn(&Arc<str>) -> Option<Permit>) -> Pick {
         let mut queue = self.queue.lock();
         queue.entries.retain(|entry| entry.table.strong_count() > 0);
         let Some(first) = queue.entries.iter().map(|entry| entry.not_before).min() else {
@@ -155,8 +155,8 @@ impl Background {
         if ready.is_empty() {
             return Pick::Later(first);
         }
-        ready.sort_by_cached_key(|(table, entry)| (Reverse(table.heat()), entry.served));
-        ready.retain(|(table, _)| which == Which::Any || table.is_urgent());
+        ready.sort_by_cached_key(|(table, entry)| (Reverse(table.last_demand()), entry.served));
+        ready.retain(|(table, _)| scope == FillScope::Any || table.is_urgent());
         if ready.is_empty() {
             return Pick::NoneUrgent;
         }
@@ -168,7 +168,7 @@ impl Background {
         Pick::Full
     }
 
-    fn change(&self, number: u64, change: impl FnOnce(&mut Entry)) {
+    fn change(&self, number: u64, change: impl FnOnce(&mut QueuedLayer)) {
         let mut queue = self.queue.lock();
         queue.next += 1;
         let turn = queue.next;
@@ -196,82 +196,86 @@ impl Drop for Background {
     }
 }
 
-/// Runs as long as the engine, which it does not hold while there is nothing to do. `stirred` tells that there is
-/// something new, `room` that there is more room than there was.
-pub(super) async fn run(engine: Weak<Engine>, stirred: Arc<Notify>, room: Arc<Notify>) {
-    let mut last = Last { at: Instant::now(), bytes: 0 };
+/// Runs as long as the engine, which it does not hold while it waits. `new_work` tells of new work, `room` of more
+/// room in the budget.
+pub(super) async fn run(engine: Weak<Engine>, new_work: Arc<Notify>, room: Arc<Notify>) {
+    let mut last = LastFill { at: Instant::now(), bytes: 0 };
     loop {
         let more_room = room.notified();
         tokio::pin!(more_room);
-        // Before looking: what is given back from here on is noticed.
+        // Before looking: room that becomes free from here on is noticed.
         more_room.as_mut().enable();
         let next = match engine.upgrade() {
-            Some(engine) => engine.turn(&mut last),
+            Some(engine) => engine.fill_step(&mut last),
             None => return,
         };
         match next {
-            Next::Now => {}
-            Next::At(when) => tokio::select! {
+            Wakeup::Now => {}
+            Wakeup::At(when) => tokio::select! {
                 () = tokio::time::sleep_until(when) => {}
-                () = stirred.notified() => {}
+                () = new_work.notified() => {}
             },
-            Next::WithRoom => tokio::select! {
+            Wakeup::WithRoom => tokio::select! {
                 () = more_room => {}
-                () = stirred.notified() => {}
+                () = new_work.notified() => {}
             },
-            Next::Stirred => stirred.notified().await,
+            Wakeup::WithWork => new_work.notified().await,
         }
     }
 }
 
 impl Engine {
-    /// One run of one layer, when there is room for it.
-    fn turn(self: &Arc<Self>, last: &mut Last) -> Next {
+    /// Makes one request for one layer, when there is room for it.
+    fn fill_step(self: &Arc<Self>, last: &mut LastFill) -> Wakeup {
         let now = Instant::now();
         let mut from = last.at;
         if let Some(bandwidth) = self.limits.fill_bandwidth {
             from += Duration::from_secs_f64(last.bytes as f64 / bandwidth.max(1) as f64);
         }
         if from > now {
-            return Next::At(from);
+            return Wakeup::At(from);
         }
         let starting = self.quiet() < STARTED;
-        let crowd = self.inflaters.crowd().min(MOST_CROWDED);
-        if starting && crowd > LEAST_CROWDED {
-            // What we would take of the processor now is what a program that starts does not get; but for what it
-            // is likely to want.
-            from = last.at + GIVEN_WAY.mul_f64(crowd);
+        let crowd = self.inflaters.crowd().min(MAX_CROWD);
+        if starting && crowd > MIN_CROWD {
+            // Processor time that the background used now, a starting program would not get; only urgent spans are
+            // worth it.
+            from = last.at + CROWDED_PAUSE.mul_f64(crowd);
         }
-        let which = if from > now { Which::Urgent } else { Which::Any };
+        let scope = if from > now { FillScope::Urgent } else { FillScope::Any };
         let window = self.line.lock().window();
         let (bytes, window) = match starting {
             true => ((window / 4).clamp(SMALL, LARGE), window),
             false => (LARGE, window.max(2 * LARGE)),
         };
         let (number, table, mut permit) =
-            match self.background.pick(now, which, |host| self.budget.fill(host, bytes, window)) {
+            match self.background.pick(now, scope, |host| self.budget.fill(host, bytes, window)) {
                 Pick::Table(number, table, permit) => (number, table, permit),
-                Pick::Full => return Next::WithRoom,
-                Pick::NoneUrgent => return Next::At(from),
-                Pick::Later(when) => return Next::At(when),
-                Pick::Empty => return Next::Stirred,
+                Pick::Full => return Wakeup::WithRoom,
+                Pick::NoneUrgent => return Wakeup::At(from),
+                Pick::Later(when) => return Wakeup::At(when),
+                Pick::Empty => return Wakeup::WithWork,
             };
-        match table.take_turn(bytes, which) {
-            Turn::Wish(wish) => {
-                permit.resize(wish.bytes());
-                *last = Last { at: now, bytes: wish.bytes() };
+        match table.next_step(bytes, scope) {
+            FillStep::Fetch(request) => {
+                permit.resize(request.bytes());
+                *last = LastFill { at: now, bytes: request.bytes() };
                 self.background.change(number, |_| {});
                 let engine = self.clone();
                 self.runtime.spawn(async move {
-                    let well = engine.brought(wish, Some(permit)).await;
+                    let well = engine.run(request, Some(permit)).await;
                     engine.background.ended(number, well);
                 });
             }
-            Turn::NotUrgent => {}
-            Turn::Others => self.background.change(number, |entry| entry.not_before = now + OTHERS),
-            Turn::NoRoom => self.background.change(number, |entry| entry.not_before = now + ROOMLESS),
-            Turn::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
+            FillStep::NotUrgent => {}
+            FillStep::AllUnderWay => {
+                self.background.change(number, |entry| entry.not_before = now + UNDER_WAY_PAUSE);
+            }
+            FillStep::NoRoom => {
+                self.background.change(number, |entry| entry.not_before = now + NO_ROOM_PAUSE);
+            }
+            FillStep::Done => self.background.queue.lock().entries.retain(|entry| entry.number != number),
         }
-        Next::Now
+        Wakeup::Now
     }
 }

@@ -1,9 +1,9 @@
-//! Spans that have arrived, on their way to the disk: verified and inflated on a few threads, those that a reader
-//! waits for first.
+//! Spans that have arrived, on their way to the disk: a few threads verify, inflate and store them, readers' spans
+//! first.
 //!
-//! A span that nobody waited for when it was asked for may have a reader by the time it is here: who waits is asked
-//! when a thread is free, not when the request was made. What nobody waits for has as many threads as there are
-//! cores, and gives way to everything else on the machine; readers have as many again.
+//! A span that no reader waited for when it was requested may have a reader when it arrives, so a free thread looks
+//! again which spans are awaited. Spans without readers have as many threads as there are cores, at the lowest
+//! priority; readers have as many threads again. The bytes that are inflated at once are limited.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -20,24 +20,24 @@ use rustix::{
 use tokio::{runtime::Handle, sync::oneshot};
 use ztoc::SpanId;
 
-use super::{Flow, Priority};
+use super::{FetchInProgress, Priority};
 use crate::{
     error::{Error, ErrorKind},
     metrics::Counters,
     sync::Mutex,
 };
 
-/// The nice value of work that nobody waits for: as good as only what is left over.
+/// The nice value of work that no reader waits for: it gets only the time that all other programs leave.
 const IDLE_NICE: i32 = 19;
-/// Of work that somebody is likely to wait for soon, how much nicer it is than a reader's: a third of its share.
+/// Work that a reader is likely to wait for soon is this much nicer than a reader's: it gets a third of its share.
 const AHEAD_NICER: i32 = 5;
 
 const CROWD_UNIT: f64 = 1000.0;
 
-/// A span, as it came.
+/// A span whose compressed bytes have arrived.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) flow: Arc<Flow>,
+    pub(super) fetch: Arc<FetchInProgress>,
     pub(super) span: SpanId,
     pub(super) body: Vec<u8>,
     pub(super) done: oneshot::Sender<Result<(), Error>>,
@@ -47,22 +47,22 @@ pub(super) struct Job {
 struct Jobs {
     waiting: Vec<Job>,
     running: usize,
-    /// Of these, with nobody waiting when they were taken; and those of them that have a thread.
+    /// Running jobs that had no reader when they were taken; and those of them that a thread works on.
     idle: usize,
-    idle_at_work: Vec<Idle>,
-    /// Uncompressed bytes of what is running.
+    idle_at_work: Vec<IdleJob>,
+    /// Uncompressed bytes of the running jobs.
     bytes: u64,
 }
 
-/// A job that was begun with nobody waiting.
+/// A running job that had no reader when it was taken.
 #[derive(Debug)]
-struct Idle {
-    flow: Arc<Flow>,
+struct IdleJob {
+    fetch: Arc<FetchInProgress>,
     span: SpanId,
     thread: Pid,
 }
 
-/// All spans between the line and the disk.
+/// All spans between the network and the disk.
 #[derive(Debug)]
 pub(super) struct Inflaters {
     jobs: Mutex<Jobs>,
@@ -70,50 +70,50 @@ pub(super) struct Inflaters {
     cores: usize,
     max_bytes: u64,
     counters: Arc<Counters>,
-    /// What our threads have when a reader waits.
+    /// The nice value of a thread while a reader waits for its span.
     nice: i32,
     /// See [`Inflaters::crowd`], in thousandths.
     crowd: AtomicU32,
-    /// A thread that cannot get its priority back must not give it away.
+    /// False once a thread could not raise its priority again: then no thread lowers it.
     may_give_way: AtomicBool,
 }
 
-/// A job that was taken, and what it counts.
-struct Taken {
+/// A job that was taken, and its part of the counts.
+struct TakenJob {
     job: Job,
     is_idle: bool,
     bytes: u64,
 }
 
-impl Idle {
+impl IdleJob {
     fn is_awaited(&self) -> bool {
-        self.flow.wish.landing.is_awaited(self.span)
+        self.fetch.request.sink.is_awaited(self.span)
     }
 }
 
 impl Job {
     fn is_awaited(&self) -> bool {
-        self.flow.wish.priority == Priority::Demand || self.flow.wish.landing.is_awaited(self.span)
+        self.fetch.request.priority == Priority::Demand || self.fetch.request.sink.is_awaited(self.span)
     }
 
     fn is_ahead(&self) -> bool {
-        self.flow.wish.priority == Priority::Ahead
+        self.fetch.request.priority == Priority::Ahead
     }
 
     fn bytes(&self) -> u64 {
-        let range = self.flow.wish.ztoc.spans().uncompressed(self.span);
+        let range = self.fetch.request.ztoc.spans().uncompressed(self.span);
         range.end.0.saturating_sub(range.start.0)
     }
 
     fn work(self) {
-        let landed = self.flow.land(self.span, &self.body);
-        // Who asked may have gone.
+        let landed = self.fetch.land(self.span, &self.body);
+        // The attempt may have been dropped.
         let _ = self.done.send(landed);
     }
 }
 
 impl Inflaters {
-    /// Holds at most about `max_bytes` uncompressed bytes.
+    /// `max_bytes` limits the uncompressed bytes that are inflated at once, roughly.
     pub(super) fn new(runtime: Handle, max_bytes: u64, counters: Arc<Counters>) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let nice = getpriority_process(None).unwrap_or(0);
@@ -135,11 +135,11 @@ impl Inflaters {
         self.start();
     }
 
-    /// Starts a thread if there is something for it. To be called, too, when somebody begins to wait for a span:
-    /// where that is being inflated already, it no longer gives way to others.
+    /// Starts a thread if there is a job for it. To be called also when a reader begins to wait for a span: if a
+    /// thread inflates it already, that thread gets its priority back.
     pub(super) fn start(self: &Arc<Self>) {
         for idle in self.jobs.lock().idle_at_work.iter().filter(|idle| idle.is_awaited()) {
-            // It may have ended meanwhile, and has its priority back then.
+            // The job may have ended meanwhile; then its thread has its priority back already.
             let _ = setpriority_process(Some(idle.thread), self.nice);
         }
         let Some(taken) = self.take() else { return };
@@ -153,25 +153,25 @@ impl Inflaters {
         });
     }
 
-    /// Nothing that has arrived is left to be stored.
+    /// Whether every span that has arrived is stored.
     pub(super) fn is_idle(&self) -> bool {
         let jobs = self.jobs.lock();
         jobs.running == 0 && jobs.waiting.is_empty()
     }
 
-    fn work(&self, taken: Taken) {
-        let Taken { job, is_idle, bytes } = taken;
+    fn work(&self, taken: TakenJob) {
+        let TakenJob { job, is_idle, bytes } = taken;
         let is_ahead = job.is_ahead();
-        let _counted = Counted { inflaters: self, thread: is_idle.then(gettid), bytes };
+        let _counted = JobCount { inflaters: self, thread: is_idle.then(gettid), bytes };
         if is_idle {
             if self.may_give_way.load(Ordering::Relaxed) {
-                // Of this thread alone: what POSIX calls a process here is one to Linux.
+                // For this thread alone: what POSIX calls a process here is a thread on Linux.
                 let nice = if is_ahead { (self.nice + AHEAD_NICER).min(IDLE_NICE) } else { IDLE_NICE };
                 let _ = setpriority_process(None, nice);
             }
-            let idle = Idle { flow: job.flow.clone(), span: job.span, thread: gettid() };
+            let idle = IdleJob { fetch: job.fetch.clone(), span: job.span, thread: gettid() };
             self.jobs.lock().idle_at_work.push(idle);
-            // Who began to wait a moment ago has not found us in the list.
+            // A reader that began to wait a moment ago did not find this job in the list.
             if job.is_awaited() {
                 let _ = setpriority_process(None, self.nice);
             }
@@ -179,7 +179,9 @@ impl Inflaters {
         let (began, used) = (Instant::now(), thread_time());
         if catch_unwind(AssertUnwindSafe(|| job.work())).is_err() {
             self.counters.panics.add(1);
-            tracing::error!("inflating a span made us panic");
+            tracing::error!(
+                "a thread that inflated a span panicked: its readers get an error; please report this"
+            );
         }
         if is_idle && !is_ahead {
             let (passed, used) = (began.elapsed(), thread_time().saturating_sub(used));
@@ -187,14 +189,14 @@ impl Inflaters {
         }
     }
 
-    /// How long work that nobody waits for was kept waiting by others for each moment that it had a core, the last
-    /// time: zero on an idle machine.
+    /// How long background work last waited for a core, for each moment that it had one: zero on an idle machine.
     pub(super) fn crowd(&self) -> f64 {
         f64::from(self.crowd.load(Ordering::Relaxed)) / CROWD_UNIT
     }
 
-    /// The oldest job that a reader waits for, or is likely to, else the oldest, when there is room for it.
-    fn take(&self) -> Option<Taken> {
+    /// Takes the oldest awaited job, else the oldest that is likely to be awaited, else the oldest, when there is
+    /// room for it.
+    fn take(&self) -> Option<TakenJob> {
         let mut jobs = self.jobs.lock();
         if jobs.running >= 2 * self.cores {
             return None;
@@ -211,7 +213,7 @@ impl Inflaters {
         jobs.running += 1;
         jobs.idle += usize::from(is_idle);
         jobs.bytes += bytes;
-        Some(Taken { job, is_idle, bytes })
+        Some(TakenJob { job, is_idle, bytes })
     }
 }
 
@@ -225,15 +227,15 @@ fn crowd(passed: Duration, used: Duration) -> u32 {
     (waited / used.as_secs_f64().max(1e-6) * CROWD_UNIT) as u32
 }
 
-/// One job's part of the counts; given back when dropped, also in a panic.
-struct Counted<'a> {
+/// One job's part of the counts; subtracted when dropped, also in a panic.
+struct JobCount<'a> {
     inflaters: &'a Inflaters,
-    /// Where it was begun with nobody waiting.
+    /// The thread, if the job had no reader when it was taken.
     thread: Option<Pid>,
     bytes: u64,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for JobCount<'_> {
     fn drop(&mut self) {
         let mut jobs = self.inflaters.jobs.lock();
         jobs.running -= 1;
@@ -245,12 +247,15 @@ impl Drop for Counted<'_> {
         if let Err(error) = setpriority_process(None, self.inflaters.nice)
             && self.inflaters.may_give_way.swap(false, Ordering::Relaxed)
         {
-            tracing::warn!(%error, "fill takes as much of a core as readers do; CAP_SYS_NICE is missing");
+            tracing::warn!(
+                %error,
+                "background work cannot give way to readers on the processor: the daemon lacks CAP_SYS_NICE"
+            );
         }
     }
 }
 
-/// The outcome of a job whose thread went without a word.
+/// The outcome of a job whose thread ended without one.
 pub(super) fn lost(_: oneshot::error::RecvError) -> Error {
     Error::new(ErrorKind::Io, "inflate span: its thread was lost")
 }

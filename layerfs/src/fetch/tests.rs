@@ -1,4 +1,4 @@
-//! What a wish tells those who wished.
+//! What a request tells its sink.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use oci::testing::BlobFault;
 use tokio::sync::mpsc;
 use ztoc::{SpanId, Ztoc};
 
-use super::{Landing, Priority, Source, Wish};
+use super::{FetchRequest, Priority, Source, SpanSink};
 use crate::{
     Error,
     testing::{Tar, engine, made, noise},
 };
 
-/// Notes what lands, and whether it is there.
+/// Notes each end of a span, and whether it landed.
 #[derive(Debug)]
 struct Notes(mpsc::UnboundedSender<(u32, bool)>);
 
-impl Landing for Notes {
+impl SpanSink for Notes {
     fn is_awaited(&self, _: SpanId) -> bool {
         false
     }
@@ -31,9 +31,10 @@ impl Landing for Notes {
     }
 }
 
-/// A span that landed may have been evicted and claimed anew: an error for it would be another's.
+/// A span that landed may have been evicted and claimed again; its request must not end it a second time with an
+/// error.
 #[tokio::test]
-async fn every_span_of_a_wish_lands_once_whatever_becomes_of_the_rest() {
+async fn every_span_of_a_request_ends_once_also_when_others_fail() {
     let made = made(&Tar::default().file("f", &noise(1, 400_000)).end());
     let ztoc = Arc::new(Ztoc::from_vec(made.ztoc).unwrap());
     let first = ztoc.spans().compressed(SpanId(1)).end.0;
@@ -41,8 +42,8 @@ async fn every_span_of_a_wish_lands_once_whatever_becomes_of_the_rest() {
     made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::NotFound));
     let (notes, mut noted) = mpsc::unbounded_channel();
     let spans = 0..ztoc.spans().len();
-    let (sources, landing) = (vec![Source::new("origin", made.blob.clone())], Arc::new(Notes(notes)));
-    engine().wish(Wish { sources, ztoc, spans: spans.clone(), priority: Priority::Demand, landing });
+    let (sources, sink) = (vec![Source::new("origin", made.blob.clone())], Arc::new(Notes(notes)));
+    engine().fetch(FetchRequest { sources, ztoc, spans: spans.clone(), priority: Priority::Demand, sink });
     let mut found = Vec::new();
     while let Some(note) = noted.recv().await {
         found.push(note);

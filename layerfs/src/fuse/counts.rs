@@ -1,10 +1,10 @@
-//! How often the kernel asked for what. The whole design rests on few messages; this is what shows that they are.
+//! How often the kernel made which request. The design relies on few messages; these counts show that they are few.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What is counted: kinds of requests, and reads that had to wait for bytes.
+/// Kinds of requests; a read that had to wait for bytes is counted as a late read, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum RequestKind {
     Lookup,
     Getattr,
     Readlink,
@@ -22,7 +22,7 @@ pub(crate) enum Asked {
 
 const KINDS: usize = NAMES.len();
 
-/// As a metric's label has them, in the order of [`Asked`].
+/// Values of the metric's label, in the order of [`RequestKind`].
 const NAMES: [&str; 13] = [
     "lookup",
     "getattr",
@@ -39,25 +39,25 @@ const NAMES: [&str; 13] = [
     "listxattr",
 ];
 
-/// Counted by the door, in the order of [`Asked`].
+/// Requests that the door has answered, in the order of [`RequestKind`].
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     asked: [AtomicU64; KINDS],
     /// Bytes of the largest read.
     largest_read: AtomicU32,
-    /// Requests of this kind panic, for tests of what happens then; 0 is none.
+    /// Requests of this kind panic, so that tests see the outcome; 0 is none.
     #[cfg(test)]
     trap: AtomicU64,
 }
 
 impl Counts {
-    pub(super) fn note(&self, asked: Asked) {
+    pub(super) fn note(&self, asked: RequestKind) {
         self.asked[asked as usize].fetch_add(1, Ordering::Relaxed);
         #[cfg(test)]
         self.spring(asked);
     }
 
-    /// By the name of the request. A read that has to wait counts as a late one, too.
+    /// The counts by the name of the request.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
         NAMES.into_iter().zip(&self.asked).map(|(name, asked)| (name, asked.load(Ordering::Relaxed)))
     }
@@ -69,7 +69,7 @@ impl Counts {
 
 #[cfg(test)]
 impl Counts {
-    pub(crate) fn of(&self, asked: Asked) -> u64 {
+    pub(crate) fn of(&self, asked: RequestKind) -> u64 {
         self.asked[asked as usize].load(Ordering::Relaxed)
     }
 
@@ -78,11 +78,11 @@ impl Counts {
     }
 
     /// From now on requests of this kind panic.
-    pub(crate) fn trap(&self, asked: Option<Asked>) {
+    pub(crate) fn trap(&self, asked: Option<RequestKind>) {
         self.trap.store(asked.map_or(0, |asked| asked as u64 + 1), Ordering::Relaxed);
     }
 
-    fn spring(&self, asked: Asked) {
+    fn spring(&self, asked: RequestKind) {
         let is_trap = self.trap.load(Ordering::Relaxed) == asked as u64 + 1;
         assert!(!is_trap, "a test wants {asked:?} to panic");
     }

@@ -1,15 +1,14 @@
-//! The first message on a connection, by hand: the kernel's INIT, our answer to it, and the copy of it for a process
-//! that comes later.
+//! FUSE_INIT by hand: the kernel's request, the reply to it, and a copy of the request for a later process.
 //!
-//! The kernel asks once in the life of a connection, and what was agreed then cannot be changed afterwards. So
-//! who mounts answers, keeps what was agreed ([`Parameters`]), and gives it to each process that serves; the
-//! library that serves wants to be asked, so it is asked again, by us, with no more on offer than was agreed. Bytes in,
-//! values out: no descriptor here.
+//! The kernel sends it once in the life of a connection, and what is agreed cannot be changed afterwards. The process
+//! that mounts replies, keeps the agreed [`Parameters`], and hands them to each process that serves. The library that
+//! serves expects the request, so it gets a copy that offers no more than was agreed. Bytes in, values out: no
+//! descriptor here.
 
 use fuser::{InitFlags, KernelConfig};
 use serde::{Deserialize, Serialize};
 
-/// What is asked for, where the kernel has it. Every process asks for the same.
+/// Features that every process asks for, where the kernel has them.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
@@ -21,22 +20,22 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_HAS_RESEND);
 /// Fewer, larger reads; the kernel allows 1 MiB without a sysctl.
 pub(crate) const LARGEST_READ: u32 = 1 << 20;
-/// As high as it goes: reads of what is there hang behind reads that wait, once this many wait.
+/// The maximum: once this many reads wait for bytes, reads of stored bytes wait behind them.
 const MAX_BACKGROUND: u16 = u16::MAX;
-/// From here on the kernel calls the connection congested; three quarters, as everywhere.
+/// From this many on the kernel calls the connection congested; three quarters, as by default.
 const CONGESTED: u16 = (MAX_BACKGROUND as u32 * 3 / 4) as u16;
 
 const MAJOR: u32 = 7;
 /// The newest minor version that `fuser` writes replies for.
 const MINOR: u32 = 40;
-/// From here on INIT has the layout below.
+/// From this version on INIT has the layout below.
 const OLDEST_MINOR: u32 = 23;
 const INIT: u32 = 26;
 const REQUEST_HEADER: usize = 40;
 const REPLY_HEADER: usize = 16;
 const INIT_IN: usize = 64;
 const INIT_OUT: usize = 64;
-/// The number of the request that we put ourselves.
+/// The number of the copied request.
 pub(crate) const OWN: u64 = 1;
 
 /// A notification: put every request that was read and not answered back into the queue. Since Linux 6.9.
@@ -51,8 +50,8 @@ pub(crate) const RESEND: [u8; 16] = {
     message
 };
 
-/// What was agreed with the kernel when the connection was made: all that a process needs to take it over, beside
-/// the descriptor.
+/// The parameters agreed with the kernel when the connection was made: all that a process needs beside the
+/// descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameters {
     /// The kernel's version of the protocol.
@@ -60,7 +59,7 @@ pub struct Parameters {
     minor: u32,
     /// As the kernel offered it.
     max_readahead: u32,
-    /// What we want and the kernel has.
+    /// The features that were wanted and that the kernel has.
     flags: u32,
     flags2: u32,
 }
@@ -70,18 +69,18 @@ impl Parameters {
         InitFlags::from_bits_retain(u64::from(self.flags) | u64::from(self.flags2) << 32)
     }
 
-    /// Whether requests that a dead process had taken can be had back.
+    /// Whether the kernel can queue again the requests that a dead process took.
     pub(crate) fn can_resend(&self) -> bool {
         self.flags().contains(InitFlags::FUSE_HAS_RESEND)
     }
 
-    /// Features that we want and the kernel does not have.
+    /// Wanted features that the kernel lacks.
     pub(crate) fn lacks(&self) -> InitFlags {
         WANTED - self.flags()
     }
 }
 
-/// Reads the kernel's request: its number, and what is agreed. `None`: it is no INIT, or one that is too old.
+/// Reads the kernel's request: its number, and the agreed parameters. `None`: it is no INIT, or one that is too old.
 pub(crate) fn agree(request: &[u8]) -> Option<(u64, Parameters)> {
     let (header, body) = request.split_at_checked(REQUEST_HEADER)?;
     let (major, minor) = (word(body, 0)?, word(body, 1)?);
@@ -104,7 +103,7 @@ pub(crate) fn agree(request: &[u8]) -> Option<(u64, Parameters)> {
     Some((unique, parameters))
 }
 
-/// The answer to the kernel.
+/// The reply to the kernel.
 pub(crate) fn answer(unique: u64, agreed: &Parameters) -> Vec<u8> {
     let max_readahead = agreed.max_readahead.min(LARGEST_READ);
     let pages = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
@@ -122,7 +121,7 @@ pub(crate) fn answer(unique: u64, agreed: &Parameters) -> Vec<u8> {
     message
 }
 
-/// The question as the kernel put it, with no more on offer than was agreed.
+/// A copy of the kernel's request that offers no more than was agreed.
 pub(crate) fn question(agreed: &Parameters) -> Vec<u8> {
     let mut message = Vec::with_capacity(REQUEST_HEADER + INIT_IN);
     words(&mut message, &[(REQUEST_HEADER + INIT_IN) as u32, INIT]);
@@ -133,7 +132,7 @@ pub(crate) fn question(agreed: &Parameters) -> Vec<u8> {
     message
 }
 
-/// What the library that serves says when it is asked; the same as [`answer`].
+/// Configures the library that serves, so that its reply is that of [`answer`].
 pub(super) fn configure(config: &mut KernelConfig) {
     let _ = config.add_capabilities(WANTED & config.capabilities());
     let _ = config.set_max_write(LARGEST_READ);
@@ -161,7 +160,7 @@ fn halves(message: &mut Vec<u8>, halves: &[u16]) {
 mod tests {
     use super::*;
 
-    /// As a kernel sends it, with this on offer.
+    /// A request as a kernel sends it, offering these features.
     fn request(minor: u32, offered: u64, length: usize) -> Vec<u8> {
         let kernel = Parameters {
             major: MAJOR,
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_and_on_offer_is_agreed() {
+    fn wanted_features_that_the_kernel_offers_are_agreed() {
         let all = WANTED.bits();
         let extended = InitFlags::FUSE_INIT_EXT.bits();
         let beyond = InitFlags::FUSE_WRITEBACK_CACHE.bits();
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_agreed_is_agreed_again() {
+    fn agreed_parameters_are_agreed_again() {
         let (_, agreed) = agree(&request(40, u64::MAX, 104)).unwrap();
         assert_eq!(agree(&question(&agreed)), Some((OWN, agreed)));
         let stored = serde_json::to_string(&agreed).unwrap();

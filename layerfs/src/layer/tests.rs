@@ -1,4 +1,4 @@
-//! Reads against the plain bytes, with sources that fail and lie, a store that is full, damaged or found again.
+//! Reads compared with the plain bytes: sources that fail and lie, stores that are full, damaged or found again.
 
 mod power;
 mod reference;
@@ -9,10 +9,10 @@ use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 use oci::testing::BlobFault;
 use tempfile::TempDir;
 
-use super::{Answer, Layer};
+use super::{Layer, ReadAnswer};
 use crate::{
-    Error, ErrorKind, LayerId, MinFree, Room, Store,
-    testing::{Made, Tar, engine, made, noise, opened},
+    DiskLimits, Error, ErrorKind, LayerId, MinFree, Store,
+    testing::{Tar, TestLayer, engine, made, noise, opened},
     tree::NodeId,
 };
 
@@ -21,20 +21,20 @@ fn files() -> Vec<(String, Vec<u8>)> {
     (0..8).map(|seed| (format!("f{seed}"), noise(seed + 1, 100_000))).collect()
 }
 
-fn layer_of_files() -> Made {
+fn layer_of_files() -> TestLayer {
     made(&files().iter().fold(Tar::default(), |tar, (name, data)| tar.file(name, data)).end())
 }
 
 fn node(layer: &Layer, name: &str) -> NodeId {
-    layer.lookup(NodeId::ROOT, name.as_bytes()).expect("the file is there")
+    layer.lookup(NodeId::ROOT, name.as_bytes()).expect("the test wrote the file")
 }
 
 async fn read(layer: &Arc<Layer>, name: &str, offset: u64, size: u32) -> Result<Vec<u8>, Error> {
     let outcome = match layer.read(node(layer, name), offset, size) {
-        Answer::Ready(outcome) => outcome,
-        Answer::Later(outcome) => outcome.await,
+        ReadAnswer::Ready(outcome) => outcome,
+        ReadAnswer::Later(outcome) => outcome.await,
     };
-    // A reader has his bytes before the rest of their span is there; who looks at the store wants the rest.
+    // A reader has its bytes before the rest of their span is stored; tests that look at the store need the rest.
     layer.content.spans.settled().await;
     outcome
 }
@@ -47,7 +47,7 @@ async fn assert_whole(layer: &Arc<Layer>) {
 }
 
 fn is_ready(layer: &Layer, name: &str) -> bool {
-    matches!(layer.read(node(layer, name), 0, 1), Answer::Ready(Ok(_)))
+    matches!(layer.read(node(layer, name), 0, 1), ReadAnswer::Ready(Ok(_)))
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn ranges_are_the_files_bytes_cut_at_their_end() {
             );
         }
     }
-    assert!(layer.spans().1 <= 1, "every span but that of the end marker was touched");
+    assert!(layer.spans().1 <= 1, "every span but that of the end marker was read");
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn many_readers_of_one_span_fetch_it_once() {
 }
 
 #[tokio::test]
-async fn faults_that_pass_are_not_noticed() {
+async fn passing_faults_are_not_noticed() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
@@ -131,17 +131,17 @@ async fn a_source_that_refuses_is_an_error_at_once_and_good_again_later() {
 }
 
 #[tokio::test]
-async fn a_layer_without_a_source_says_so() {
+async fn a_layer_without_a_source_is_not_found() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let digest = oci::Digest::sha256(&made.ztoc);
     let layer = Layer::create(&store, &engine(), &made.digest, &digest, &made.ztoc).unwrap();
     assert_eq!(read(&layer, "f1", 0, 10).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]
-async fn fill_brings_everything_and_another_process_finds_it() {
+async fn fill_fetches_every_span_and_another_process_finds_them() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
@@ -150,7 +150,7 @@ async fn fill_brings_everything_and_another_process_finds_it() {
         tokio::task::yield_now().await;
     }
     drop(layer);
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let again = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert_eq!(again.spans().1, 0);
     assert_whole(&again).await;
@@ -158,14 +158,14 @@ async fn fill_brings_everything_and_another_process_finds_it() {
     assert!(Layer::stored(&store, &engine(), &other).unwrap().is_none());
 }
 
-/// The machine went down without a word and came up again.
+/// The machine stopped without an orderly end, and booted again.
 fn another_boot(root: &Path) {
     let boot = root.join("layers/boot");
     let generation = fs::read_to_string(&boot).unwrap().split_once(' ').unwrap().1.to_owned();
     fs::write(boot, format!("another-boot {generation}")).unwrap();
 }
 
-fn layer_folder(root: &Path, made: &Made) -> std::path::PathBuf {
+fn layer_folder(root: &Path, made: &TestLayer) -> std::path::PathBuf {
     root.join("layers/sha256").join(made.digest.hex()).join(oci::Digest::sha256(&made.ztoc).hex())
 }
 
@@ -176,7 +176,7 @@ async fn after_an_unclean_stop_damaged_spans_are_fetched_again() {
     let layer = opened(root.path(), None, &made);
     assert_whole(&layer).await;
     drop(layer);
-    // The machine went down without a word: torn bytes in the middle of the data, another boot.
+    // An unclean stop: torn bytes in the middle of the data, another boot.
     let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
     data.write_all_at(&[0; 5000], 200_000).unwrap();
     another_boot(root.path());
@@ -195,22 +195,22 @@ async fn after_an_unclean_stop_a_damaged_ztoc_is_not_used() {
     ztoc.write_all_at(&[7], 40_000).unwrap();
     another_boot(root.path());
     for _ in 0..2 {
-        let store = Store::open(root.path(), Room::default()).unwrap();
+        let store = Store::open(root.path(), DiskLimits::default()).unwrap();
         assert!(Layer::stored(&store, &engine(), &made.id()).unwrap().is_none());
     }
 }
 
 #[tokio::test]
-async fn an_orderly_stop_is_believed_on_another_boot() {
+async fn after_an_orderly_stop_spans_are_used_on_another_boot() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
     read(&layer, "f0", 0, 1 << 20).await.unwrap();
     let missing = layer.spans().1;
     drop(layer);
-    Store::open(root.path(), Room::default()).unwrap().close().unwrap();
+    Store::open(root.path(), DiskLimits::default()).unwrap().close().unwrap();
     another_boot(root.path());
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let layer = Layer::stored(&store, &engine(), &made.id()).unwrap().unwrap();
     assert!(layer.spans().1 <= missing, "read-ahead may have landed since");
     assert!(is_ready(&layer, "f0"));
@@ -249,7 +249,7 @@ async fn the_store_keeps_its_limit_and_every_read_is_right() {
 async fn a_layer_without_a_ztoc_is_streamed_whole() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let gzip = ztoc::Compression::Gzip;
     made.blob.fail_next(BlobFault::Lie);
     let refused = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await;
@@ -257,13 +257,16 @@ async fn a_layer_without_a_ztoc_is_streamed_whole() {
     made.blob.fail_next(BlobFault::BreakAfter(50_000));
     let refused = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await;
     assert!(refused.is_err());
-    assert!(!root.path().join("layers/sha256").join(made.digest.hex()).exists(), "nothing is left behind");
+    assert!(
+        !root.path().join("layers/sha256").join(made.digest.hex()).exists(),
+        "the layer's folder is gone"
+    );
 
     let layer = Layer::stream(&store, &engine(), "origin", made.blob.clone(), gzip).await.unwrap();
     assert_eq!(layer.spans().1, 0);
     let reads = made.blob.reads().len();
     assert_whole(&layer).await;
-    assert_eq!(made.blob.reads().len(), reads, "nothing is fetched twice");
+    assert_eq!(made.blob.reads().len(), reads, "no byte is fetched twice");
     drop(layer);
     let own = LayerId { layer: made.digest, ztoc: None };
     let again = Layer::stored(&store, &engine(), &own).unwrap().unwrap();
@@ -278,13 +281,13 @@ async fn a_table_of_files_that_lies_about_a_file_is_an_error_for_that_file() {
     let other = Tar::default().file("a", &noise(1, 3000)).file("c", &noise(2, 3000)).end();
     let (honest, other) = (made(&honest), made(&other));
     let mut lying = other.ztoc.clone();
-    // `other`'s blob with `honest`'s table: what a wrong index by hand would be, digests made to fit.
+    // The blob of `other` with the table of `honest`, with digests that fit: a wrong index that a user named.
     let swap = |bytes: &mut Vec<u8>| {
         let at = bytes.windows(8).rposition(|run| run == b"\x01\0\0\0c\0\0\0").unwrap();
         bytes[at + 4] = b'b';
     };
     swap(&mut lying);
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let digest = oci::Digest::sha256(&lying);
     let layer = Layer::create(&store, &engine(), &other.digest, &digest, &lying).unwrap();
     layer.add_source("origin", other.blob.clone());
@@ -294,20 +297,20 @@ async fn a_table_of_files_that_lies_about_a_file_is_an_error_for_that_file() {
 }
 
 #[test]
-fn a_ztoc_that_is_none_is_refused() {
+fn bytes_that_are_no_ztoc_are_refused() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let digest = oci::Digest::sha256(b"layer");
     let refused = Layer::create(&store, &engine(), &digest, &oci::Digest::sha256(b"junk"), b"junk");
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
     let id = LayerId { layer: digest, ztoc: Some(oci::Digest::sha256(b"junk")) };
-    assert!(Layer::stored(&store, &engine(), &id).unwrap().is_none(), "nothing of it is kept");
+    assert!(Layer::stored(&store, &engine(), &id).unwrap().is_none(), "no ztoc is stored");
 }
 
 #[tokio::test]
-async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
+async fn spans_not_proven_by_the_first_process_are_proven_by_the_second() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
@@ -316,8 +319,8 @@ async fn what_was_not_proven_by_the_first_process_is_proven_by_the_second() {
     let data = fs::File::options().write(true).open(layer_folder(root.path(), &made).join("data")).unwrap();
     data.write_all_at(&[0; 1000], 500_000).unwrap();
     another_boot(root.path());
-    // It opens the store and is killed before it comes to the layer.
-    drop(Store::open(root.path(), Room::default()).unwrap());
+    // The second process opens the store and is killed before it opens the layer.
+    drop(Store::open(root.path(), DiskLimits::default()).unwrap());
     let layer = opened(root.path(), None, &made);
     assert_whole(&layer).await;
 }
@@ -333,7 +336,7 @@ async fn after_an_unclean_stop_good_spans_are_not_fetched_again() {
     let reads = made.blob.reads().len();
     let layer = opened(root.path(), None, &made);
     assert_whole(&layer).await;
-    assert_eq!(made.blob.reads().len(), reads, "their checksums hold");
+    assert_eq!(made.blob.reads().len(), reads, "spans with the right checksum are not fetched again");
 }
 
 #[tokio::test]
@@ -343,7 +346,7 @@ async fn a_reader_that_joins_a_fill_does_not_get_its_error() {
     let layer = opened(root.path(), None, &made);
     made.blob.fail_next(BlobFault::Refuse(oci::ErrorKind::Unreachable));
     layer.start_fill();
-    // The test's runtime has one thread: the fill has claimed its run by the time it first waits.
+    // The test's runtime has one thread: the fill has claimed its run when it first waits.
     while made.blob.reads().is_empty() {
         tokio::task::yield_now().await;
     }
@@ -361,12 +364,12 @@ async fn when_one_source_refuses_the_others_are_asked() {
     }
     layer.add_source("another origin", gone.clone());
     assert_eq!(read(&layer, "f1", 0, 100_000).await.unwrap(), files()[1].1);
-    assert!(!gone.reads().is_empty(), "the newest was asked first");
+    assert!(!gone.reads().is_empty(), "the newest source was asked first");
 }
 
 /// Images that share a base come and go, and their repositories with them.
 #[tokio::test]
-async fn however_many_sources_are_gone_the_one_that_is_there_is_asked_and_then_first() {
+async fn the_one_good_source_is_found_among_many_dead_ones_and_asked_first_afterwards() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
@@ -381,10 +384,10 @@ async fn however_many_sources_are_gone_the_one_that_is_there_is_asked_and_then_f
     let asked = || gone.iter().map(|gone| gone.reads().len()).sum::<usize>();
     assert_eq!(read(&layer, "f1", 0, 100_000).await.unwrap(), files()[1].1);
     let before = asked();
-    assert!(before >= gone.len(), "each of them");
+    assert!(before >= gone.len(), "each dead source was asked");
     assert_eq!(read(&layer, "f5", 0, 100_000).await.unwrap(), files()[5].1);
-    assert_eq!(asked(), before, "they are the last to be asked now");
-    // Those that nothing is from any more are forgotten, but never the last.
+    assert_eq!(asked(), before, "failing sources are asked last now");
+    // Sources of removed images are forgotten, but never the last one.
     (0..20).for_each(|number| layer.remove_source(&format!("host/gone{number}")));
     let origins = || layer.status().sources.into_iter().map(|source| source.origin).collect::<Vec<_>>();
     assert_eq!(origins(), ["origin"]);
@@ -424,7 +427,7 @@ async fn readers_of_a_store_that_is_far_too_small_are_always_right() {
 async fn a_disk_with_too_little_room_is_not_filled_and_every_read_is_right() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
-    let room = Room { min_free: MinFree::Bytes(u64::MAX), ..Room::default() };
+    let room = DiskLimits { min_free: MinFree::Bytes(u64::MAX), ..DiskLimits::default() };
     let store = Store::open(root.path(), room).unwrap();
     let ztoc = oci::Digest::sha256(&made.ztoc);
     let layer = Layer::create(&store, &engine(), &made.digest, &ztoc, &made.ztoc).unwrap();
@@ -438,7 +441,7 @@ async fn a_disk_with_too_little_room_is_not_filled_and_every_read_is_right() {
 }
 
 #[tokio::test]
-async fn what_is_wanted_and_does_not_come_stays_wanted() {
+async fn wanted_spans_stay_wanted_after_a_failed_request() {
     let root = TempDir::new().unwrap();
     let made = layer_of_files();
     let layer = opened(root.path(), None, &made);
@@ -448,11 +451,11 @@ async fn what_is_wanted_and_does_not_come_stays_wanted() {
     while layer.spans().1 > all - 2 {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    assert!(made.blob.reads().len() > 1, "the first was refused");
+    assert!(made.blob.reads().len() > 1, "the first request was refused");
 }
 
 #[tokio::test]
-async fn what_is_wanted_comes_and_nothing_else() {
+async fn wanted_spans_are_fetched_and_no_others() {
     let root = TempDir::new().unwrap();
     let layer = opened(root.path(), None, &layer_of_files());
     let (all, _) = layer.spans();
@@ -460,7 +463,7 @@ async fn what_is_wanted_comes_and_nothing_else() {
     while layer.spans().1 > all - 4 {
         tokio::task::yield_now().await;
     }
-    // A span more would be on its way by now: the four came in three requests.
+    // One more span would be under way by now: the four spans were fetched in three requests.
     layer.want([0..=0]);
     while layer.spans().1 > all - 5 {
         tokio::task::yield_now().await;
@@ -469,23 +472,23 @@ async fn what_is_wanted_comes_and_nothing_else() {
 }
 
 #[test]
-fn a_store_that_cannot_note_what_is_in_doubt_keeps_nothing_and_vouches_for_nothing() {
+fn a_store_that_cannot_note_its_generation_stores_nothing_and_leaves_no_clean_mark() {
     let root = TempDir::new().unwrap();
-    let open = |boot: &str| Store::open_on(root.path(), Room::default(), boot, Arc::default()).unwrap();
+    let open = |boot: &str| Store::open_on(root.path(), DiskLimits::default(), boot, Arc::default()).unwrap();
     let (boot, clean) = (root.path().join("layers/boot"), root.path().join("layers/clean"));
     drop(open("one"));
     let noted = fs::read(&boot).unwrap();
-    // A disk that is full, as far as this note is concerned. After a crash of the process alone nothing is to be noted.
+    // For this note the disk is full. After a crash of the process alone there is nothing to note.
     let in_the_way = root.path().join(format!("layers/boot.new{}", std::process::id()));
     fs::create_dir(&in_the_way).unwrap();
     open("one").close().unwrap();
     assert!(clean.exists());
     fs::remove_file(&clean).unwrap();
-    // The machine has crashed: what is there is in doubt, and stays so for whoever comes next.
+    // The machine has crashed: the stored layers are in doubt, and stay so for the next start.
     let store = open("two");
     let layer = LayerId { layer: oci::Digest::sha256(b"layer"), ztoc: None };
     let put = store.layer(&layer).unwrap().put_ztoc(b"ztoc", &oci::Digest::sha256(b"ztoc"));
-    assert!(put.is_err(), "nothing is kept");
+    assert!(put.is_err(), "the store writes nothing");
     store.close().unwrap();
     assert!(!clean.exists());
     assert_eq!(fs::read(&boot).unwrap(), noted);

@@ -1,9 +1,12 @@
 //! A span that has arrived: verified, inflated and stored piece by piece.
 //!
-//! The pieces are small enough to stay in a processor's cache between inflating, checksum and copy to the kernel, and
-//! who waits for the beginning of a span reads it as soon as that lies on the disk. What cannot be stored (no
-//! room, or what is stored there cannot be read) is handed in memory to those who wait. Whatever happens, also a
-//! panic, the flight ends.
+//! The pieces are small enough to stay in a processor's cache between inflating, checksum and copy to the kernel. A
+//! reader that wants the beginning of a span reads it as soon as it is on disk. A span that cannot be stored (the
+//! disk is full, or has lost this span before) is handed to its readers in memory. Every flight ends, also after a
+//! panic.
+//!
+//! A request ends only the flights that it claimed itself. It may outlive them: a copy of a span can arrive a second
+//! time, or a failure be noticed late, when the span has been evicted and another request fetches it.
 
 use std::sync::Arc;
 
@@ -11,73 +14,91 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 use ztoc::{Inflating, SpanId};
 
-use super::{Flight, Outcome, Spans};
+use super::{SpanOutcome, Spans, claim::Claim, table::Flight};
 use crate::{
     error::{Error, ErrorKind},
-    fetch::Landing,
+    fetch::SpanSink,
     metrics::Tally,
 };
 
-/// Inflated and stored at a time.
+/// Bytes that are inflated and stored at a time.
 const PIECE: usize = 256 << 10;
-/// Behind the last span: the padding of a tar's last record. What has more is not compared as a whole.
-const MAX_TAIL: u64 = 1 << 20;
+/// Bytes that are stored behind the last span: the padding of a tar's last record. The diff ID of a layer with more
+/// padding is not checked.
+pub(super) const MAX_TAIL: u64 = 1 << 20;
 
-impl Landing for Spans {
+/// What one request delivers to: a run of spans of one layer, and their flights.
+#[derive(Debug)]
+pub(super) struct RequestSink {
+    spans: Arc<Spans>,
+    claims: Vec<Claim>,
+}
+
+impl RequestSink {
+    pub(super) fn new(spans: Arc<Spans>, claims: Vec<Claim>) -> Self {
+        Self { spans, claims }
+    }
+
+    /// The flight that this request claimed, unless it ends or has ended already. The caller has to end it.
+    fn begin_landing(&self, span: SpanId) -> Option<&Arc<Flight<SpanOutcome>>> {
+        // Neighbors, in order.
+        let first = self.claims.first()?.span;
+        let claim = self.claims.get(span.0.checked_sub(first)? as usize)?;
+        claim.flight.begin_landing().then_some(&claim.flight)
+    }
+}
+
+impl SpanSink for RequestSink {
     fn is_awaited(&self, span: SpanId) -> bool {
-        // Who waits has it pinned.
-        self.table.is_pinned(span.0)
+        // A reader that waits has it pinned.
+        self.spans.table.is_pinned(span.0)
     }
 
     fn land(&self, span: SpanId, compressed: &[u8]) -> Result<(), Error> {
-        let _at = self.files.store().at(self.files.id().mark());
-        let to_the_end =
-            if self.is_last(span) { self.ztoc.inflating_to_the_end(compressed, MAX_TAIL).ok() } else { None };
-        let inflating = to_the_end.map_or_else(|| self.ztoc.inflating(span, compressed), Ok);
-        let inflating = inflating.map_err(|error| self.wrong(span, error))?;
-        let Some(flight) = self.table.first(span.0) else {
-            return Ok(()); // it came a second time
-        };
-        let mut ending = Ending { spans: self, span, outcome: None };
-        let outcome = self.store(span, inflating, &flight, compressed);
-        let counters = self.engine.counters();
+        let spans = &self.spans;
+        let _noted = spans.files.store().note(spans.files.id().mark());
+        let inflating = spans.inflating(span, compressed)?;
+        let Some(flight) = self.begin_landing(span) else { return Ok(()) };
+        let mut end = FlightEnd { spans, span, outcome: None };
+        let outcome = spans.store(span, inflating, flight, compressed);
+        let counters = spans.engine.counters();
         match &outcome {
             Ok(None) => counters.stored.add(1),
             Ok(Some(_)) => counters.unstored.add(1),
             Err(_) => counters.wrong.add(1),
         }
-        ending.outcome = Some(outcome);
+        end.outcome = Some(outcome);
         Ok(())
     }
 
     fn tally(&self) -> Option<&Tally> {
-        Some(&self.tally)
+        Some(&self.spans.tally)
     }
 
     fn fail(&self, span: SpanId, error: Error) {
-        if self.table.first(span.0).is_some() {
-            self.settle(span, Err(error));
+        if self.begin_landing(span).is_some() {
+            self.spans.settle(span, Err(error));
         }
     }
 }
 
-/// The end of a flight, which comes in any case.
-struct Ending<'a> {
-    spans: &'a Spans,
-    span: SpanId,
-    outcome: Option<Outcome>,
+/// Ends a flight when dropped, also in a panic.
+pub(super) struct FlightEnd<'a> {
+    pub(super) spans: &'a Spans,
+    pub(super) span: SpanId,
+    pub(super) outcome: Option<SpanOutcome>,
 }
 
-impl Drop for Ending<'_> {
+impl Drop for FlightEnd<'_> {
     fn drop(&mut self) {
-        let panicked = || Err(Error::new(ErrorKind::Io, "store a span: something of ours panicked"));
+        let panicked = || Err(Error::new(ErrorKind::Io, "store a span: the storing thread panicked"));
         self.spans.settle(self.span, self.outcome.take().unwrap_or_else(panicked));
     }
 }
 
-/// Why a span did not get onto the disk.
-enum Unstored {
-    /// The stream is not what the ztoc says, and never will be.
+/// Why a span is not on disk.
+enum StoreFailure {
+    /// The compressed bytes do not inflate to what the ztoc says.
     Wrong(ztoc::Error),
     Disk(std::io::Error),
 }
@@ -87,26 +108,39 @@ impl Spans {
         Error::ztoc(format!("verify span {span} of layer {}", self.files.id()), error)
     }
 
+    /// Verifies the digest of a span. The last span is inflated to the end of the stream where that is possible.
+    fn inflating<'a>(&'a self, span: SpanId, compressed: &'a [u8]) -> Result<Inflating<'a>, Error> {
+        if self.is_last(span)
+            && let Ok(to_the_end) = self.ztoc.inflating_to_the_end(compressed, MAX_TAIL)
+        {
+            return Ok(to_the_end);
+        }
+        self.ztoc.inflating(span, compressed).map_err(|error| self.wrong(span, error))
+    }
+
     fn store(
         &self,
         span: SpanId,
         inflating: Inflating<'_>,
-        flight: &Arc<Flight<Outcome>>,
+        flight: &Flight<SpanOutcome>,
         compressed: &[u8],
-    ) -> Outcome {
-        if !self.is_unreadable(span.0) {
+    ) -> SpanOutcome {
+        if !self.damage.is_unreadable(span.0) {
             let to_the_end = inflating.is_to_the_end();
             let mut stored = self.store_pieces(span, inflating, flight);
-            if to_the_end && matches!(stored, Err(Unstored::Wrong(_))) {
-                // Perhaps only behind it, in what came together with its last bytes.
-                let alone = self.ztoc.inflating(span, compressed).map_err(Unstored::Wrong);
+            if to_the_end && matches!(stored, Err(StoreFailure::Wrong(_))) {
+                // Perhaps only the bytes behind the span are wrong, which arrived together with its last bytes.
+                let alone = self.ztoc.inflating(span, compressed).map_err(StoreFailure::Wrong);
                 stored = alone.and_then(|alone| self.store_pieces(span, alone, flight));
             }
             match stored {
                 Ok(()) => return Ok(None),
-                Err(Unstored::Wrong(error)) => return Err(self.wrong(span, error)),
-                Err(Unstored::Disk(error)) => {
-                    tracing::warn!(layer = %self.files.id(), span = span.0, %error, "store span; served unstored");
+                Err(StoreFailure::Wrong(error)) => return Err(self.wrong(span, error)),
+                Err(StoreFailure::Disk(error)) => {
+                    tracing::warn!(
+                        layer = %self.files.id(), span = span.0, %error,
+                        "a span cannot be stored; its readers get it from memory"
+                    );
                 }
             }
         }
@@ -119,11 +153,11 @@ impl Spans {
         &self,
         span: SpanId,
         mut inflating: Inflating<'_>,
-        flight: &Flight<Outcome>,
-    ) -> Result<(), Unstored> {
+        flight: &Flight<SpanOutcome>,
+    ) -> Result<(), StoreFailure> {
         let length = self.length(span);
         let start = self.range(span).start;
-        let (mut checksum, mut came) = (Xxh3::new(), 0);
+        let (mut checksum, mut stored) = (Xxh3::new(), 0);
         let mut piece = Vec::with_capacity(PIECE);
         let mut more = true;
         let mut tail_known = inflating.is_to_the_end();
@@ -131,23 +165,20 @@ impl Spans {
             piece.clear();
             more = match inflating.more(&mut piece) {
                 Ok(more) => more,
-                // What follows the span is no file's.
-                Err(_) if came + piece.len() as u64 >= length => {
+                // The span is complete; no file has bytes behind it.
+                Err(_) if stored + piece.len() as u64 >= length => {
                     tail_known = false;
                     false
                 }
-                Err(error) => return Err(Unstored::Wrong(error)),
+                Err(error) => return Err(StoreFailure::Wrong(error)),
             };
-            self.files.put_piece(start + came, &piece).map_err(Unstored::Disk)?;
-            let own = usize::try_from(length.saturating_sub(came)).unwrap_or(usize::MAX).min(piece.len());
+            self.files.put_piece(start + stored, &piece).map_err(StoreFailure::Disk)?;
+            let own = usize::try_from(length.saturating_sub(stored)).unwrap_or(usize::MAX).min(piece.len());
             checksum.update(&piece[..own]);
-            came += piece.len() as u64;
-            flight.advance(came.min(length));
+            stored += piece.len() as u64;
+            flight.advance(stored.min(length));
         }
-        let tail = Some(came.saturating_sub(length)).filter(|_| tail_known);
-        self.files.put_record(span, checksum.digest(), tail).map_err(Unstored::Disk)
+        let tail = Some(stored.saturating_sub(length)).filter(|_| tail_known);
+        self.files.put_record(span, checksum.digest(), tail).map_err(StoreFailure::Disk)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,8 +1,9 @@
-//! The table of spans under a scheduler that chooses, at random, which thread goes on at every lock and every atomic.
+//! The table of spans under a scheduler that chooses, at random, which thread runs next at every lock and every
+//! atomic.
 //!
-//! It is the very file `table.rs`, compiled a second time over the scheduler's locks. What others do around it is
-//! played by a few lines here: readers that pin, claim and wait, flights that end well, badly or twice, eviction,
-//! damage, proof. Should a waiter be lost the scheduler sees that nobody can go on, and says so.
+//! It is the very file `table.rs`, compiled a second time over the scheduler's locks. A few lines here stand for
+//! the rest of the crate: readers that pin, claim and wait, flights that land, fail or end twice, eviction, damage,
+//! proof. When a waiting reader is never woken, the scheduler sees that no thread can go on, and fails the test.
 
 mod sync {
     pub(super) use shuttle::sync::{
@@ -40,8 +41,8 @@ use shuttle::{
     thread,
 };
 
-use super::state::{self, State, Word};
-use table::{Reached, Table};
+use super::state::{self, SpanState, Word};
+use table::{Flight, Reached, Table};
 
 const SCHEDULES: usize = 2_000;
 const SPANS: u32 = 3;
@@ -49,35 +50,35 @@ const SPANS: u32 = 3;
 const LENGTH: u64 = 2;
 
 /// How a flight ended: well or not.
-type Outcome = Result<(), ()>;
+type FlightResult = Result<(), ()>;
 
-/// A layer's folder as far as the table's rules are about it. These atomics are no places to change threads at: they
-/// look on.
+/// A layer's folder, as far as the table's rules are about it. The scheduler does not switch threads at these
+/// atomics: they only observe.
 struct World {
-    table: Table<Outcome>,
-    /// By span: how many of its bytes are there, the others are a hole.
+    table: Table<FlightResult>,
+    /// By span: how many of its bytes are stored; the others are a hole.
     on_disk: Vec<AtomicU64>,
-    /// By span: somebody is bringing it, taking it away or comparing it.
+    /// By span: a thread fetches, evicts or compares it.
     held: Vec<AtomicBool>,
 }
 
 impl World {
-    fn new(states: [State; SPANS as usize]) -> Arc<Self> {
+    fn new(states: [SpanState; SPANS as usize]) -> Arc<Self> {
         Arc::new(Self {
             table: Table::new(states.into_iter()),
             on_disk: states
                 .iter()
-                .map(|state| AtomicU64::new(if *state == State::Empty { 0 } else { LENGTH }))
+                .map(|state| AtomicU64::new(if *state == SpanState::Empty { 0 } else { LENGTH }))
                 .collect(),
             held: states.iter().map(|_| AtomicBool::new(false)).collect(),
         })
     }
 
     fn hold(&self, span: u32) {
-        assert!(!self.held[span as usize].swap(true, SeqCst), "span {span} has two who claimed it");
+        assert!(!self.held[span as usize].swap(true, SeqCst), "span {span} is claimed twice");
     }
 
-    fn end(&self, span: u32, outcome: Outcome) {
+    fn end(&self, span: u32, outcome: FlightResult) {
         assert!(self.held[span as usize].swap(false, SeqCst), "span {span} ends twice");
         self.table.end(span, outcome.is_ok()).expect("it was under way").tell(outcome);
     }
@@ -86,10 +87,10 @@ impl World {
         self.on_disk[span as usize].load(SeqCst) == LENGTH
     }
 
-    /// Lands a span, or fails to; what comes second is ignored.
-    fn land(&self, span: u32, outcome: Outcome) {
-        if let Some(flight) = self.table.first(span) {
-            // What is there already is written once more: the same bytes.
+    /// Lands a span, or fails to; a second end of the same flight is ignored.
+    fn land(&self, span: u32, flight: &Flight<FlightResult>, outcome: FlightResult) {
+        if flight.begin_landing() {
+            // Stored bytes are written once more: they are the same.
             self.on_disk[span as usize].fetch_max(1, SeqCst);
             flight.advance(1);
             thread::yield_now();
@@ -110,7 +111,7 @@ impl World {
         }
     }
 
-    /// What cannot be read is struck off; its bytes stay where they are.
+    /// A span that cannot be read becomes absent; its bytes stay where they are.
     fn damage(&self, span: u32) {
         if self.table.take(span, Word::damage) {
             self.hold(span);
@@ -127,10 +128,19 @@ impl World {
         }
     }
 
-    /// Reads when everything is there; what is pinned and there stays there.
+    /// Hashes a ready span, as the check of a diff ID does: no use of the span, and no hole under it.
+    fn hash(&self, span: u32) {
+        let _pin = self.table.hold(span..span + 1);
+        if self.table.state(span) == SpanState::Ready {
+            thread::yield_now();
+            assert!(self.is_on_disk(span), "a hole under the hash");
+        }
+    }
+
+    /// Reads when every span is ready; a pinned span stays ready.
     fn read_ready(&self, range: &Range<u32>) -> bool {
         let _pins = self.table.pin(range.clone());
-        if !range.clone().all(|span| self.table.state(span) == State::Ready) {
+        if !range.clone().all(|span| self.table.state(span) == SpanState::Ready) {
             return false;
         }
         for _ in 0..2 {
@@ -140,7 +150,7 @@ impl World {
         true
     }
 
-    /// As `Spans::read` has it. What it claims is brought by threads of their own, each span once or twice.
+    /// As `Spans::read` does it. Threads of their own fetch the claimed spans, each span once or twice.
     fn read(self: &Arc<Self>, range: &Range<u32>) {
         let _pins = self.table.pin(range.clone());
         let mut landings = Vec::new();
@@ -155,11 +165,11 @@ impl World {
                         waits.push((span, flight));
                     } else if let Some(flight) = claims.claim(span) {
                         self.hold(span);
-                        waits.push((span, flight));
-                        claimed.push(span);
+                        waits.push((span, flight.clone()));
+                        claimed.push((span, flight));
                     } else {
                         let state = self.table.state(span);
-                        assert_ne!(state, State::Filling, "nobody could wait for span {span}");
+                        assert_ne!(state, SpanState::Filling, "no reader could wait for span {span}");
                     }
                 }
             }
@@ -168,11 +178,11 @@ impl World {
                     let (world, claimed) = (self.clone(), claimed.clone());
                     let outcome = if thread_rng().gen_ratio(3, 4) { Ok(()) } else { Err(()) };
                     landings.push(thread::spawn(move || {
-                        claimed.into_iter().for_each(|span| world.land(span, outcome));
+                        claimed.into_iter().for_each(|(span, flight)| world.land(span, &flight, outcome));
                     }));
                 }
             }
-            // Of the last one its beginning is enough.
+            // Of the last span the reader wants the beginning only.
             let wanted = |span| if span + 1 == range.end { 1 } else { LENGTH };
             let mut coming = Vec::new();
             for (span, flight) in waits {
@@ -180,7 +190,7 @@ impl World {
                     coming.push(span);
                 }
             }
-            let is_there = |span| self.table.state(span) == State::Ready || coming.contains(&span);
+            let is_there = |span| self.table.state(span) == SpanState::Ready || coming.contains(&span);
             if range.clone().all(is_there) {
                 for _ in 0..2 {
                     let come = |span: u32| self.on_disk[span as usize].load(SeqCst) >= wanted(span);
@@ -193,7 +203,7 @@ impl World {
         landings.into_iter().for_each(|landing| landing.join().unwrap());
     }
 
-    /// Nothing is under way, and everything adds up.
+    /// No span is under way, and all counts are right.
     fn assert_settled(&self) {
         let claims = self.table.claims();
         let mut missing = 0;
@@ -201,16 +211,16 @@ impl World {
             assert!(claims.under_way(span).is_none() && !self.held[span as usize].load(SeqCst));
             assert!(!self.table.is_pinned(span));
             match self.table.state(span) {
-                State::Ready => assert!(self.is_on_disk(span)),
-                State::Empty | State::Unproven => missing += 1,
-                State::Filling => panic!("span {span} is left under way"),
+                SpanState::Ready => assert!(self.is_on_disk(span)),
+                SpanState::Empty | SpanState::Unproven => missing += 1,
+                SpanState::Filling => panic!("span {span} is still under way"),
             }
         }
         assert_eq!(self.table.missing(), missing);
     }
 }
 
-fn scheduled(states: [State; SPANS as usize]) {
+fn scheduled(states: [SpanState; SPANS as usize]) {
     shuttle::check_random(
         move || {
             let world = World::new(states);
@@ -219,10 +229,10 @@ fn scheduled(states: [State; SPANS as usize]) {
                 let world = world.clone();
                 threads.push(thread::spawn(move || world.read(&range)));
             }
-            for work in [World::evict, World::damage] {
+            for work in [World::evict, World::damage, World::hash] {
                 let world = world.clone();
                 threads.push(thread::spawn(move || {
-                    // Twice: the first time it may only forget that the span was read.
+                    // Twice: the first call may only clear the touched bit.
                     (0..SPANS).chain(0..SPANS).for_each(|span| work(&world, span));
                 }));
             }
@@ -234,11 +244,11 @@ fn scheduled(states: [State; SPANS as usize]) {
 }
 
 #[test]
-fn readers_of_what_is_missing() {
-    scheduled([State::Empty; SPANS as usize]);
+fn readers_of_missing_spans() {
+    scheduled([SpanState::Empty; SPANS as usize]);
 }
 
 #[test]
-fn readers_of_what_is_there_and_of_what_is_doubtful() {
-    scheduled([State::Ready, State::Unproven, State::Ready]);
+fn readers_of_stored_and_of_unproven_spans() {
+    scheduled([SpanState::Ready, SpanState::Unproven, SpanState::Ready]);
 }

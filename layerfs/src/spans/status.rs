@@ -1,28 +1,31 @@
-//! How a layer stands: how much of it is there, where the rest can be had, who waits. Looked at when somebody asks.
+//! The status of a layer: how much of it is on disk, its sources, its counters. Computed when a caller asks.
 
 use oci::Digest;
 use ztoc::SpanId;
 
-use super::{Spans, State};
+use super::{SpanState, Spans};
 use crate::{fetch::Source, metrics::Tally};
 
-/// How a layer stands at one moment. Sizes in bytes.
+/// The state of a layer at one moment. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerStatus {
-    /// As stored in a registry.
+    /// Compressed bytes of the layer, as stored in a registry.
     pub compressed: u64,
+    /// Uncompressed bytes of the layer.
     pub uncompressed: u64,
-    /// Of the compressed bytes, those whose spans are on disk.
+    /// Compressed bytes whose spans are on disk.
     pub fetched: u64,
-    /// Of the uncompressed bytes, those that are on disk.
+    /// Uncompressed bytes on disk.
     pub stored: u64,
+    /// How many spans are in which state.
     pub spans: SpanCounts,
-    /// The one that is asked first in front.
+    /// Sources, the newest first.
     pub sources: Vec<SourceStatus>,
     /// Reads that wait for bytes now.
     pub readers_waiting: u64,
-    /// Of all uncompressed bytes, where that is known.
+    /// Digest of all uncompressed bytes, where it is known.
     pub whole: Option<Digest>,
+    /// Counters since the layer was opened.
     pub counts: LayerCounts,
 }
 
@@ -31,7 +34,7 @@ pub struct LayerStatus {
 pub struct SpanCounts {
     /// Not on disk.
     pub empty: u32,
-    /// On their way.
+    /// Under way.
     pub filling: u32,
     /// On disk.
     pub ready: u32,
@@ -39,7 +42,7 @@ pub struct SpanCounts {
     pub unproven: u32,
 }
 
-/// A place where a layer can be had.
+/// A source of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceStatus {
     /// `HOST/REPOSITORY`.
@@ -48,17 +51,20 @@ pub struct SourceStatus {
     pub failing: Option<String>,
 }
 
-/// What was counted for one layer since it was opened.
+/// Counters of one layer since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LayerCounts {
     /// Reads of its files.
     pub reads: u64,
+    /// Reads that ended with an error.
     pub reads_failed: u64,
+    /// Uncompressed bytes that were read.
     pub read_bytes: u64,
     /// Requests to registries that a reader waited for.
     pub demand_requests: u64,
-    /// Spans that came with nobody waiting, or did not come.
+    /// Background spans that landed.
     pub background_spans: u64,
+    /// Background spans that could not be fetched.
     pub background_failed: u64,
 }
 
@@ -80,18 +86,18 @@ impl Spans {
         let (mut spans, mut fetched, mut stored) = (SpanCounts::default(), 0, 0);
         for span in (0..self.ztoc.spans().len()).map(SpanId) {
             let count = match self.table.state(span.0) {
-                State::Empty => &mut spans.empty,
-                State::Filling => &mut spans.filling,
-                state @ (State::Ready | State::Unproven) => {
+                SpanState::Empty => &mut spans.empty,
+                SpanState::Filling => &mut spans.filling,
+                state @ (SpanState::Ready | SpanState::Unproven) => {
                     fetched += self.compressed(span.0..span.0 + 1);
                     stored += self.length(span);
-                    if state == State::Ready { &mut spans.ready } else { &mut spans.unproven }
+                    if state == SpanState::Ready { &mut spans.ready } else { &mut spans.unproven }
                 }
             };
             *count += 1;
         }
         let compressed = self.ztoc.compressed_size();
-        // Neighbours may share a byte, and headers belong to none.
+        // Neighbors may share a byte, and no span contains the headers.
         let all = spans.empty + spans.filling == 0;
         let fetched = if all { compressed } else { u64::min(fetched, compressed) };
         let source = |source: &Source| SourceStatus {
@@ -106,7 +112,7 @@ impl Spans {
             spans,
             sources: self.sources.read().iter().map(source).collect(),
             readers_waiting: self.tally.waiting(),
-            whole: self.whole(),
+            whole: self.diff_id(),
             counts: LayerCounts::of(&self.tally),
         }
     }

@@ -1,8 +1,10 @@
-//! Where each span is and who waits for it: the words, and the flights of the spans under way.
+//! The state of each span, and the flights of the spans under way.
 //!
-//! A word goes to Filling, and its flight into the table, under one lock; so whoever finds a span Filling under
-//! that lock finds its flight, and whoever finds none finds the new state. Nothing here touches a disk or a network.
-//! The locks come from the module above: `schedules` has this very file with those of a scheduler.
+//! A word goes to Filling, and its flight into the table, under one lock. A thread that finds a span Filling under
+//! that lock finds its flight; a thread that finds no flight finds the new state. The one task that begins the
+//! landing of a flight ends it. Nothing here touches a disk or a network.
+//!
+//! The locks come from the module above: `schedules` compiles this very file over the locks of a scheduler.
 
 use std::{
     collections::HashMap,
@@ -14,13 +16,13 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    state::{State, Word},
+    state::{SpanState, Word},
     sync::{AtomicBool, AtomicU32, Mutex, MutexGuard},
 };
 
 type Flights<T> = HashMap<u32, Arc<Flight<T>>>;
 
-/// All spans of one layer; `T` is how a flight ends.
+/// The spans of one layer; `T` is how a flight ends.
 #[derive(Debug)]
 pub(super) struct Table<T> {
     words: Box<[AtomicU32]>,
@@ -32,82 +34,89 @@ pub(super) struct Table<T> {
 /// A span on its way.
 #[derive(Debug)]
 pub(super) struct Flight<T> {
-    /// Somebody is at its end; what comes second is ignored.
+    /// One task ends it; every other end is ignored.
     landing: AtomicBool,
-    came: Mutex<Came<T>>,
-    /// Told when more has come.
+    progress: Mutex<Progress<T>>,
+    /// Notified when more bytes are stored, and at the end.
     changed: Notify,
 }
 
-/// How far a flight has come.
+/// How far a flight is.
 #[derive(Debug)]
-struct Came<T> {
-    /// Bytes from the span's first on that lie on the disk.
+struct Progress<T> {
+    /// Bytes on disk, from the start of the span.
     bytes: u64,
     outcome: Option<T>,
 }
 
-/// What who waits for the beginning of a span is told.
+/// How far a flight was when a waiting reader was woken.
 #[derive(Debug)]
 pub(super) enum Reached<T> {
-    /// It is there; the rest is still coming.
+    /// The beginning is stored; the rest is still arriving.
     Beginning,
     Ended(T),
 }
 
-/// The table while spans are claimed: nobody else claims or ends anything.
+/// The table while one thread claims spans: no other thread claims or ends any.
 #[derive(Debug)]
 pub(super) struct Claims<'a, T> {
     table: &'a Table<T>,
     flights: MutexGuard<'a, Flights<T>>,
 }
 
-/// Spans that eviction leaves alone as long as this lives.
+/// Spans that eviction leaves alone as long as the value lives.
 #[derive(Debug)]
 pub(super) struct Pins<'a, T> {
     table: &'a Table<T>,
     range: Range<u32>,
+    unpin: fn(Word) -> Word,
 }
 
 impl<T> Drop for Pins<'_, T> {
     fn drop(&mut self) {
         for span in self.range.clone() {
-            let _ = self.table.change(span, |word| Some(word.unpin()));
+            let _ = self.table.change(span, |word| Some((self.unpin)(word)));
         }
     }
 }
 
 impl<T> Flight<T> {
-    /// `landing`: who makes it ends it, and what else lands there is of a flight before.
+    /// `landing`: the caller itself ends the flight.
     fn new(landing: bool) -> Arc<Self> {
-        let came = Mutex::new(Came { bytes: 0, outcome: None });
-        Arc::new(Self { landing: AtomicBool::new(landing), came, changed: Notify::new() })
+        let progress = Mutex::new(Progress { bytes: 0, outcome: None });
+        Arc::new(Self { landing: AtomicBool::new(landing), progress, changed: Notify::new() })
     }
 
-    /// So many bytes from the span's first on can be read by those who have it pinned, whatever its state is.
+    /// The first `bytes` bytes of the span are stored: readers that have it pinned can read them, whatever its
+    /// state is.
     pub(super) fn advance(&self, bytes: u64) {
-        self.came.lock().bytes = bytes;
+        self.progress.lock().bytes = bytes;
         self.changed.notify_waiters();
     }
 
-    /// Tells all who wait, now or later.
+    /// Whether the caller is the first that has an end for the flight; then the caller has to end it.
+    pub(super) fn begin_landing(&self) -> bool {
+        !self.landing.swap(true, AcqRel)
+    }
+
+    /// Wakes all readers that wait, now or later.
     pub(super) fn tell(&self, outcome: T) {
-        self.came.lock().outcome = Some(outcome);
+        self.progress.lock().outcome = Some(outcome);
         self.changed.notify_waiters();
     }
 }
 
 impl<T: Clone> Flight<T> {
-    /// Waits until the first `bytes` bytes of the span are there, or the flight has ended.
+    /// WaitHistogram until the first `bytes` bytes of the span are there, or the flight has ended.
     pub(super) async fn reach(&self, bytes: u64) -> Reached<T> {
         loop {
             let changed = self.changed.notified();
             {
-                let came = self.came.lock();
-                if let Some(outcome) = &came.outcome {
+                let progress = self.progress.lock();
+                if let Some(outcome) = &progress.outcome {
                     return Reached::Ended(outcome.clone());
                 }
-                if came.bytes >= bytes {
+                if progress.bytes >= bytes {
                     return Reached::Beginning;
                 }
             }
@@ -122,7 +131,7 @@ impl<T> Claims<'_, T> {
         self.flights.get(&span).cloned()
     }
 
-    /// The flight of `span`, to be brought by the caller; none where it is there or under way.
+    /// A new flight of `span`, which the caller has fetched; none where the span is stored or under way.
     pub(super) fn claim(&mut self, span: u32) -> Option<Arc<Flight<T>>> {
         self.table.change(span, Word::claim).ok()?;
         let flight = Flight::new(false);
@@ -132,14 +141,14 @@ impl<T> Claims<'_, T> {
 }
 
 impl<T> Table<T> {
-    pub(super) fn new(states: impl Iterator<Item = State>) -> Self {
+    pub(super) fn new(states: impl Iterator<Item = SpanState>) -> Self {
         let words: Box<[_]> = states.map(|state| AtomicU32::new(Word::new(state).0)).collect();
-        let ready = words.iter().filter(|word| Word(word.load(Acquire)).state() == State::Ready).count();
+        let ready = words.iter().filter(|word| Word(word.load(Acquire)).state() == SpanState::Ready).count();
         let missing = u32::try_from(words.len() - ready).expect("spans are numbered by 32 bits");
         Self { words, flights: Mutex::new(HashMap::new()), missing: AtomicU32::new(missing) }
     }
 
-    /// Spans that are not there, or about to go.
+    /// Spans that are not on disk.
     pub(super) fn missing(&self) -> u32 {
         self.missing.load(Acquire)
     }
@@ -148,11 +157,11 @@ impl<T> Table<T> {
         Word(self.words[span as usize].load(Acquire))
     }
 
-    pub(super) fn state(&self, span: u32) -> State {
+    pub(super) fn state(&self, span: u32) -> SpanState {
         self.word(span).state()
     }
 
-    /// Whether a reader has it pinned.
+    /// Whether a reader has the span pinned.
     pub(super) fn is_pinned(&self, span: u32) -> bool {
         self.word(span).pins() > 0
     }
@@ -164,43 +173,47 @@ impl<T> Table<T> {
             .map_err(Word)
     }
 
+    /// Pins spans for a reader. They count as recently used afterwards.
     pub(super) fn pin(&self, range: Range<u32>) -> Pins<'_, T> {
+        self.pin_until(range, Word::unpin)
+    }
+
+    /// Pins spans for a look at their bytes that no reader asked for.
+    pub(super) fn hold(&self, range: Range<u32>) -> Pins<'_, T> {
+        self.pin_until(range, Word::release)
+    }
+
+    fn pin_until(&self, range: Range<u32>, unpin: fn(Word) -> Word) -> Pins<'_, T> {
         for span in range.clone() {
             let _ = self.change(span, |word| Some(word.pin()));
         }
-        Pins { table: self, range }
+        Pins { table: self, range, unpin }
     }
 
     pub(super) fn claims(&self) -> Claims<'_, T> {
         Claims { table: self, flights: self.flights.lock() }
     }
 
-    /// Changes a word to Filling, with a flight that others can wait for and that the caller alone ends.
+    /// Changes a word to Filling, with a flight that readers can wait for and that the caller alone ends.
     pub(super) fn take(&self, span: u32, step: impl Fn(Word) -> Option<Word>) -> bool {
         let mut flights = self.flights.lock();
         let Ok(before) = self.change(span, step) else { return false };
-        if before.state() == State::Ready {
+        if before.state() == SpanState::Ready {
             self.missing.fetch_add(1, AcqRel);
         }
         flights.insert(span, Flight::new(true));
         true
     }
 
-    /// Begins to take a span away; not one that is pinned, or was read since this was last asked.
+    /// Begins to evict a span, unless it is pinned or was read since the last call.
     pub(super) fn evict(&self, span: u32) -> bool {
         let touched = self.change(span, |word| Some(word.take_touched().1));
         let touched = touched.is_ok_and(|before| before.take_touched().0);
         !touched && self.take(span, Word::evict)
     }
 
-    /// The flight of `span`, if the caller is the first who has an end for it: it has to end it, nobody else will.
-    pub(super) fn first(&self, span: u32) -> Option<Arc<Flight<T>>> {
-        let flight = self.flights.lock().get(&span).cloned();
-        flight.filter(|flight| !flight.landing.swap(true, AcqRel))
-    }
-
-    /// Ends a flight, for better or worse; who waits for it is to be told next. The word first, so that whoever
-    /// wakes, or looks for a flight and finds none, finds the new state.
+    /// Ends the flight of `span`, stored or not; the caller wakes its readers next. The word changes first, so that a
+    /// thread that wakes, or finds no flight, finds the new state.
     #[must_use]
     pub(super) fn end(&self, span: u32, stored: bool) -> Option<Arc<Flight<T>>> {
         let mut flights = self.flights.lock();

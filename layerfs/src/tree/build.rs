@@ -1,4 +1,7 @@
-//! Plays the extraction of a tar on paper: entries in, nodes and directory entries out.
+//! Simulates the extraction of a tar: entries in, nodes and directory entries out.
+//!
+//! It follows the order of the entries and containerd's rules. It refuses tables that no extraction could make, and
+//! limits the length of paths, the depth of directories and the number of nodes.
 
 use std::{collections::HashMap, collections::VecDeque};
 
@@ -10,13 +13,13 @@ use crate::error::{Error, ErrorKind};
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// As many symlinks as the kernel follows in one path.
-const MOST_LINKS: u32 = 40;
-/// A path that is longer cannot be made by an extraction (PATH_MAX).
-const LONGEST_PATH: usize = 4096;
-/// Folders in folders; half of PATH_MAX.
-const DEEPEST: u16 = 2048;
-/// Nodes of one layer; the largest layers in the field have a million.
-const MOST_NODES: usize = 4 << 20;
+const MAX_LINKS: u32 = 40;
+/// An extraction cannot make a longer path (PATH_MAX).
+const MAX_PATH_BYTES: usize = 4096;
+/// Nested directories; half of PATH_MAX.
+const MAX_DEPTH: u16 = 2048;
+/// Nodes of one layer; the largest layers in use have a million.
+const MAX_NODES: usize = 4 << 20;
 
 pub(super) struct Built {
     pub(super) nodes: Vec<Node>,
@@ -62,26 +65,22 @@ impl<'a> Builder<'a> {
 
     fn add(&mut self, entry: &Entry<'a>) -> Result<(), Error> {
         let index = entry_index(entry);
-        if entry.name().len() > LONGEST_PATH || entry.link_target().len() > LONGEST_PATH {
+        if entry.name().len() > MAX_PATH_BYTES || entry.link_target().len() > MAX_PATH_BYTES {
             return Err(unsupported(entry, "its path is longer than 4096 bytes"));
         }
-        if self.nodes.len() > MOST_NODES {
+        if self.nodes.len() > MAX_NODES {
             return Err(unsupported(entry, "the layer has too many files"));
         }
         let components = clean(entry.name());
-        let Some((base, folders)) = components.split_last() else {
-            if entry.kind() == EntryKind::Directory {
-                (self.nodes[0].entry, self.nodes[0].attributes) = (index, index);
-            }
-            return Ok(());
-        };
+        // containerd makes the root of a snapshot itself, and ignores an entry for it whatever its type is.
+        let Some((base, folders)) = components.split_last() else { return Ok(()) };
         let parent = self.folder(folders, entry)?;
         if *base == OPAQUE {
             self.nodes[parent as usize].opaque = true;
             return Ok(());
         }
         if let Some(hidden) = base.strip_prefix(WHITEOUT) {
-            // Other names of aufs's own (`.wh..wh.plnk`, …) mean nothing here; `.wh.` alone hides nothing.
+            // Other names of aufs (`.wh..wh.plnk`, …) have no meaning here; `.wh.` alone hides nothing.
             if !hidden.is_empty()
                 && !hidden.starts_with(WHITEOUT)
                 && !self.names.contains_key(&(parent, hidden))
@@ -109,7 +108,7 @@ impl<'a> Builder<'a> {
             (old.entry, old.attributes) = (index, index);
             return Ok(());
         }
-        if self.nodes[parent as usize].depth >= DEEPEST {
+        if self.nodes[parent as usize].depth >= MAX_DEPTH {
             return Err(unsupported(entry, "its folders are nested too deeply"));
         }
         let node = self.node(index, parent, kind);
@@ -140,14 +139,14 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The directory that a symlink of this layer leads to, or the directory itself. Never makes anything.
+    /// The directory that a symlink of this layer leads to, or the directory itself. Never makes a directory.
     fn follow(&self, node: u32) -> Option<u32> {
         let mut at = node;
         let mut links = 0;
         loop {
             match self.nodes[at as usize].kind {
                 NodeKind::Directory => return Some(at),
-                NodeKind::Symlink if links < MOST_LINKS => links += 1,
+                NodeKind::Symlink if links < MAX_LINKS => links += 1,
                 _ => return None,
             }
             let entry = self.ztoc.entry(self.nodes[at as usize].entry as usize);
@@ -160,7 +159,7 @@ impl<'a> Builder<'a> {
                     b".." => self.nodes[next as usize].parent,
                     name => self.names.get(&(next, name)).copied()?,
                 };
-                // A symlink in the middle of a target would nest; such targets lead to nothing here.
+                // A symlink in the middle of a target would nest; such targets lead nowhere here.
                 if number + 1 < parts.len() && self.nodes[next as usize].kind != NodeKind::Directory {
                     return None;
                 }
@@ -189,7 +188,7 @@ impl<'a> Builder<'a> {
             };
             match self.nodes[next as usize].kind {
                 NodeKind::Directory => at = next,
-                NodeKind::Symlink if links < MOST_LINKS => {
+                NodeKind::Symlink if links < MAX_LINKS => {
                     links += 1;
                     let target = self.ztoc.entry(self.nodes[next as usize].entry as usize).link_target();
                     for part in target.split(|byte| *byte == b'/').rev() {
@@ -200,7 +199,8 @@ impl<'a> Builder<'a> {
                     }
                 }
                 _ if self.nodes[next as usize].whiteout => {
-                    // Hidden below, and given anew here: the real one takes the whiteout's place.
+                    // The whiteout hides an entry below, and this layer has a new one: the directory takes the
+                    // whiteout's place.
                     at = self.make_folder(at, part, entry)?;
                 }
                 _ => return Err(unsupported(entry, &format!("{} is not a directory", text(part)))),
@@ -210,7 +210,7 @@ impl<'a> Builder<'a> {
     }
 
     fn make_folder(&mut self, parent: u32, name: &'a [u8], entry: &Entry<'a>) -> Result<u32, Error> {
-        if self.nodes[parent as usize].depth >= DEEPEST {
+        if self.nodes[parent as usize].depth >= MAX_DEPTH {
             return Err(unsupported(entry, "its folders are nested too deeply"));
         }
         let made = self.node(IMPLIED, parent, NodeKind::Directory);
@@ -218,7 +218,7 @@ impl<'a> Builder<'a> {
         Ok(made)
     }
 
-    /// Sorts the names, drops what a replaced directory had in it, counts links.
+    /// Sorts the names, drops the contents of replaced directories, counts links.
     fn finish(mut self) -> Built {
         let base = self.ztoc.as_bytes().as_ptr() as usize;
         let mut all: Vec<(u32, &[u8], u32)> =
@@ -262,7 +262,7 @@ fn entry_index(entry: &Entry<'_>) -> u32 {
     u32::try_from(entry.index()).expect("not more entries than bytes in the ztoc")
 }
 
-/// The components of a path made absolute and cleaned, as an extraction below a root would take them.
+/// The components of a path, made absolute and cleaned, as an extraction below a root uses them.
 fn clean(path: &[u8]) -> Vec<&[u8]> {
     let mut components = Vec::new();
     for part in path.split(|byte| *byte == b'/') {

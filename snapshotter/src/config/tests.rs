@@ -39,7 +39,7 @@ host = "m.example"
     assert_eq!(config.containerd_address, PathBuf::from("/run/c.sock"));
     assert!(config.v1 && config.v2 && config.fill);
     assert_eq!(config.unindexed, Unindexed::Store);
-    assert_eq!(config.room, Room { max_bytes: Some(1024), min_free: MinFree::Percent(10) });
+    assert_eq!(config.room, DiskLimits { max_bytes: Some(1024), min_free: MinFree::Percent(10) });
     assert_eq!(config.metrics, Some(Address::Unix("/run/m.sock".into())));
     assert_eq!(config.limits.fill_bandwidth, Some(5));
     assert!(!config.prefetch && !config.limits.hedge);

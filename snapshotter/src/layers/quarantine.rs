@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use layerfs::{LayerId, Mark};
+use layerfs::{LayerId, LayerMark};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "quarantine.json";
@@ -33,11 +33,11 @@ struct Stored {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Quarantine(Vec<Mark>);
+pub(crate) struct Quarantine(Vec<LayerMark>);
 
 impl Quarantine {
     /// What is held from now on. `at_crash`: what was under way when the worker before this one crashed, if it did.
-    pub(crate) fn open(root: &Path, at_crash: Option<&[Mark]>) -> Self {
+    pub(crate) fn open(root: &Path, at_crash: Option<&[LayerMark]>) -> Self {
         let path = root.join(FILE);
         let stored =
             fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
@@ -53,7 +53,7 @@ impl Quarantine {
                 next
             }
         };
-        Self(stored.held.into_iter().map(Mark).collect())
+        Self(stored.held.into_iter().map(LayerMark).collect())
     }
 
     /// What was noted of earlier processes no longer counts.
@@ -75,7 +75,7 @@ impl Quarantine {
     }
 }
 
-fn after_crash(before: Stored, at_crash: &[Mark], now: u64) -> Stored {
+fn after_crash(before: Stored, at_crash: &[LayerMark], now: u64) -> Stored {
     let mut now_at: Vec<u64> = at_crash.iter().map(|mark| mark.0).collect();
     now_at.sort_unstable();
     now_at.dedup();
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_was_under_way_twice_is_held() {
-        let marks = |words: &[u64]| words.iter().copied().map(Mark).collect::<Vec<_>>();
+        let marks = |words: &[u64]| words.iter().copied().map(LayerMark).collect::<Vec<_>>();
         type Row = (&'static [(u64, &'static [u64])], &'static [u64]);
         let rows: &[Row] = &[
             (&[(1000, &[1, 2])], &[]),

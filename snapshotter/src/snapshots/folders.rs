@@ -1,9 +1,8 @@
-//! The folders of snapshots on our own disk: made before a record, removed after it, in their own time.
+//! The folders of snapshots on the local disk: made before a record, removed after it.
 //!
-//! A folder without a record is one that is just being made, or rubbish. To remove a snapshot takes nothing of its
-//! folder: that is rubbish from then on, and a thread of ours removes it, one tree after the other. What it did not come
-//! to is found again by the next start and by every [`Folders::sweep`]. Numbers are never given twice, so nobody is in
-//! the way. Folders of other names than numbers are not ours, and are left alone.
+//! A folder without a record is about to get one, or is to be removed. A thread removes folders, one after the other, so
+//! that no request waits for it. The next start and every [`Folders::sweep`] find what the thread did not get to. Numbers
+//! are never reused. Folders whose names are not numbers are left alone.
 
 use std::{
     collections::HashSet,
@@ -14,36 +13,24 @@ use std::{
         fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        mpsc::{Receiver, Sender, channel},
-    },
-    thread,
+    sync::Mutex,
 };
 
-use layerfs::{Below, Inherited};
+use layerfs::{Inherited, LowerEntry, Trash};
 
 use crate::{error::Error, snapshots::store::Kind, sync::lock};
 
-/// All folders of snapshots.
+/// The folders of all snapshots.
 #[derive(Debug)]
 pub(crate) struct Folders {
-    remover: Arc<Remover>,
-    /// Numbers of snapshots whose folders are there and whose records are not yet.
-    making: Mutex<HashSet<u64>>,
-    /// Its other end is a thread's, which ends with it, after the tree that it is at.
-    rubbish: Sender<u64>,
-}
-
-#[derive(Debug)]
-struct Remover {
     /// `<root>/snapshotter/snapshots`
     home: PathBuf,
-    /// Held while a tree is removed: who waits for it knows that nobody else is at one.
-    turn: Mutex<()>,
+    /// Numbers of snapshots that have their folders and not yet their records.
+    making: Mutex<HashSet<u64>>,
+    trash: Trash,
 }
 
-/// A snapshot that has its folder, and gets its record as long as this is there.
+/// A snapshot that has its folder and is about to get its record. Its folder is kept while this lives.
 #[derive(Debug)]
 pub(crate) struct Making<'a> {
     folders: &'a Folders,
@@ -57,24 +44,20 @@ impl Drop for Making<'_> {
 }
 
 impl Folders {
-    /// Makes the folder of folders where it is missing, and says which numbers are in it.
+    /// Makes the folder of folders if it is missing, and answers with the numbers in it, too.
     pub(crate) fn open(home: &Path) -> Result<(Self, Vec<u64>), Error> {
-        let doing = || format!("make folder {}", home.display());
+        let failed = |e| Error::internal(format!("make folder {}", home.display()), e);
         let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(home).map_err(|e| Error::internal(doing(), e))?;
-        let remover = Arc::new(Remover { home: home.to_owned(), turn: Mutex::default() });
-        let (rubbish, numbers) = channel();
-        let removing = remover.clone();
-        let thread = thread::Builder::new().name("remove".into());
-        thread.spawn(move || removing.run(&numbers)).map_err(|e| Error::internal(doing(), e))?;
-        let folders = Self { remover, making: Mutex::default(), rubbish };
+        builder.recursive(true).mode(0o700).create(home).map_err(failed)?;
+        let trash = Trash::start().map_err(failed)?;
+        let folders = Self { home: home.to_owned(), making: Mutex::default(), trash };
         let present = folders.numbers()?;
         Ok((folders, present))
     }
 
-    /// The folder of a snapshot; `fs` and, where it is written to, `work` are in it.
+    /// The folder of a snapshot. `fs` is in it and, for a snapshot that is written to, `work`.
     pub(crate) fn of(&self, id: u64) -> PathBuf {
-        self.remover.of(id)
+        self.home.join(id.to_string())
     }
 
     /// The snapshot's own files.
@@ -82,7 +65,7 @@ impl Folders {
         self.of(id).join("fs")
     }
 
-    /// Makes the folder of a snapshot, its files owned by `owner`. It is rubbish without a record.
+    /// Makes the folder of a snapshot, its files owned by `owner`.
     pub(crate) fn make(&self, id: u64, kind: Kind, owner: Option<(u32, u32)>) -> io::Result<Making<'_>> {
         lock(&self.making).insert(id);
         let making = Making { folders: self, id };
@@ -93,23 +76,19 @@ impl Folders {
         made.map(|()| making)
     }
 
-    /// The snapshot has no record any more, or got none: its folder goes, sooner or later.
+    /// Has the thread remove the folder of a snapshot that has no record.
     pub(crate) fn discard(&self, id: u64) {
-        // Without the thread it is found by the next sweep.
-        let _ = self.rubbish.send(id);
+        self.trash.discard(self.of(id));
     }
 
-    /// Removes every folder of which `used` does not know; all of them are gone when it is back.
+    /// Removes every folder that is not in `used`. When this returns, they are gone.
     pub(crate) fn sweep(&self, used: impl FnOnce() -> Result<HashSet<u64>, Error>) -> Result<(), Error> {
-        for id in self.unused(used)? {
-            self.remover.remove(id);
-        }
-        // One that was taken for removal earlier, and is so far only half gone, was listed above, too: whoever is at it
-        // has been waited for.
+        // A folder that the thread has half removed is listed, too; the removal waits for the thread.
+        self.unused(used)?.into_iter().for_each(|id| self.trash.remove(&self.of(id)));
         Ok(())
     }
 
-    /// The same, and nobody waits.
+    /// Has the thread remove every folder that is not in `used`.
     pub(crate) fn discard_unused(
         &self,
         used: impl FnOnce() -> Result<HashSet<u64>, Error>,
@@ -119,8 +98,7 @@ impl Folders {
     }
 
     fn unused(&self, used: impl FnOnce() -> Result<HashSet<u64>, Error>) -> Result<Vec<u64>, Error> {
-        // In this order: a snapshot that is being made is among the folders, then in the set, then among the
-        // records.
+        // In this order: a snapshot that is being made is among the folders first, then in the set, then among the records.
         let mut present = self.numbers()?;
         let making = lock(&self.making).clone();
         let used = used()?;
@@ -129,32 +107,10 @@ impl Folders {
     }
 
     fn numbers(&self) -> Result<Vec<u64>, Error> {
-        let home = &self.remover.home;
-        let listed = fs::read_dir(home).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let listed = listed.map_err(|e| Error::internal(format!("list folder {}", home.display()), e))?;
+        let listed = fs::read_dir(&self.home).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let listed =
+            listed.map_err(|e| Error::internal(format!("list folder {}", self.home.display()), e))?;
         Ok(listed.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-    }
-}
-
-impl Remover {
-    fn of(&self, id: u64) -> PathBuf {
-        self.home.join(id.to_string())
-    }
-
-    fn run(&self, numbers: &Receiver<u64>) {
-        for id in numbers {
-            self.remove(id);
-        }
-    }
-
-    fn remove(&self, id: u64) {
-        let _turn = lock(&self.turn);
-        match fs::remove_dir_all(self.of(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(id, %error, "remove the folder of a snapshot that is gone");
-            }
-            _ => {}
-        }
     }
 }
 
@@ -172,8 +128,8 @@ fn make(folder: &Path, kind: Kind, owner: Option<(u32, u32)>) -> io::Result<()> 
     Ok(())
 }
 
-/// What a lower layer that containerd unpacked has at `path`, on our own disk.
-pub(crate) fn below(root: &Path, path: &[u8]) -> Below {
+/// What a lower layer that containerd unpacked has at `path`, on the local disk.
+pub(crate) fn below(root: &Path, path: &[u8]) -> LowerEntry {
     let mut at = root.to_owned();
     let mut found = None;
     for part in path.split(|byte| *byte == b'/') {
@@ -182,18 +138,18 @@ pub(crate) fn below(root: &Path, path: &[u8]) -> Below {
         let Ok(metadata) = fs::symlink_metadata(&at) else {
             let mut value = [0; 2];
             let opaque = rustix::fs::lgetxattr(&folder, "trusted.overlay.opaque", value.as_mut_slice());
-            return if opaque == Ok(1) && value[0] == b'y' { Below::Hidden } else { Below::Absent };
+            return if opaque == Ok(1) && value[0] == b'y' { LowerEntry::Hidden } else { LowerEntry::Absent };
         };
         if metadata.is_symlink() {
-            return Below::Link;
+            return LowerEntry::Link;
         }
         if !metadata.is_dir() {
-            return Below::Hidden;
+            return LowerEntry::Hidden;
         }
         found = Some(metadata);
     }
-    let Some(found) = found else { return Below::Absent };
-    Below::Directory(Inherited {
+    let Some(found) = found else { return LowerEntry::Absent };
+    LowerEntry::Directory(Inherited {
         path: path.to_vec(),
         mode: (found.mode() & 0o7777) as u16,
         uid: found.uid(),
@@ -264,11 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_what_is_neither_used_nor_being_made() {
+    fn a_sweep_removes_folders_that_are_neither_used_nor_being_made() {
         let (_root, folders) = folders();
         (1..5).for_each(|id| made(&folders, id));
         let being_made = folders.make(5, Kind::View, None).unwrap();
-        let strange = folders.remover.home.join("of somebody else");
+        let strange = folders.home.join("not a number");
         fs::create_dir(&strange).unwrap();
         folders.sweep(|| Ok(HashSet::from([2, 4]))).unwrap();
         let mut left = folders.numbers().unwrap();
@@ -281,10 +237,10 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_gets_its_record_during_a_sweep_stays() {
+    fn a_snapshot_that_gets_its_record_during_a_sweep_keeps_its_folder() {
         let (_root, folders) = folders();
         let mut making = Some(folders.make(1, Kind::Active, None).unwrap());
-        // The record is written, and the mark taken away, when the folders are listed already.
+        // The record is written, and the mark removed, after the folders were listed.
         folders
             .sweep(|| {
                 making.take();
@@ -295,19 +251,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_discarded_goes_without_anybody_waiting_and_a_sweep_waits_for_it() {
+    fn a_discard_does_not_wait_and_a_sweep_does() {
         let (_root, folders) = folders();
         made(&folders, 1);
-        let turn = lock(&folders.remover.turn); // the remover is busy with another one
+        let pause = folders.trash.pause();
         folders.discard(1);
         assert!(folders.of(1).exists());
-        drop(turn);
+        drop(pause);
         folders.sweep(|| Ok(HashSet::new())).unwrap();
         assert!(!folders.of(1).exists());
     }
 
     #[test]
-    fn an_earlier_process_left_its_rubbish() {
+    fn folders_of_an_earlier_process_are_removed() {
         let root = TempDir::new().unwrap();
         let home = root.path().join("snapshots");
         let (folders, _) = Folders::open(&home).unwrap();
@@ -317,7 +273,7 @@ mod tests {
         present.sort_unstable();
         assert_eq!(present, [1, 2, 3]);
         folders.discard_unused(|| Ok(HashSet::from([2]))).unwrap();
-        // The thread takes one after the other.
+        // The thread removes one after the other.
         while folders.numbers().unwrap() != [2] {
             thread::yield_now();
         }

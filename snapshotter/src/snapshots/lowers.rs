@@ -4,7 +4,7 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
 
-use layerfs::{Below, Inherited, Layer};
+use layerfs::{Inherited, Layer, LowerEntry};
 use oci::Digest;
 
 use crate::{
@@ -78,10 +78,10 @@ impl Lowers {
         for path in layer.implied_directories() {
             for lower in &self.0 {
                 match lower.look(&path)? {
-                    Below::Absent => continue,
-                    Below::Hidden => {}
-                    Below::Directory(attributes) => inherited.push(attributes),
-                    Below::Link => {
+                    LowerEntry::Absent => continue,
+                    LowerEntry::Hidden => {}
+                    LowerEntry::Directory(attributes) => inherited.push(attributes),
+                    LowerEntry::Link => {
                         let path = String::from_utf8_lossy(&path).into_owned();
                         let detail = format!("it has files in {path}, which is a symlink in a layer below");
                         return Err(NotLazy::new(Reason::UnsupportedLayer, detail));
@@ -97,10 +97,8 @@ impl Lowers {
 impl Lower {
     fn root_owner(&self) -> Result<Owner, Error> {
         match &self.content {
-            Content::Shown(_, layer) => Ok(match layer.as_ref().map(|layer| layer.below(b"")) {
-                Some(Below::Directory(root)) => (root.uid, root.gid),
-                _ => (0, 0),
-            }),
+            // Whatever the layer says of its root, it is shown as containerd makes it.
+            Content::Shown(..) => Ok((0, 0)),
             Content::Unpacked => {
                 let failed = |e: io::Error| Error::internal(format!("look at snapshot {:?}", self.name), e);
                 let root = fs::symlink_metadata(&self.path).map_err(failed)?;
@@ -110,7 +108,7 @@ impl Lower {
     }
 
     /// What this snapshot has at `path`.
-    fn look(&self, path: &[u8]) -> Result<Below, NotLazy> {
+    fn look(&self, path: &[u8]) -> Result<LowerEntry, NotLazy> {
         match &self.content {
             Content::Shown(_, Some(layer)) => Ok(layer.below(path)),
             // An answer without this layer would be kept for good.

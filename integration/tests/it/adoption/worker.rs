@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use layerfs::{Connection, Engine, Layer, LayerId, Limits, Mounted, Room, Slots, Store};
+use layerfs::{Connection, DiskLimits, Engine, Layer, LayerId, Limits, Mounted, Slots, Store};
 
 use super::{
     layers::{Kept, Slow, list},
@@ -40,7 +40,7 @@ pub(super) struct Served {
 
 impl Served {
     pub(super) fn adopt(root: &Path, mounted: Mounted) -> Result<Served> {
-        let store = Store::open(root, Room { max_bytes: Some(STORE_BYTES), ..Room::default() })?;
+        let store = Store::open(root, DiskLimits { max_bytes: Some(STORE_BYTES), ..DiskLimits::default() })?;
         let engine = Engine::new(tokio::runtime::Handle::current(), Limits::default());
         let slots = Slots::open(root.join("slots.json"))?;
         let connection = Connection::adopt(mounted, slots, &store, &engine)?;

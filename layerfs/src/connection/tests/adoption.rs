@@ -1,5 +1,5 @@
-//! One mount, one server after the other; here all are in this process. The kernel sees the same: a descriptor that is
-//! read no more, and then again. (With processes that are killed: `adoption` in the crate `integration`.)
+//! One mount, one server after the other, all in this process. The kernel sees what it sees of several processes: a
+//! descriptor that is read no more, and then again. (The `integration` crate kills real processes.)
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,22 +10,22 @@ use crate::{
 };
 
 /// What a supervisor holds; the mount goes with it.
-struct Held {
+struct HeldMount {
     mounted: Mounted,
     store: Arc<Store>,
     engine: Arc<Engine>,
     root: TempDir,
 }
 
-impl Held {
+impl HeldMount {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
         let mounted = Mounted::new(&root.path().join("fuse")).expect("these tests need root and /dev/fuse");
-        let (store, engine) = (Store::open(root.path(), Room::default()).unwrap(), engine());
+        let (store, engine) = (Store::open(root.path(), DiskLimits::default()).unwrap(), engine());
         Self { mounted, store, engine, root }
     }
 
-    /// What a process gets that it starts.
+    /// What a supervisor gives to a worker that it starts.
     fn handed(&self) -> Mounted {
         let stored = serde_json::to_string(self.mounted.parameters()).unwrap();
         let parameters: Parameters = serde_json::from_str(&stored).unwrap();
@@ -41,7 +41,7 @@ impl Held {
         Connection::adopt(self.handed(), self.slots(), &self.store, &self.engine).unwrap()
     }
 
-    fn layer(&self, made: &Made) -> Arc<Layer> {
+    fn layer(&self, made: &TestLayer) -> Arc<Layer> {
         let ztoc = Digest::sha256(&made.ztoc);
         let layer = Layer::create(&self.store, &self.engine, &made.digest, &ztoc, &made.ztoc).unwrap();
         layer.add_source("origin", made.blob.clone());
@@ -49,13 +49,13 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldMount {
     fn drop(&mut self) {
         let _ = self.mounted.unmount();
     }
 }
 
-/// Reads in a process of its own: ours has the descriptor, and could not even be killed while it waits.
+/// Reads in a process of its own: this process has the descriptor, and could not be killed while it waited.
 fn cat(path: &Path) -> tokio::task::JoinHandle<Vec<u8>> {
     let mut cat = Command::new("cat");
     cat.arg(path);
@@ -64,7 +64,7 @@ fn cat(path: &Path) -> tokio::task::JoinHandle<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fuse_a_server_that_dies_before_it_serves_loses_nothing() {
-    let held = Held::new();
+    let held = HeldMount::new();
     let made = made(&zoo().end());
     drop(held.adopt());
     let path = held.mounted.path().join("1");
@@ -73,19 +73,19 @@ async fn fuse_a_server_that_dies_before_it_serves_loses_nothing() {
     let mut connection = held.adopt();
     let slot = connection.show(&held.layer(&made), &[]).unwrap();
     assert_eq!(connection.slot_path(slot), path);
-    assert!(!reader.is_finished(), "nobody has answered it yet");
+    assert!(!reader.is_finished(), "no server has answered it yet");
     connection.serve(|| {}).unwrap();
     connection.serve(|| {}).unwrap();
     assert!(reader.await.unwrap() == noise(3, 200_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_requests_that_a_dead_server_took_are_had_back() {
-    let held = Held::new();
+async fn fuse_requests_that_a_dead_server_took_are_answered_by_the_next() {
+    let held = HeldMount::new();
     let made = made(&zoo().end());
     let path = held.mounted.path().join("1");
     let reader = cat(&path.join("d/f"));
-    // Takes the reader's first request, and does not answer.
+    // Reads the request of the kernel, and does not answer.
     let dead = held.handed();
     let taken = outside(move || rustix::io::read(&dead, &mut vec![0; 2 << 20]).unwrap());
     assert!(taken.await > 40, "a request");
@@ -97,7 +97,7 @@ async fn fuse_requests_that_a_dead_server_took_are_had_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fuse_the_root_is_listed_anew_at_once_after_adoption() {
-    let held = Held::new();
+    let held = HeldMount::new();
     let (one, two) = (made(&zoo().end()), made(&zoo().file("more", b"m").end()));
     let mut connection = held.adopt();
     connection.serve(|| {}).unwrap();
@@ -124,11 +124,11 @@ async fn fuse_the_root_is_listed_anew_at_once_after_adoption() {
     assert!(listed().await.is_empty());
 }
 
-/// Whoever made the mount told the kernel one thing, and whoever serves believes to have told it another: they
-/// must be the same to the last byte.
+/// The mounting process tells the kernel one thing, and the serving process believes that it told another: both must
+/// be the same to the last byte.
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_what_the_kernel_was_told_is_what_the_server_would_say() {
-    let held = Held::new();
+async fn fuse_the_reply_to_the_kernel_and_the_reply_of_the_library_are_equal() {
+    let held = HeldMount::new();
     let door = Door {
         slots: Arc::new(held.slots()),
         store: held.store.clone(),
@@ -136,14 +136,14 @@ async fn fuse_what_the_kernel_was_told_is_what_the_server_would_say() {
         counts: Arc::new(Counts::default()),
         counters: held.engine.counters().clone(),
     };
-    let (_session, said) = held.mounted.greeted(door).unwrap();
-    assert_eq!(said, init::answer(init::OWN, held.mounted.parameters()));
+    let (_session, reply) = held.mounted.initialized(door).unwrap();
+    assert_eq!(reply, init::answer(init::OWN, held.mounted.parameters()));
     assert!(held.mounted.parameters().can_resend(), "these tests need Linux 6.9");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fuse_descriptors_are_the_device_and_are_closed_on_exec() {
-    let held = Held::new();
+    let held = HeldMount::new();
     let connection = held.adopt();
     let session = connection.session.as_ref().unwrap();
     let device = |descriptor: BorrowedFd<'_>| rustix::fs::fstat(descriptor).unwrap().st_rdev;
@@ -156,7 +156,7 @@ async fn fuse_descriptors_are_the_device_and_are_closed_on_exec() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fuse_a_connection_that_has_ended_is_not_taken_over() {
-    let held = Held::new();
+    let held = HeldMount::new();
     let note = held.root.path().join("fuse.json");
     held.mounted.note(&note).unwrap();
     let handed = || {
@@ -165,9 +165,9 @@ async fn fuse_a_connection_that_has_ended_is_not_taken_over() {
     };
     assert!(!held.mounted.has_ended());
     handed().unwrap();
-    let device = crate::connection::mounted::mounted_device(held.mounted.path()).unwrap().unwrap();
+    let device = crate::connection::mount::mounted_device(held.mounted.path()).unwrap().unwrap();
     let minor = device.split_once(':').unwrap().1;
-    // It is mounted still, and nothing will ever be answered.
+    // It is still mounted, and no request will ever be answered.
     let control = held.root.path().join("control");
     fs::create_dir(&control).unwrap();
     rustix::mount::mount("control", &control, "fusectl", rustix::mount::MountFlags::empty(), None).unwrap();
@@ -179,8 +179,8 @@ async fn fuse_a_connection_that_has_ended_is_not_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_a_mount_that_somebody_takes_away_is_put_back_and_taken_over_meanwhile() {
-    let mut held = Held::new();
+async fn fuse_a_mount_that_another_program_unmounts_is_put_back_and_taken_over_meanwhile() {
+    let mut held = HeldMount::new();
     let note = held.root.path().join("fuse.json");
     held.mounted.note(&note).unwrap();
     assert!(!held.mounted.put_back().unwrap(), "it is there");
@@ -188,7 +188,7 @@ async fn fuse_a_mount_that_somebody_takes_away_is_put_back_and_taken_over_meanwh
     let mut connection = held.adopt();
     connection.show(&held.layer(&made), &[]).unwrap();
     connection.serve(|| {}).unwrap();
-    let at = |held: &Held| crate::connection::mounted::mounted_device(held.mounted.path()).unwrap();
+    let at = |held: &HeldMount| crate::connection::mount::mounted_device(held.mounted.path()).unwrap();
     let device = at(&held);
     rustix::mount::unmount(held.mounted.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
     assert!(at(&held).is_none() && !held.mounted.has_ended());

@@ -1,4 +1,4 @@
-//! Reads that wait for bytes, and reads that need not.
+//! Reads that wait for bytes, and reads that do not have to.
 
 use std::{ops::Range, time::Duration};
 
@@ -10,16 +10,16 @@ use rustix::fs::{Advice, fadvise};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::{fuse::Asked, testing::SPAN};
+use crate::{fuse::RequestKind, testing::SPAN};
 
-/// Answers once it is let; with an error when nobody will let it any more.
+/// A blob that answers once the gate is open; with an error when the test is over.
 #[derive(Debug)]
-struct Gated {
+struct GatedBlob {
     blob: Arc<dyn Blob>,
     gate: Arc<Semaphore>,
 }
 
-impl Blob for Gated {
+impl Blob for GatedBlob {
     fn digest(&self) -> &Digest {
         self.blob.digest()
     }
@@ -41,17 +41,17 @@ impl Blob for Gated {
     }
 }
 
-/// Closes the gate for good, so that readers end when a test fails.
-struct Ends(Arc<Semaphore>);
+/// Opens the gate when dropped, so that readers end when a test fails.
+struct GateOpener(Arc<Semaphore>);
 
-impl Drop for Ends {
+impl Drop for GateOpener {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 const STUCK: usize = 200;
-/// Files between those who wait and the one that is there: what was read ahead of it and beside it.
+/// Files between the waiting readers and the stored file: bytes that were fetched ahead of it and beside it.
 const APART: usize = 20;
 
 fn name(number: usize) -> String {
@@ -72,7 +72,7 @@ async fn until(what: &str, limit: Duration, is: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fuse_two_hundred_stuck_readers_are_not_in_the_way_of_others() {
+async fn fuse_two_hundred_waiting_readers_do_not_block_others() {
     let lab = Lab::new();
     let last = STUCK + APART;
     let tar = (0..=last).fold(Tar::default(), |tar, number| tar.file(&name(number), &content(number)));
@@ -82,31 +82,32 @@ async fn fuse_two_hundred_stuck_readers_are_not_in_the_way_of_others() {
     let hit = path.join(name(last));
     let first = hit.clone();
     assert!(outside(move || fs::read(first)).await.unwrap() == content(last));
-    layer.add_source("origin", Arc::new(Gated { blob: made.blob.clone(), gate: gate.clone() }));
-    let ends = Ends(gate.clone());
+    layer.add_source("origin", Arc::new(GatedBlob { blob: made.blob.clone(), gate: gate.clone() }));
+    let ends = GateOpener(gate.clone());
     let counts = lab.connection.counts.clone();
-    let late = counts.of(Asked::LateRead);
+    let late = counts.of(RequestKind::LateRead);
     let readers: Vec<_> = (0..STUCK)
         .map(|number| {
             let path = path.join(name(number));
             tokio::task::spawn_blocking(move || fs::read(path))
         })
         .collect();
-    until("all readers", Duration::from_secs(60), || counts.of(Asked::LateRead) >= late + STUCK as u64).await;
+    until("all readers", Duration::from_secs(60), || counts.of(RequestKind::LateRead) >= late + STUCK as u64)
+        .await;
     for _ in 0..20 {
         let (hit, counts) = (hit.clone(), counts.clone());
         let found = outside(move || {
-            let asked = counts.of(Asked::Read);
-            // Out of the kernel's memory, so that it has to ask.
+            let asked = counts.of(RequestKind::Read);
+            // Out of the kernel's cache, so that it has to ask.
             fadvise(fs::File::open(&hit).unwrap(), 0, None, Advice::DontNeed).unwrap();
             let found = fs::read(&hit);
-            assert!(counts.of(Asked::Read) > asked, "the kernel asked");
+            assert!(counts.of(RequestKind::Read) > asked, "the kernel sent the read");
             found
         });
         let found = tokio::time::timeout(Duration::from_secs(30), found).await;
-        assert!(found.expect("it does not wait for the others").unwrap() == content(last));
+        assert!(found.expect("the read of a stored file does not wait").unwrap() == content(last));
     }
-    assert!(readers.iter().all(|reader| !reader.is_finished()), "they are stuck as long as they are");
+    assert!(readers.iter().all(|reader| !reader.is_finished()), "the other readers still wait");
     gate.add_permits(STUCK);
     for (number, reader) in readers.into_iter().enumerate() {
         assert!(reader.await.unwrap().unwrap() == content(number), "{number}");

@@ -1,10 +1,10 @@
-//! The power goes, at any moment: what was written and not synced is there, or not, page by page and name by name.
+//! A power cut at any moment: what was written and not synced is on the disk or not, page by page and name by name.
 //!
-//! The folder is looked at again and again while a store works on it. A power cut then makes a folder of which each
-//! page, each length and each name is as it was at one of these looks, whichever comes up; an inode that was not
-//! there at the last sync may also be empty, or have zeros where it has bytes. What is durable is what the code asks
-//! for: all of it at the mark of an orderly stop, and the names beside that mark when a store is opened. The store is
-//! then opened on another boot, and everything is read: never a wrong byte, at most misses.
+//! The test takes snapshots of the folder while a store works on it. A power cut then leaves a folder in which each
+//! page, each length and each name is as in one of these snapshots, any of them. An inode that did not exist at the
+//! last sync may also be empty, or have zeros where it had bytes. Durable is what the code syncs: everything at the
+//! mark of an orderly stop, and the names beside that mark when a store is opened. The store is then opened on
+//! another boot, and every file is read: there are never wrong bytes, at most misses.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use ztoc::{Compression, SpanId, UncompressedOffset};
 
 use super::{Layer, read, sample::packed};
 use crate::{
-    LayerId, Room, Store,
-    cache::LayerFiles,
+    DiskLimits, LayerId, Store,
     fetch::Engine,
-    testing::{Made, Tar, engine, noise},
+    store::LayerFiles,
+    testing::{Tar, TestLayer, engine, noise},
 };
 
 const PAGE: usize = 4096;
@@ -40,9 +40,9 @@ enum Act {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// No word of it.
+    /// Without an orderly stop.
     Cut,
-    /// An orderly stop, and some more attempts, before the cut.
+    /// An orderly stop, and some more writes that fail, before the cut.
     Closed,
 }
 
@@ -60,7 +60,7 @@ enum Shape {
     /// Hundreds of spans: their records fill several pages.
     ManySpans,
     FewSpans,
-    /// Streamed, with a ztoc of its own.
+    /// Streamed, with a ztoc built here.
     Own,
 }
 
@@ -103,14 +103,14 @@ impl Look {
         while let Some(folder) = open.pop() {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
-                // A file may go under our eyes: it is not there then.
+                // A file may be removed meanwhile: it is absent then.
                 let Ok(metadata) = entry.metadata() else { continue };
                 if metadata.is_dir() {
                     open.push(path);
                     continue;
                 }
                 let Ok(bytes) = fs::read(&path) else { continue };
-                // A number is soon used again: with its birthday it is one of a kind.
+                // An inode number is soon used again: the time of its birth makes it unique.
                 let inode = (metadata.ino(), metadata.created().ok());
                 look.names.insert(path.strip_prefix(root).unwrap().to_path_buf(), inode);
                 look.bytes.insert(inode, bytes);
@@ -120,14 +120,14 @@ impl Look {
     }
 }
 
-/// All looks at a folder since it was durable as a whole.
+/// All snapshots of a folder since it was durable as a whole.
 struct History {
     looks: Vec<Look>,
-    /// When a store was opened: the names of `boot` and `clean` are durable from then on.
+    /// A store was opened: the names of `boot` and `clean` are durable from then on.
     opened: usize,
 }
 
-/// Chooses; a case is its seed.
+/// Makes all choices; a case is its seed.
 struct Dice(u64);
 
 impl Dice {
@@ -136,7 +136,7 @@ impl Dice {
         (self.0 >> 33) as usize % count
     }
 
-    /// One of `from..=last`; how often it is the last differs from cut to cut.
+    /// A number in `from..=last`; how often it is the last differs from cut to cut.
     fn moment(&mut self, from: usize, last: usize, newest: usize) -> usize {
         if self.below(8) < newest { last } else { from + self.below(last - from + 1) }
     }
@@ -151,7 +151,7 @@ impl History {
         self.looks.push(Look::at(root));
     }
 
-    /// Everything is on the disk now, but the mark that says so.
+    /// Everything is on the disk now except the mark that says so.
     fn synced(&mut self, root: &Path) {
         let mark = Path::new("layers/clean");
         let mut durable = Look::at(root);
@@ -179,7 +179,7 @@ impl History {
         root
     }
 
-    /// The bytes of an inode, each page and the length as some look had them.
+    /// The bytes of an inode: each page and the length as in some snapshot.
     fn torn(&self, inode: &Inode, dice: &mut Dice, newest: usize) -> Vec<u8> {
         let nothing = Vec::new();
         let mut versions: Vec<_> = self.looks.iter().filter_map(|look| look.bytes.get(inode)).collect();
@@ -208,8 +208,8 @@ fn files() -> Vec<(String, Vec<u8>)> {
 /// The two layers of a store.
 struct Disk {
     shape: Shape,
-    layer: Made,
-    other: Made,
+    layer: TestLayer,
+    other: TestLayer,
     engine: Arc<Engine>,
 }
 
@@ -230,7 +230,7 @@ impl Disk {
         LayerId { layer: self.layer.digest, ztoc }
     }
 
-    /// From what the store has of it, or anew.
+    /// The layer from the store, or created again.
     async fn open(&self, store: &Arc<Store>) -> Option<Arc<Layer>> {
         let stored = Layer::stored(store, &self.engine, &self.id()).unwrap();
         let layer = match (stored, self.shape) {
@@ -251,7 +251,7 @@ impl Disk {
         Some(layer)
     }
 
-    /// What is left after a cut, first with nowhere to fetch from, then with the source.
+    /// Reads what a cut left, first without a source, then with it.
     async fn verify(&self, store: &Arc<Store>) {
         for (id, count) in [(self.id(), 6), (self.other.id(), 1)] {
             if let Some(layer) = Layer::stored(store, &self.engine, &id).unwrap() {
@@ -267,7 +267,7 @@ impl Disk {
     }
 }
 
-fn created(store: &Arc<Store>, engine: &Arc<Engine>, made: &Made) -> Option<Arc<Layer>> {
+fn created(store: &Arc<Store>, engine: &Arc<Engine>, made: &TestLayer) -> Option<Arc<Layer>> {
     let ztoc = oci::Digest::sha256(&made.ztoc);
     Layer::create(store, engine, &made.digest, &ztoc, &made.ztoc).ok()
 }
@@ -304,7 +304,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
     let mut root = TempDir::new().unwrap();
     for (number, life) in lives.iter().enumerate() {
         let mut history = History::of(root.path());
-        let room = Room { max_bytes: life.max_bytes, ..Room::default() };
+        let room = DiskLimits { max_bytes: life.max_bytes, ..DiskLimits::default() };
         let store = Store::open_on(root.path(), room, &format!("boot-{number}"), Arc::default()).unwrap();
         history.look(root.path());
         history.opened = history.looks.len() - 1;
@@ -320,7 +320,7 @@ async fn lived(shape: Shape, lives: Vec<Life>) {
         }
         root = history.cut(&mut Dice(life.seed));
     }
-    let store = Store::open_on(root.path(), Room::default(), "the last boot", Arc::default()).unwrap();
+    let store = Store::open_on(root.path(), DiskLimits::default(), "the last boot", Arc::default()).unwrap();
     disk.verify(&store).await;
 }
 
@@ -364,20 +364,20 @@ fn assert_untouchable(files: &LayerFiles, root: &Path) {
 #[test]
 fn after_an_orderly_stop_nothing_is_written() {
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let files = one_span(&store);
     store.close().unwrap();
     assert_untouchable(&files, root.path());
 }
 
 #[test]
-fn who_opens_a_folder_last_has_it() {
+fn the_last_opening_of_a_folder_ends_the_earlier_ones() {
     let root = TempDir::new().unwrap();
-    let store = Store::open(root.path(), Room::default()).unwrap();
+    let store = Store::open(root.path(), DiskLimits::default()).unwrap();
     let old = one_span(&store);
     let new = store.layer(old.id()).unwrap();
     assert_untouchable(&old, root.path());
-    assert!(old.read(UncompressedOffset(0), &mut [0; 4]).is_err(), "the new one may punch holes");
+    assert!(old.read(UncompressedOffset(0), &mut [0; 4]).is_err(), "the new table may punch holes");
     let mut bytes = [0; 4];
     new.read(UncompressedOffset(0), &mut bytes).unwrap();
     assert_eq!(&bytes, b"span");

@@ -1,4 +1,4 @@
-//! Any layer, asked anything in any order by several at once, while spans come and go and the source fails: every
+//! Any layer, read in any order by several readers at once, while spans come and go and the source fails: every
 //! answer is the model's.
 
 use std::{ops::RangeInclusive, sync::Arc};
@@ -8,11 +8,11 @@ use proptest::{prelude::*, sample::Index};
 use tempfile::TempDir;
 
 use super::{
-    Answer, Layer,
+    Layer, ReadAnswer,
     sample::{Model, Recipe, recipe},
 };
 use crate::{
-    Error, ErrorKind, Room, Store,
+    DiskLimits, Error, ErrorKind, Store,
     testing::engine,
     tree::{NodeId, NodeKind},
 };
@@ -22,7 +22,7 @@ const PATIENCE: usize = 40;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Of a folder: a name it has, or one it has not.
+    /// A name in a directory; `None` asks for a name that it does not have.
     Lookup(Index, Option<Index>),
     List(Index, Index),
     Stat(Index),
@@ -38,7 +38,7 @@ struct Case {
     recipe: Recipe,
     max_bytes: Option<u64>,
     fill: bool,
-    /// What each reader does; then the layer is opened anew, and the second half is done.
+    /// The steps of each reader: the first half, and the second half after the layer was opened anew.
     readers: Vec<(Vec<Step>, Vec<Step>)>,
 }
 
@@ -69,7 +69,7 @@ fn case(faults: impl Strategy<Value = BlobFault> + 'static) -> impl Strategy<Val
     })
 }
 
-/// Faults that every reader gets over, however many of them it meets.
+/// Faults that every reader outlasts, however many it meets.
 fn passing() -> impl Strategy<Value = BlobFault> {
     prop_oneof![Just(BlobFault::Refuse(Blob::Unreachable)), (0..200_000_u64).prop_map(BlobFault::BreakAfter)]
 }
@@ -83,19 +83,19 @@ fn any_fault() -> impl Strategy<Value = BlobFault> {
     ]
 }
 
-/// A layer and what is to be seen of it.
-struct Asked {
+/// A layer and the model of it.
+struct ComparedLayer {
     layer: Arc<Layer>,
     model: Arc<Model>,
-    /// Our node's number to that of the model.
+    /// The layer's node for each node of the model.
     nodes: Vec<NodeId>,
-    /// Where the files are among the model's nodes, and the folders.
+    /// Which of the model's nodes are files, and which are directories.
     files: Vec<usize>,
     folders: Vec<usize>,
 }
 
-impl Asked {
-    /// Compares all names and attributes on the way.
+impl ComparedLayer {
+    /// Compares all names and attributes while it walks the layer.
     fn new(layer: Arc<Layer>, model: &Arc<Model>) -> Self {
         let mut nodes = vec![NodeId(u32::MAX); model.nodes.len()];
         nodes[0] = NodeId::ROOT;
@@ -113,10 +113,10 @@ impl Asked {
         }
         let of = |kind| (0..model.nodes.len()).filter(|place| model.nodes[*place].kind == kind).collect();
         let (files, folders) = (of(NodeKind::Regular), of(NodeKind::Directory));
-        let asked = Self { layer, nodes, files, folders, model: model.clone() };
-        (0..model.nodes.len()).for_each(|place| asked.stat(place));
-        asked.folders.iter().for_each(|folder| asked.list(*folder, 0));
-        asked
+        let compared = Self { layer, nodes, files, folders, model: model.clone() };
+        (0..model.nodes.len()).for_each(|place| compared.stat(place));
+        compared.folders.iter().for_each(|folder| compared.list(*folder, 0));
+        compared
     }
 
     fn stat(&self, place: usize) {
@@ -125,7 +125,8 @@ impl Asked {
             NodeKind::Regular | NodeKind::Symlink => node.content.len() as u64,
             _ => 0,
         };
-        assert_eq!((found.kind, found.size, found.mode), (node.kind, size, node.mode));
+        let mode = if node.kind == NodeKind::Symlink { 0o777 } else { node.mode };
+        assert_eq!((found.kind, found.size, found.mode), (node.kind, size, mode));
         assert_eq!(((found.uid, found.gid), found.mtime), (node.owner, (node.mtime, 0)));
         assert_eq!((found.nlink, found.device), (node.nlink, node.device), "{node:?}");
         let target = self.layer.link_target(self.nodes[place]);
@@ -140,11 +141,11 @@ impl Asked {
         assert!(found.eq(expected), "the names in a folder, in their order");
     }
 
-    /// An error, if that is what the read ends with; never another byte.
+    /// The read returns the right bytes, or an error.
     async fn read(&self, file: usize, offset: u64, size: u32) -> Result<(), Error> {
         let found = match self.layer.read(self.nodes[file], offset, size) {
-            Answer::Ready(outcome) => outcome?,
-            Answer::Later(outcome) => outcome.await?,
+            ReadAnswer::Ready(outcome) => outcome?,
+            ReadAnswer::Later(outcome) => outcome.await?,
         };
         let content = &self.model.nodes[file].content;
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
@@ -189,35 +190,35 @@ impl Asked {
     }
 }
 
-/// What errors are an answer.
+/// Which errors a read may end with.
 type Excused = fn(ErrorKind) -> bool;
 
 async fn played(case: Case, excused: Excused) {
     let root = TempDir::new().unwrap();
     let (made, model) = case.recipe.made();
     let model = Arc::new(model);
-    let room = Room { max_bytes: case.max_bytes, ..Room::default() };
+    let room = DiskLimits { max_bytes: case.max_bytes, ..DiskLimits::default() };
     let store = Store::open(root.path(), room).unwrap();
     let engine = engine();
     let ztoc = oci::Digest::sha256(&made.ztoc);
     for half in 0..2 {
-        // The second time over what is there, while requests of the first may still be under way.
+        // The second opening finds stored spans, while requests of the first may still be under way.
         let layer = match Layer::stored(&store, &engine, &made.id()).unwrap() {
             Some(layer) if half == 1 => layer,
             _ => Layer::create(&store, &engine, &made.digest, &ztoc, &made.ztoc).unwrap(),
         };
         layer.add_source("origin", made.blob.clone());
-        let asked = Arc::new(Asked::new(layer, &model));
+        let compared = Arc::new(ComparedLayer::new(layer, &model));
         if case.fill {
-            asked.layer.start_fill();
+            compared.layer.start_fill();
         }
         let mut readers = Vec::new();
         for steps in &case.readers {
             let steps = if half == 0 { steps.0.clone() } else { steps.1.clone() };
-            let (asked, source) = (asked.clone(), made.blob.clone());
+            let (compared, source) = (compared.clone(), made.blob.clone());
             readers.push(tokio::spawn(async move {
                 for step in steps {
-                    let outcome = asked.done(&step, &source).await;
+                    let outcome = compared.done(&step, &source).await;
                     let unexcused = outcome.err().filter(|error| !excused(error.kind()));
                     assert!(unexcused.is_none(), "{step:?}: {}", unexcused.expect("just seen"));
                 }
@@ -227,17 +228,17 @@ async fn played(case: Case, excused: Excused) {
             reader.await.unwrap();
         }
         if half == 1 {
-            whole(&asked).await;
+            whole(&compared).await;
         }
     }
 }
 
-/// Once the faults are over every file is there, from its first byte to its last.
-async fn whole(asked: &Asked) {
-    for file in asked.files.iter().rev() {
+/// Once the faults are over, every file is complete.
+async fn whole(compared: &ComparedLayer) {
+    for file in compared.files.iter().rev() {
         let mut outcome = Ok(());
         for _ in 0..PATIENCE {
-            outcome = asked.read(*file, 0, 1 << 20).await;
+            outcome = compared.read(*file, 0, 1 << 20).await;
             if outcome.is_ok() {
                 break;
             }
@@ -248,7 +249,7 @@ async fn whole(asked: &Asked) {
 
 fn play(case: Case, excused: Excused) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
-    // In a task of its own: a worker's panic names the case, and the schedule is that of the workers alone.
+    // In a task of its own: a panic of a worker names the case, and only the workers decide on the schedule.
     runtime.block_on(runtime.spawn(played(case, excused))).unwrap();
 }
 
@@ -261,12 +262,12 @@ proptest! {
     })]
 
     #[test]
-    fn any_layer_is_what_it_was_made_from_and_faults_that_pass_are_not_noticed(case in case(passing())) {
+    fn any_layer_is_as_its_model_and_passing_faults_are_not_noticed(case in case(passing())) {
         play(case, |_| false);
     }
 
     #[test]
-    fn no_fault_makes_another_byte(case in case(any_fault())) {
+    fn no_fault_makes_a_wrong_byte(case in case(any_fault())) {
         play(case, |kind| matches!(
             kind, ErrorKind::Corrupt | ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Unreachable
         ));

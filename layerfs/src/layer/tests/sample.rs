@@ -1,4 +1,5 @@
-//! Layers of any kind, and the plain model of each: made from the generator's own values, never from a table.
+//! Layers of any kind, and the plain model of each: made from the generator's own values, never from a table of
+//! files.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +8,7 @@ use proptest::prelude::*;
 use ztoc::Compression;
 
 use crate::{
-    testing::{Made, SPAN, gzip, noise},
+    testing::{SPAN, TestLayer, gzip, noise},
     tree::NodeKind,
 };
 
@@ -15,12 +16,12 @@ use crate::{
 const CROWD: usize = 2_000;
 
 #[derive(Debug, Clone)]
-enum Kind {
+enum MemberKind {
     File {
         zeros: bool,
         length: usize,
     },
-    /// Of the file that this many places before it, if there is one.
+    /// A hard link to the file this many places before it, if there is one.
     HardLink(prop::sample::Index),
     Symlink(Vec<u8>),
     Whiteout,
@@ -28,24 +29,24 @@ enum Kind {
     BlockDevice(u32, u32),
     Fifo,
     Folder,
-    /// A folder that has no header: it is there for what is in it.
+    /// A directory without a header, which the files in it imply.
     Implied,
     Opaque,
 }
 
 #[derive(Debug, Clone)]
 struct Member {
-    /// Among the folders before it.
+    /// The directory, as an index among those before it.
     folder: prop::sample::Index,
     name: Vec<u8>,
-    kind: Kind,
+    kind: MemberKind,
     mode: u16,
     uid: u32,
     gid: u32,
     mtime: u32,
 }
 
-/// What a layer is made from.
+/// The values that a layer is made from.
 #[derive(Debug, Clone)]
 pub(super) struct Recipe {
     members: Vec<Member>,
@@ -53,27 +54,27 @@ pub(super) struct Recipe {
     plain: bool,
 }
 
-/// What is to be seen of a node.
+/// A node of the model.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(super) struct ModelNode {
     pub(super) kind: NodeKind,
     pub(super) mode: u16,
     pub(super) owner: (u32, u32),
     pub(super) mtime: i64,
     pub(super) nlink: u32,
     pub(super) device: (u32, u32),
-    /// Of a file its bytes, of a link its target.
+    /// The bytes of a file, or the target of a link.
     pub(super) content: Vec<u8>,
     pub(super) children: BTreeMap<Vec<u8>, usize>,
     pub(super) opaque: bool,
-    /// From the root, for headers.
+    /// The path from the root, for headers.
     path: Vec<u8>,
 }
 
-/// What is to be seen of a layer; the root comes first.
+/// The model of a layer; the root comes first.
 #[derive(Debug)]
 pub(super) struct Model {
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Vec<ModelNode>,
 }
 
 pub(super) fn recipe() -> impl Strategy<Value = Recipe> {
@@ -93,24 +94,24 @@ fn member() -> impl Strategy<Value = Member> {
     )
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
+fn kind() -> impl Strategy<Value = MemberKind> {
     let length = prop_oneof![1 => Just(0), 3 => 1..3_000_usize, 4 => 3_000..150_000_usize, 1 => 150_000..400_000_usize];
     let target = prop::collection::vec(1..=255_u8, 1..200);
     prop_oneof![
-        8 => (prop::bool::weighted(0.2), length).prop_map(|(zeros, length)| Kind::File { zeros, length }),
-        2 => any::<prop::sample::Index>().prop_map(Kind::HardLink),
-        1 => target.prop_map(Kind::Symlink),
-        1 => Just(Kind::Whiteout),
-        1 => (0..4000_u32, 0..250_000_u32).prop_map(|(major, minor)| Kind::CharDevice(major, minor)),
-        1 => (0..4000_u32, 0..250_000_u32).prop_map(|(major, minor)| Kind::BlockDevice(major, minor)),
-        1 => Just(Kind::Fifo),
-        3 => Just(Kind::Folder),
-        1 => Just(Kind::Implied),
-        1 => Just(Kind::Opaque),
+        8 => (prop::bool::weighted(0.2), length).prop_map(|(zeros, length)| MemberKind::File { zeros, length }),
+        2 => any::<prop::sample::Index>().prop_map(MemberKind::HardLink),
+        1 => target.prop_map(MemberKind::Symlink),
+        1 => Just(MemberKind::Whiteout),
+        1 => (0..4000_u32, 0..250_000_u32).prop_map(|(major, minor)| MemberKind::CharDevice(major, minor)),
+        1 => (0..4000_u32, 0..250_000_u32).prop_map(|(major, minor)| MemberKind::BlockDevice(major, minor)),
+        1 => Just(MemberKind::Fifo),
+        3 => Just(MemberKind::Folder),
+        1 => Just(MemberKind::Implied),
+        1 => Just(MemberKind::Opaque),
     ]
 }
 
-impl Node {
+impl ModelNode {
     fn folder(path: Vec<u8>) -> Self {
         Self {
             kind: NodeKind::Directory,
@@ -128,9 +129,10 @@ impl Node {
 }
 
 impl Recipe {
-    /// The layer with its ztoc and blob, and what is to be seen of it.
-    pub(super) fn made(&self) -> (Made, Model) {
-        let mut draft = Draft { tar: Vec::new(), nodes: vec![Node::folder(Vec::new())], folders: vec![0] };
+    /// The layer with its ztoc and blob, and its model.
+    pub(super) fn made(&self) -> (TestLayer, Model) {
+        let mut draft =
+            Draft { tar: Vec::new(), nodes: vec![ModelNode::folder(Vec::new())], folders: vec![0] };
         for (number, member) in self.members.iter().enumerate() {
             draft.add(number, member);
         }
@@ -146,27 +148,27 @@ impl Recipe {
 }
 
 /// A tar as a layer with spans of about `span` bytes.
-pub(super) fn packed(tar: &[u8], compression: Compression, span: u64) -> Made {
+pub(super) fn packed(tar: &[u8], compression: Compression, span: u64) -> TestLayer {
     let bytes = if compression == Compression::Gzip { gzip(tar) } else { tar.to_vec() };
     let options = ztoc::Options { span_size: span, ..ztoc::Options::default() };
     let built = ztoc::build(bytes.as_slice(), compression, &options).expect("it is a tar");
     let whole = built.whole.expect("the layer is hashed by default");
     let blob = Arc::new(FaultyBlob::new(bytes, 7_000));
-    Made { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
+    TestLayer { digest: Digest::from_sha256(whole.layer), ztoc: built.ztoc, blob }
 }
 
 /// Tar and model, grown side by side.
 struct Draft {
     tar: Vec<u8>,
-    nodes: Vec<Node>,
-    /// Places of folders that something can be put into.
+    nodes: Vec<ModelNode>,
+    /// Directories that can take new entries.
     folders: Vec<usize>,
 }
 
 impl Draft {
     fn add(&mut self, number: usize, member: &Member) {
         let parent = self.folders[member.folder.index(self.folders.len())];
-        // One of a kind, so that nothing is replaced: that has tests of its own (`tree`).
+        // Each name is unique, so that no entry is replaced: the tests of `tree` do that.
         let mut name = member.name.clone();
         name.iter_mut().filter(|byte| **byte == b'/').for_each(|byte| *byte = b'_');
         if name.starts_with(b".wh.") {
@@ -179,43 +181,43 @@ impl Draft {
         }
         let folder = path.clone();
         path.extend_from_slice(&name);
-        let mut node = Node::folder(path.clone());
+        let mut node = ModelNode::folder(path.clone());
         (node.mode, node.owner) = (member.mode, (member.uid, member.gid));
         node.mtime = i64::from(member.mtime);
         let (typeflag, link) = match &member.kind {
-            Kind::File { zeros, length } => {
+            MemberKind::File { zeros, length } => {
                 node.kind = NodeKind::Regular;
                 node.content = if *zeros { vec![0; *length] } else { noise(number as u64 + 1, *length) };
                 (b'0', Vec::new())
             }
-            Kind::HardLink(target) => return self.hard_link(parent, name, &path, *target),
-            Kind::Symlink(target) => {
+            MemberKind::HardLink(target) => return self.hard_link(parent, name, &path, *target),
+            MemberKind::Symlink(target) => {
                 (node.kind, node.content) = (NodeKind::Symlink, target.clone());
                 (b'2', target.clone())
             }
-            Kind::Whiteout => {
+            MemberKind::Whiteout => {
                 (node.kind, node.mode) = (NodeKind::CharDevice, 0);
                 path = [&folder[..], b".wh.", &name].concat();
                 (b'0', Vec::new())
             }
-            Kind::CharDevice(major, minor) => {
+            MemberKind::CharDevice(major, minor) => {
                 (node.kind, node.device) = (NodeKind::CharDevice, (*major, *minor));
                 (b'3', Vec::new())
             }
-            Kind::BlockDevice(major, minor) => {
+            MemberKind::BlockDevice(major, minor) => {
                 (node.kind, node.device) = (NodeKind::BlockDevice, (*major, *minor));
                 (b'4', Vec::new())
             }
-            Kind::Fifo => {
+            MemberKind::Fifo => {
                 node.kind = NodeKind::Fifo;
                 (b'6', Vec::new())
             }
-            Kind::Folder => (b'5', Vec::new()),
-            Kind::Implied => return self.implied(parent, name, &path),
-            Kind::Opaque => {
+            MemberKind::Folder => (b'5', Vec::new()),
+            MemberKind::Implied => return self.implied(parent, name, &path),
+            MemberKind::Opaque => {
                 self.nodes[parent].opaque = true;
                 path = [&folder[..], b".wh..wh..opq"].concat();
-                self.header(&path, b'0', &[], &Node::folder(Vec::new()));
+                self.header(&path, b'0', &[], &ModelNode::folder(Vec::new()));
                 return;
             }
         };
@@ -223,7 +225,7 @@ impl Draft {
         self.enter(parent, name, node);
     }
 
-    fn enter(&mut self, parent: usize, name: Vec<u8>, mut node: Node) {
+    fn enter(&mut self, parent: usize, name: Vec<u8>, mut node: ModelNode) {
         let place = self.nodes.len();
         if node.kind == NodeKind::Directory {
             self.nodes[parent].nlink += 1;
@@ -242,39 +244,40 @@ impl Draft {
             return;
         }
         let target = files[target.index(files.len())];
-        let of = Node { content: Vec::new(), ..self.nodes[target].clone() };
+        let of = ModelNode { content: Vec::new(), ..self.nodes[target].clone() };
         self.header(path, b'1', &of.path.clone(), &of);
         self.nodes[target].nlink += 1;
         self.nodes[parent].children.insert(name, target);
     }
 
-    /// Nothing but a file in it says that it is there.
+    /// Only the files in it imply the directory.
     fn implied(&mut self, parent: usize, name: Vec<u8>, path: &[u8]) {
         let place = self.nodes.len();
-        // mkdir in a folder with a header keeps root as the owner: no folder here has the set-group-ID bit.
-        self.enter(parent, name, Node::folder(path.to_vec()));
+        // mkdir in a directory with a header keeps root as the owner: no directory here has the set-group-ID bit.
+        self.enter(parent, name, ModelNode::folder(path.to_vec()));
         self.file(place, &[path, b"/in"].concat(), b"in it".to_vec());
     }
 
-    /// A file of no special attributes; a crowd's folder is implied by its first file.
+    /// A file without special attributes; the first file of a crowd implies its directory.
     fn file(&mut self, mut parent: usize, path: &[u8], content: Vec<u8>) {
         if path.starts_with(b"crowd/") {
             if !self.nodes[0].children.contains_key(&b"crowd"[..]) {
-                self.enter(0, b"crowd".to_vec(), Node::folder(b"crowd".to_vec()));
+                self.enter(0, b"crowd".to_vec(), ModelNode::folder(b"crowd".to_vec()));
             }
             parent = self.nodes[0].children[&b"crowd"[..]];
         }
         let name = path.rsplit(|byte| *byte == b'/').next().expect("a path has a last part").to_vec();
-        let node = Node { kind: NodeKind::Regular, mode: 0o644, content, ..Node::folder(path.to_vec()) };
+        let node =
+            ModelNode { kind: NodeKind::Regular, mode: 0o644, content, ..ModelNode::folder(path.to_vec()) };
         self.header(path, b'0', &[], &node);
         self.enter(parent, name, node);
     }
 
-    /// A header, with GNU long names before it where they are needed, and the data behind it.
-    fn header(&mut self, path: &[u8], typeflag: u8, link: &[u8], node: &Node) {
+    /// A header, after GNU long names where they are needed, and the data behind it.
+    fn header(&mut self, path: &[u8], typeflag: u8, link: &[u8], node: &ModelNode) {
         for (long, flag) in [(path, b'L'), (link, b'K')] {
             if long.len() > 100 {
-                let plain = Node::folder(Vec::new());
+                let plain = ModelNode::folder(Vec::new());
                 self.block((b"././@LongLink", b"", flag), &plain, &[long, &[0]].concat());
             }
         }
@@ -282,7 +285,7 @@ impl Draft {
         self.block((&path[..path.len().min(100)], &link[..link.len().min(100)], typeflag), node, data);
     }
 
-    fn block(&mut self, (name, link, typeflag): (&[u8], &[u8], u8), node: &Node, data: &[u8]) {
+    fn block(&mut self, (name, link, typeflag): (&[u8], &[u8], u8), node: &ModelNode, data: &[u8]) {
         let mut header = [0_u8; 512];
         let mut field = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
         let octal = |digits: usize, value: u64| format!("{value:0digits$o}\0").into_bytes();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use layerfs::{Connection, Engine, Mounted, Slots, Work};
+use layerfs::{Connection, CrashNotes, Engine, Mounted, Slots};
 use oci::{Client, DockerConfig};
 use proto::{
     containerd::services::snapshots::v1::snapshots_server::SnapshotsServer,
@@ -70,7 +70,7 @@ impl Daemon {
         // Reading the machine's certificates is most of what a start takes.
         let http = config.http.clone();
         let client = tokio::task::spawn_blocking(move || Client::new(http));
-        let (work, at_end) = Work::noted_in(notes)?;
+        let (work, at_end) = CrashNotes::noted_in(notes)?;
         let quarantine = Quarantine::open(root, has_crashed.then_some(&at_end));
         let store = layerfs::Store::open_noting(root, config.room, work)?;
         let engine = Engine::new(tokio::runtime::Handle::current(), config.limits.clone());

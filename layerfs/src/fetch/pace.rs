@@ -1,5 +1,5 @@
-//! What the line is like, learnt from the answers: how long to a first byte, how many bytes a second, how many
-//! requests the other side bears. Arithmetic only: the time is told.
+//! How fast the line to the registries is, learned from their answers: time to a first byte, bytes a second, and how
+//! many requests a host accepts. Arithmetic only: callers pass the time.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,19 +7,19 @@ use tokio::time::Instant;
 
 /// Arrivals are counted in intervals of this length.
 const TICK: Duration = Duration::from_millis(50);
-/// The best of so many intervals is what the line can do.
+/// The rate of the line is the best of this many intervals.
 const TICKS: usize = 40;
-/// First bytes remembered.
+/// How many times to a first byte are remembered.
 const ANSWERS: usize = 64;
-/// Too few answers say nothing about the slow ones.
+/// Fewer answers say nothing about the slow ones.
 const ANSWERS_LEAST: usize = 16;
-/// While the line is not known: 20 ms at 1 Gbit/s, one and a half times.
+/// The window while the rate is unknown: 20 ms at 1 Gbit/s, times one and a half.
 const WINDOW_UNKNOWN: u64 = 4 << 20;
 const WINDOW_LEAST: u64 = 2 << 20;
 const WINDOW_MOST: u64 = 32 << 20;
 const PATIENCE_UNKNOWN: Duration = Duration::from_secs(2);
 const PATIENCE_LEAST: Duration = Duration::from_millis(50);
-/// One busy answer of many that were under way together says it for all.
+/// Busy answers within this time are one: their requests were under way together.
 const SAME_BUSY: Duration = Duration::from_millis(200);
 
 /// The line to the registries, as it was lately.
@@ -33,7 +33,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A request had its first byte.
+    /// Notes the time to a request's first byte.
     pub(crate) fn answered(&mut self, after: Duration) {
         self.answers.push_back(after);
         if self.answers.len() > ANSWERS {
@@ -46,7 +46,7 @@ impl Line {
         let passed = now.saturating_duration_since(since).as_millis() / TICK.as_millis();
         let passed = usize::try_from(passed).unwrap_or(usize::MAX);
         if self.arrived.is_empty() || passed > 0 {
-            // Intervals without a byte do not push out what is known: the line was not used.
+            // Intervals without a byte do not replace older ones: the line was not used.
             self.since = Some(now);
             self.arrived.push_back(0);
             if self.arrived.len() > TICKS {
@@ -58,8 +58,8 @@ impl Line {
         }
     }
 
-    /// Bytes a second when it goes well. Not the very best: what waited in a socket while we were busy arrives
-    /// at once.
+    /// Bytes a second when all goes well. Not the very best interval: bytes that waited in a socket arrive all at
+    /// once.
     fn rate(&self) -> Option<u64> {
         // The newest interval is not over.
         let whole = self.arrived.len().checked_sub(1).filter(|count| *count > 0)?;
@@ -69,8 +69,8 @@ impl Line {
         Some(good * 1000 / u64::try_from(TICK.as_millis()).unwrap_or(1))
     }
 
-    /// Bytes that have to be on their way for the line to be busy: one and a half times what it holds. As long as
-    /// the window is what bounds the rate, it grows by half each time.
+    /// Bytes that have to be under way for the line to be busy: one and a half times what it holds. While the window
+    /// bounds the rate, it grows by half each time.
     pub(crate) fn window(&self) -> u64 {
         let (Some(rate), Some(trip)) = (self.rate(), self.answers.iter().min()) else {
             return WINDOW_UNKNOWN;
@@ -79,7 +79,8 @@ impl Line {
         ((holds * 1.5) as u64).clamp(WINDOW_LEAST, WINDOW_MOST)
     }
 
-    /// How long a request for `bytes` takes, nineteen times of twenty and then some: past it another is tried.
+    /// How long a request for `bytes` takes in nineteen of twenty cases, with a margin; after that it is made a
+    /// second time.
     pub(crate) fn patience(&self, bytes: u64) -> Duration {
         let rate = self.rate().filter(|rate| *rate > 0);
         let (Some(rate), true) = (rate, self.answers.len() >= ANSWERS_LEAST) else { return PATIENCE_UNKNOWN };
@@ -109,7 +110,7 @@ impl Allowance {
         self.now as usize
     }
 
-    /// Nothing of it has been taken away, or all is back.
+    /// Whether the host may have all requests again.
     pub(crate) fn is_whole(&self) -> bool {
         self.now() == self.most
     }

@@ -1,8 +1,8 @@
-//! The mount itself: made, greeted, and handed from process to process as a descriptor and what was agreed.
+//! The mount itself: made, initialized, and handed from process to process as a descriptor and agreed parameters.
 //!
-//! The kernel keeps a connection as long as somebody has its descriptor open, whoever dies meanwhile: requests
-//! wait. The first of them is answered here, so that even a first server that dies at once does not lose the mount. No
-//! runtime and no thread is needed for any of this.
+//! The kernel keeps a connection as long as a process has its descriptor open. Requests wait while no process serves
+//! them. The first request (FUSE_INIT) is answered here, so that a first server that dies at once does not lose the
+//! mount. None of this needs a runtime or a thread.
 
 use std::{
     ffi::CString,
@@ -24,45 +24,45 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, ErrorKind},
     fuse::init::{self, Parameters},
-    map::put_in_place,
+    raw::put_in_place,
 };
 
-/// Three requests are dealt with at once on few cores: none of them waits for a network.
+/// Requests handled at once; few cores are enough, as none of them waits for a network.
 const THREADS: usize = 3;
-/// In KiB; the kernel's own 128 make a sequential reader wait for each 128 KiB.
+/// In KiB; with the kernel's own 128, a sequential reader waits for each 128 KiB.
 const READ_AHEAD: &str = "1024";
-/// The kernel hands out no request to who has room for less than 8 KiB.
+/// The kernel gives no request to a buffer of less than 8 KiB.
 const READ_BUFFER: usize = 64 << 10;
-/// The number of `/dev/fuse`, the same on every Linux.
+/// The device number of `/dev/fuse`, the same on every Linux.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 
-/// What a process that is handed the descriptor has to know beside it, and finds on the disk.
+/// What a process that receives the descriptor reads from the disk.
 #[derive(Debug, Serialize, Deserialize)]
-struct Note {
-    /// `major:minor` of the mount: another one is not what was handed.
+struct HandoverNote {
+    /// `major:minor` of the mount; a descriptor of another mount is refused.
     device: String,
     parameters: Parameters,
 }
 
-/// A FUSE mount that can be served: where it is, its descriptor, and what was agreed with the kernel.
+/// A FUSE mount that can be served: where it is, its descriptor, and the parameters agreed with the kernel.
 ///
-/// Dropping it closes the descriptor and leaves the mount where it is. When nobody has the descriptor any more, all
-/// that waits gets an error, and so does all that comes.
+/// Dropping it closes the descriptor and leaves the mount where it is. When no process has the descriptor any more,
+/// all requests that wait get an error, and so do all later ones.
 #[derive(Debug)]
 pub struct Mounted {
     path: PathBuf,
     device: OwnedFd,
     parameters: Parameters,
-    /// `major:minor` of the mount, for who holds it for others.
+    /// `major:minor` of the mount; `None` if it is unknown.
     number: Option<String>,
-    /// The same mount, at no path: it can be put back where somebody has taken it away.
+    /// The same mount, attached to no path, so that it can be put back after another program unmounted it.
     spare: Option<OwnedFd>,
     inherited: bool,
     replaced: bool,
 }
 
 impl Mounted {
-    /// Mounts at `path` and greets the kernel. A mount that an earlier process left there is detached first.
+    /// Mounts at `path` and answers FUSE_INIT. A mount that an earlier process left there is detached first.
     ///
     /// # Errors
     /// When `/dev/fuse` cannot be opened, the mount is refused, or the kernel is too old.
@@ -70,7 +70,10 @@ impl Mounted {
         let doing = || format!("mount {}", path.display());
         let mut replaced = false;
         while mounted_device(path).map_err(|e| Error::io(doing(), e))?.is_some() {
-            tracing::warn!(path = %path.display(), "a mount of an earlier process is detached");
+            tracing::warn!(
+                path = %path.display(),
+                "a mount of an earlier process is detached; containers that use it lose it"
+            );
             unmount(path, UnmountFlags::DETACH).map_err(|e| Error::io(doing(), e.into()))?;
             replaced = true;
         }
@@ -80,7 +83,7 @@ impl Mounted {
         })?;
         mount_at(path, &device).map_err(|e| Error::io(doing(), e))?;
         let device = OwnedFd::from(device);
-        match greet(&device) {
+        match initialize(&device) {
             Ok(parameters) => {
                 raise_read_ahead(path);
                 let number = mounted_device(path).map_err(|e| Error::io(doing(), e))?;
@@ -97,23 +100,24 @@ impl Mounted {
         }
     }
 
-    /// The mount at `path` that another process made, by what that process handed on.
+    /// The mount at `path` that another process made, from the descriptor and parameters that it handed on.
     pub fn inherited(path: &Path, device: OwnedFd, parameters: Parameters) -> Self {
         let path = path.to_owned();
         Self { path, device, parameters, number: None, spare: None, inherited: true, replaced: false }
     }
 
-    /// The same, by what the process that made it noted in the file `note` ([`Mounted::note`]). Whether it is still at
-    /// `path` does not matter, where the kernel says which connection a descriptor is of: containers have it.
+    /// The mount at `path` that another process made, from its descriptor and the file that [`Mounted::note`] wrote.
+    /// The mount need not be at `path` any more if the kernel says which connection a descriptor belongs to:
+    /// containers still use it.
     ///
     /// # Errors
-    /// When the note cannot be read or is about another mount, the descriptor is none of FUSE, or the kernel has ended the
-    /// connection.
+    /// When the note cannot be read or is about another mount, the descriptor is not one of FUSE, or the
+    /// kernel has ended the connection.
     pub fn handed(path: &Path, note: &Path, device: OwnedFd) -> Result<Self, Error> {
         let doing = || format!("take over the mount {}", path.display());
         let refuse = |why: &str| Err(Error::new(ErrorKind::Unsupported, format!("{}: {why}", doing())));
         let bytes = fs::read(note).map_err(|e| Error::io(doing(), e))?;
-        let note: Note =
+        let note: HandoverNote =
             serde_json::from_slice(&bytes).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let found = fstat(&device).map_err(|e| Error::io(doing(), e.into()))?;
         let is_fuse = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
@@ -138,7 +142,7 @@ impl Mounted {
         Ok(self.number.is_some() && mounted_device(&self.path)? == self.number)
     }
 
-    /// Asks nothing of who serves the mount: its root is found without.
+    /// Sends no request to the process that serves the mount: a mount's root is known to the kernel.
     fn keep_spare(&mut self) {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let spare = self.is_at_its_path().and_then(|is_there| match is_there {
@@ -150,23 +154,25 @@ impl Mounted {
             Err(error) => {
                 tracing::warn!(
                     path = %self.path.display(), %error,
-                    "the FUSE mount could not be put back if somebody took it away"
+                    "a spare of the FUSE mount cannot be made: if another program unmounts it, it cannot be \
+                     put back"
                 );
             }
         }
     }
 
-    /// Puts the mount back where somebody has taken it away, while it lives on below containers. True if that was so.
+    /// Puts the mount back if another program unmounted it while containers still use it. Returns whether that was
+    /// so.
     ///
     /// # Errors
-    /// When it cannot be.
+    /// When the mount cannot be put back.
     pub fn put_back(&mut self) -> Result<bool, Error> {
         let doing = || format!("mount {} again", self.path.display());
         if self.is_at_its_path().map_err(|e| Error::io(doing(), e))? {
             return Ok(false);
         }
         let Some(spare) = self.spare.take() else {
-            return Err(Error::new(ErrorKind::NotFound, format!("{}: nobody has it", doing())));
+            return Err(Error::new(ErrorKind::NotFound, format!("{}: there is no spare of it", doing())));
         };
         let moved = fs::create_dir_all(&self.path).and_then(|()| {
             Ok(move_mount(&spare, "", CWD, &self.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
@@ -180,48 +186,48 @@ impl Mounted {
         Ok(true)
     }
 
-    /// Notes in a file what [`Mounted::handed`] needs to know. Another name first, then the rename.
+    /// Writes what [`Mounted::handed`] needs to a file: under another name first, then renamed.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn note(&self, file: &Path) -> Result<(), Error> {
-        let doing = || format!("note what was agreed with the kernel in {}", file.display());
+        let doing = || format!("write the parameters of the mount to {}", file.display());
         let Some(device) = self.number.clone() else {
             return Err(Error::new(ErrorKind::NotFound, format!("{}: it is not mounted", doing())));
         };
-        let note = Note { device, parameters: self.parameters };
+        let note = HandoverNote { device, parameters: self.parameters };
         let bytes = serde_json::to_vec(&note).map_err(|e| Error::with(ErrorKind::Corrupt, doing(), e))?;
         let other = file.with_extension("new");
         let written = fs::write(&other, bytes).and_then(|()| fs::rename(&other, file));
         written.map_err(|e| Error::io(doing(), e))
     }
 
-    /// Whether a mount of an earlier process had to be detached: who used it has lost it.
+    /// Whether a mount of an earlier process was detached: containers that used it have lost it.
     pub fn has_replaced(&self) -> bool {
         self.replaced
     }
 
-    /// Whether the kernel has given it up: unmounted by somebody and used by nobody, or aborted.
+    /// Whether the kernel has ended the connection: unmounted and not used by any process, or aborted.
     pub fn has_ended(&self) -> bool {
         has_ended(self.device.as_fd())
     }
 
-    /// Where it is.
+    /// The path it was mounted at.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the next process needs beside the descriptor.
+    /// The parameters that the next process needs beside the descriptor.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// Whether another process made it, and has it still or has left it to us: then it outlives us.
+    /// Whether another process made it; then it outlives this process.
     pub fn is_inherited(&self) -> bool {
         self.inherited
     }
 
-    /// Detaches the mount. It ends when nobody uses it any more, which may be long after.
+    /// Detaches the mount. It ends when no process uses it any more, perhaps much later.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -230,44 +236,47 @@ impl Mounted {
             .map_err(|e| Error::io(format!("unmount {}", self.path.display()), e.into()))
     }
 
-    /// A session on the real descriptor. It has been asked what the kernel asks only once, through a socket, by
-    /// us; then the descriptor took the socket's place.
+    /// A session on the real descriptor. The library that serves expects FUSE_INIT, which the kernel sends once. So
+    /// it gets a copy through a socket first; then the descriptor takes the socket's place.
     pub(super) fn session<FS: Filesystem>(&self, door: FS) -> Result<Session<FS>, Error> {
-        let doing = "greet ourselves as the kernel did";
-        let (session, said) = self.greeted(door).map_err(|e| Error::io(doing, e))?;
-        if said != init::answer(init::OWN, &self.parameters) {
-            // Another version of this program made the mount. What was agreed holds.
-            tracing::warn!("this version would have agreed otherwise with the kernel; it serves as agreed");
+        let doing = "repeat FUSE_INIT to the serving library";
+        let (session, reply) = self.initialized(door).map_err(|e| Error::io(doing, e))?;
+        if reply != init::answer(init::OWN, &self.parameters) {
+            // Another version of this program made the mount. The parameters agreed then hold.
+            tracing::warn!(
+                "this version would agree on other parameters with the kernel; it serves with those of the \
+                 mount"
+            );
         }
         put_in_place(&self.device, &session).map_err(|e| Error::io(doing, e))?;
         Ok(session)
     }
 
-    /// A session on a socket, and what it said when it was asked through it.
-    pub(super) fn greeted<FS: Filesystem>(&self, door: FS) -> io::Result<(Session<FS>, Vec<u8>)> {
-        let (ours, theirs) =
+    /// A session on a socket, and its reply to FUSE_INIT.
+    pub(super) fn initialized<FS: Filesystem>(&self, door: FS) -> io::Result<(Session<FS>, Vec<u8>)> {
+        let (kernel_end, library_end) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        rustix::io::write(&ours, &init::question(&self.parameters))?;
+        rustix::io::write(&kernel_end, &init::question(&self.parameters))?;
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(THREADS);
-        // What was read through a clone is lost with the process that did; what was read through the one can
-        // be had back.
+        // A request read through a clone is lost with the process; a request read through this descriptor can be
+        // queued again.
         config.clone_fd = false;
-        let session = Session::from_fd(door, theirs, SessionACL::All, config)?;
-        let mut said = vec![0; 256];
-        let length = rustix::io::read(&ours, &mut said)?;
-        said.truncate(length);
-        Ok((session, said))
+        let session = Session::from_fd(door, library_end, SessionACL::All, config)?;
+        let mut reply = vec![0; 256];
+        let length = rustix::io::read(&kernel_end, &mut reply)?;
+        reply.truncate(length);
+        Ok((session, reply))
     }
 
-    /// Has the kernel queue again what earlier processes took and did not answer.
+    /// Has the kernel queue again the requests that earlier processes took and did not answer.
     pub(super) fn resend(&self) {
         if let Err(error) = rustix::io::write(&self.device, &init::RESEND) {
             tracing::warn!(
                 error = %io::Error::from(error),
-                "requests that an earlier process took cannot be had back (Linux before 6.9): who waits for one of \
-                 them waits until it is killed"
+                "requests that an earlier process took cannot be queued again (Linux before 6.9): a reader that waits \
+                 for one waits until it is killed"
             );
         }
     }
@@ -285,9 +294,9 @@ fn has_ended(device: BorrowedFd<'_>) -> bool {
     poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }
 
-/// Takes the kernel's first request and answers it.
-fn greet(device: &OwnedFd) -> Result<Parameters, Error> {
-    let doing = "greet the kernel's FUSE";
+/// Reads FUSE_INIT from the kernel and answers it.
+fn initialize(device: &OwnedFd) -> Result<Parameters, Error> {
+    let doing = "answer FUSE_INIT";
     let mut request = vec![0; READ_BUFFER];
     let length = loop {
         match rustix::io::read(device, &mut request) {
@@ -296,15 +305,15 @@ fn greet(device: &OwnedFd) -> Result<Parameters, Error> {
         }
     };
     let Some((unique, parameters)) = init::agree(&request[..length]) else {
-        return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: it is too old")));
+        return Err(Error::new(ErrorKind::Unsupported, format!("{doing}: the kernel is too old")));
     };
     rustix::io::write(device, &init::answer(unique, &parameters)).map_err(|e| Error::io(doing, e.into()))?;
     let lacks = parameters.lacks();
     if !lacks.is_empty() {
-        tracing::info!(?lacks, "the kernel does not have these FUSE features");
+        tracing::info!(?lacks, "the kernel lacks these FUSE features");
     }
     if !parameters.can_resend() {
-        tracing::warn!("Linux before 6.9: reads that are under way when this process dies are lost with it");
+        tracing::warn!("Linux before 6.9: reads under way are lost if this process dies");
     }
     Ok(parameters)
 }
@@ -322,14 +331,14 @@ fn mount_at(path: &Path, device: &File) -> io::Result<()> {
 
 /// The minor number of the connection's mount, where the kernel says so (Linux 6.5).
 fn connection_of(device: BorrowedFd<'_>) -> Option<u32> {
-    let said = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
-    said.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
 }
 
 /// `major:minor` of what is mounted at `path`, from the list of mounts.
 pub(super) fn mounted_device(path: &Path) -> io::Result<Option<String>> {
     let wanted = path.to_string_lossy();
-    // Names of others need not be text.
+    // Names of other mounts need not be text.
     let mounts = fs::read("/proc/self/mountinfo")?;
     let mounts = String::from_utf8_lossy(&mounts);
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -342,13 +351,16 @@ fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Once, and after the greeting, which sets it.
+/// Once, and after FUSE_INIT, which resets it.
 fn raise_read_ahead(path: &Path) {
     let raised = mounted_device(path).and_then(|device| {
         let device = device.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted"))?;
         fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD)
     });
     if let Err(error) = raised {
-        tracing::warn!(%error, "raise read-ahead of the FUSE mount; sequential reads are slower");
+        tracing::warn!(
+            %error,
+            "the read-ahead of the FUSE mount cannot be raised: sequential reads are slower"
+        );
     }
 }

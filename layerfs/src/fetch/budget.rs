@@ -1,10 +1,9 @@
-//! Limits: requests under way, bytes held, and how much of either may go to what nobody waits for.
+//! Limits: requests under way, bytes held, and how much of both the background may use.
 //!
-//! A request is let go when there is room for it and gives its room back when its last byte was dealt with, so
-//! that memory is bounded by `max_bytes_in_flight` whatever the readers do. Demand never queues behind fill: fill
-//! starts only what leaves room for a reader, and only while less is on its way than keeps the line busy. No host
-//! can take all of anything: one that does not answer must not hold up readers of the others, nor what the background
-//! brings from them.
+//! A request starts when there is room for it, and frees its room when its last byte was stored. So
+//! `max_bytes_in_flight` bounds the memory, however many readers there are. Demand never queues behind fill. Fill
+//! starts only when it leaves room for a reader, and only while fewer bytes are under way than keep the line busy. No
+//! host can take all of any limit: a host that does not answer must not hold up requests to others.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -14,16 +13,16 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{pace::Allowance, sync::Mutex};
+use crate::{fetch::pace::Allowance, sync::Mutex};
 
-/// Arrivals are told in steps of this many bytes: each may wake a fill.
-const TOLD: u64 = 256 << 10;
+/// Arrivals are reported in steps of this many bytes: each report may start a fill.
+const REPORTED: u64 = 256 << 10;
 
 /// What the engine may use at once. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Compressed bytes asked for and not yet dealt with; as many uncompressed ones are held on their way to the
-    /// disk.
+    /// Compressed bytes that are requested and not stored yet. As many uncompressed bytes are held on their way to
+    /// the disk.
     pub max_bytes_in_flight: u64,
     /// Requests under way to one host, over all layers.
     pub max_requests: usize,
@@ -47,48 +46,48 @@ impl Default for Limits {
     }
 }
 
-/// What one host has of it all.
+/// What one host uses.
 #[derive(Debug)]
 struct Host {
     requests: usize,
-    /// Those of them that nobody waits for.
+    /// Requests that no reader waits for.
     fills: usize,
-    /// Compressed bytes of them all.
+    /// Compressed bytes of all requests.
     held: u64,
-    /// Compressed bytes asked for by fill that have not arrived.
+    /// Compressed bytes that fill requested and that have not arrived.
     coming: u64,
-    /// Whole layers that somebody waits for: they have the line to themselves and the readers.
+    /// Layers that are streamed whole from it: a pull waits for each, so that fill leaves them the line.
     streams: usize,
     allowance: Allowance,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Usage {
     held: u64,
-    /// Those that something is asked of, or that were busy.
+    /// Hosts with requests under way, or that said they were busy.
     hosts: HashMap<Arc<str>, Host>,
 }
 
-/// Shared by all layers of an engine.
+/// The limits and their use, shared by all layers of an engine.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    state: Mutex<State>,
+    state: Mutex<Usage>,
     changed: Arc<Notify>,
     max_bytes: u64,
     max_requests: usize,
 }
 
-/// Room for one request; given back when dropped.
+/// Room for one request; freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
     host: Arc<str>,
-    /// 1 where nobody waits for it.
+    /// 1 for a request that no reader waits for.
     fills: usize,
     held: u64,
     coming: u64,
-    /// Arrived since it was last told.
-    untold: u64,
+    /// Bytes that arrived and were not reported yet.
+    unreported: u64,
 }
 
 /// See [`Budget::stream`].
@@ -108,7 +107,7 @@ impl Drop for Streaming {
     }
 }
 
-impl State {
+impl Usage {
     fn host(&mut self, name: &Arc<str>, most: usize) -> &mut Host {
         let new = || Host {
             requests: 0,
@@ -121,7 +120,7 @@ impl State {
         self.hosts.entry(name.clone()).or_insert_with(new)
     }
 
-    /// Forgets a host that nothing is asked of and that has nothing to be remembered for.
+    /// Forgets a host without requests that has its full allowance.
     fn tidy(&mut self, name: &Arc<str>) {
         if let hash_map::Entry::Occupied(host) = self.hosts.entry(name.clone())
             && host.get().requests == 0
@@ -143,7 +142,7 @@ impl Budget {
         }
     }
 
-    /// Told when there is more room than there was.
+    /// Notified when there is more room than before.
     pub(crate) fn changed(&self) -> Arc<Notify> {
         self.changed.clone()
     }
@@ -154,7 +153,7 @@ impl Budget {
         (state.hosts.values().map(|host| host.requests as u64).sum(), state.held)
     }
 
-    /// For a reader who waits. What is larger than everything allowed runs alone.
+    /// Room for a reader's request, as soon as there is some. A request larger than the limit runs alone.
     pub(crate) async fn demand(self: &Arc<Self>, name: &Arc<str>, bytes: u64) -> Permit {
         loop {
             let changed = self.changed.notified();
@@ -165,7 +164,7 @@ impl Budget {
                 let all = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes;
                 let host = state.host(name, self.max_requests);
                 let own = host.held == 0 || host.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
-                // Where the allowance has shrunk, or is small, fill may have all of it, and stand still.
+                // Where the allowance has shrunk, or is small, fill may use all of it and make no progress.
                 let allowed = host.allowance.now();
                 let reserved = host.requests - host.fills < readers_part(allowed);
                 if all && own && (host.requests < allowed || reserved) {
@@ -176,12 +175,12 @@ impl Budget {
         }
     }
 
-    /// For what nobody waits for, if there is room at once: less than `window` bytes are coming, and what is left is
-    /// enough for a reader. Ask before claiming anything: what is claimed and not asked for is what readers wait
-    /// for.
+    /// Room for a request that no reader waits for, if there is some now: fewer than `window` bytes are arriving, and
+    /// enough is left for a reader. To be asked before spans are claimed: readers would wait for spans that are
+    /// claimed and not requested.
     pub(crate) fn fill(self: &Arc<Self>, name: &Arc<str>, bytes: u64, window: u64) -> Option<Permit> {
         let mut state = self.state.lock();
-        // Not much more than the threads that inflate get through soon: what is chosen later is chosen better.
+        // Not much more than the threads can inflate soon: a span that is chosen later is chosen better.
         let most = (self.max_bytes / 2).min(window.saturating_mul(2));
         let all = state.held == 0 || state.held.saturating_add(bytes) <= self.max_bytes / 4 * 3;
         let host = state.host(name, self.max_requests);
@@ -197,25 +196,25 @@ impl Budget {
         permit
     }
 
-    fn permit(self: &Arc<Self>, state: &mut State, name: &Arc<str>, held: u64, coming: u64) -> Permit {
+    fn permit(self: &Arc<Self>, state: &mut Usage, name: &Arc<str>, held: u64, coming: u64) -> Permit {
         state.held += held;
         let host = state.host(name, self.max_requests);
-        // Nothing is told of what arrives for a reader.
+        // Arrivals for a reader are not reported.
         let fills = usize::from(coming > 0);
         host.requests += 1;
         host.fills += fills;
         host.held += held;
         host.coming += coming;
-        Permit { budget: self.clone(), host: name.clone(), fills, held, coming, untold: 0 }
+        Permit { budget: self.clone(), host: name.clone(), fills, held, coming, unreported: 0 }
     }
 
-    /// A layer is streamed whole from this host as long as the answer lives.
+    /// Notes that a layer is streamed whole from this host, as long as the value lives.
     pub(crate) fn stream(self: &Arc<Self>, name: &Arc<str>) -> Streaming {
         self.state.lock().host(name, self.max_requests).streams += 1;
         Streaming { budget: self.clone(), host: name.clone() }
     }
 
-    /// A host has answered; `busy` when it said that it has too much to do.
+    /// Notes that a host has answered; `busy` when it said that it is overloaded.
     pub(crate) fn answered(&self, name: &Arc<str>, busy: bool) {
         let mut state = self.state.lock();
         let allowance = &mut state.host(name, self.max_requests).allowance;
@@ -227,7 +226,7 @@ impl Budget {
     }
 }
 
-/// Of the requests that a host may have, those that fill leaves to readers.
+/// How many of the requests to a host fill leaves to readers.
 fn readers_part(allowed: usize) -> usize {
     (allowed / 4).max(1)
 }
@@ -237,7 +236,7 @@ impl Permit {
         self.host == *host
     }
 
-    /// What is asked for turned out to have this many bytes.
+    /// The request turned out to have this many bytes.
     pub(crate) fn resize(&mut self, bytes: u64) {
         let mut state = self.budget.state.lock();
         state.held = state.held - self.held + bytes;
@@ -249,13 +248,13 @@ impl Permit {
         self.budget.changed.notify_waiters();
     }
 
-    /// So many bytes of a fill have arrived: the line is free for as many.
+    /// Notes that bytes of a fill have arrived: the line has room for as many.
     pub(crate) fn arrived(&mut self, bytes: u64) {
-        self.untold += bytes.min(self.coming - self.untold);
-        if self.untold >= TOLD || self.untold > 0 && self.untold == self.coming {
-            let told = std::mem::take(&mut self.untold);
-            self.coming -= told;
-            self.budget.state.lock().host(&self.host, self.budget.max_requests).coming -= told;
+        self.unreported += bytes.min(self.coming - self.unreported);
+        if self.unreported >= REPORTED || self.unreported > 0 && self.unreported == self.coming {
+            let reported = std::mem::take(&mut self.unreported);
+            self.coming -= reported;
+            self.budget.state.lock().host(&self.host, self.budget.max_requests).coming -= reported;
             self.budget.changed.notify_waiters();
         }
     }
@@ -295,7 +294,7 @@ mod tests {
         assert!(!may(&one), "the second goes on");
         drop(second);
         assert!(may(&one) && may(&other));
-        assert!(budget.state.lock().hosts.is_empty(), "nothing is asked of anybody");
+        assert!(budget.state.lock().hosts.is_empty(), "no host has a request");
     }
 
     #[tokio::test]
@@ -304,7 +303,7 @@ mod tests {
         let host: Arc<str> = "host".into();
         let fills: Vec<_> = std::iter::from_fn(|| budget.fill(&host, 1, WINDOW)).collect();
         assert_eq!(fills.len(), 6);
-        // Now it says that it has too much to do, and does no more of what it has.
+        // Now it says that it is overloaded, and the fills under way make no progress.
         budget.answered(&host, true);
         let reader = budget.demand(&host, 1).now_or_never().expect("there is room for a reader");
         assert!(budget.demand(&host, 1).now_or_never().is_none(), "and for no other: it is busy");
@@ -314,17 +313,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_ends_is_told_and_keeps_no_reader_away() {
+    async fn the_end_of_a_stream_wakes_fill_and_a_stream_keeps_no_reader_away() {
         let budget = Arc::new(Budget::new(&Limits::default()));
         let host: Arc<str> = "host".into();
         let streaming = budget.stream(&host);
         drop(budget.demand(&host, 1).await);
         let changed = budget.changed();
-        let told = changed.notified();
-        tokio::pin!(told);
-        told.as_mut().enable();
+        let notified = changed.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
         drop(streaming);
-        told.await;
+        notified.await;
         assert!(budget.fill(&host, 1, WINDOW).is_some());
     }
 }
