@@ -275,7 +275,7 @@ mod tests {
         folders.discard_unused(|| Ok(HashSet::from([2]))).unwrap();
         // The thread removes one after the other.
         while folders.numbers().unwrap() != [2] {
-            thread::yield_now();
+            std::thread::yield_now();
         }
     }
 }
