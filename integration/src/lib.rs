@@ -8,42 +8,26 @@
 //! also after a panic, after Ctrl-C, and (at the next run) after SIGKILL.
 //!
 //! Nothing here is mocked. The modules stand in the order in which a test meets them; imports point down.
-//!
-//! Without the feature `harness` only the last few are there, for `cargo xtask`: it is compiled before everything else, and
-//! what it needs would be compiled twice, with other features than the whole workspace has.
 
-#[cfg(feature = "harness")]
+/// The truth: a layer as a plain unpacking leaves it.
 pub mod reference;
-
-#[cfg(feature = "harness")]
+/// Images to test with, written by the harness or made of Debian packages.
 pub mod images;
-
-#[cfg(feature = "harness")]
+/// A real registry.
 pub mod registry;
-
-#[cfg(feature = "harness")]
+/// A look-alike of Amazon ECR.
 pub mod ecr;
-
-#[cfg(feature = "harness")]
+/// A line in front of a registry that is slow, counts and breaks things.
 pub mod link;
-
-#[cfg(feature = "harness")]
+/// Our daemon.
 pub mod daemon;
-
-#[cfg(feature = "harness")]
+/// A real containerd.
 pub mod containerd;
-
-#[cfg(feature = "harness")]
+/// A folder with everything that belongs to one test.
 pub mod lab;
-
-#[cfg(feature = "harness")]
+/// Real parts that move: newer containerds, nerdctl, crictl.
 pub mod parts;
-
-pub mod steps;
-
-pub mod machine;
-
-pub mod process;
-
-#[cfg(feature = "harness")]
+/// A folder with its attributes, to be compared.
 pub mod tree;
+
+pub use xtask::{machine, process, steps};

@@ -8,7 +8,7 @@
 //!
 //! Requests are answered on the thread that took them, except a read whose bytes have to be fetched. A task sends
 //! that reply, so that no thread of the connection ever waits for a network. A panic in a callback, or in that task,
-//! is caught here and logged: the request gets EIO (fuser replies so when the reply is dropped), and the thread goes
+//! is caught here and logged. The request gets EIO, because fuser replies so when the reply is dropped. The thread goes
 //! on.
 
 mod counts;

@@ -62,6 +62,13 @@ const MAX_SOURCES: usize = 256;
 /// are its uncompressed bytes.
 type SpanOutcome = Result<Option<Bytes>, Error>;
 
+/// A span that one request fetches.
+#[derive(Debug)]
+struct Claim {
+    span: u32,
+    flight: Arc<table::Flight<SpanOutcome>>,
+}
+
 /// All spans of one layer.
 #[derive(Debug)]
 pub(crate) struct Spans {

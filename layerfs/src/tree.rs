@@ -4,8 +4,8 @@
 //! same name. Parents that are symlinks are followed inside the layer. A hard link becomes a second name of the file
 //! that its target names *at that point*. No entry leaves the root. Whiteouts become character devices 0:0, and
 //! opaque markers a flag of their directory, as overlayfs expects them. Attributes are those that containerd's
-//! unpacker sets: the root has mode 0755 and owner 0:0 whatever the tar says, symlinks have mode 0777, and times out
-//! of its range are 1970.
+//! unpacker sets. The root has mode 0755 and owner 0:0 whatever the tar says. Symlinks have mode 0777. Times out of its
+//! range are 1970.
 //!
 //! Node numbers are a function of the ztoc alone: 0 is the root, the others follow in the order of first appearance.
 //! So a later process agrees with what the kernel has cached. Names and extended attributes stay in the ztoc's bytes;

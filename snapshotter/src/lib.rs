@@ -17,6 +17,7 @@ mod images;
 mod layers;
 mod telemetry;
 mod config;
+mod socket;
 mod reason;
 mod sync;
 mod error;
@@ -24,7 +25,7 @@ mod error;
 pub use args::{Args, Command, ConfigCommand, DEFAULT_CONFIG};
 pub use config::{Address, Config, Remark, Unindexed, commented as config_commented, plain as config_plain};
 pub use error::{Error, ErrorKind};
-pub use process::worker::run;
+pub use process::run;
 pub use reason::Reason;
 pub use telemetry::log::{Format, fatal_line, start as start_logging};
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::machine;
+use xtask::machine;
 
 /// In the order of their running.
 pub(crate) const TARGETS: &[&str] =

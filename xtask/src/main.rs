@@ -4,6 +4,7 @@
 
 mod test;
 mod fuzz;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -26,7 +27,7 @@ const CHORES: &[(&str, &str, &str)] = &[
         "[TARGET] [--seconds N]",
         "build the fuzz targets with AddressSanitizer and run them, 5 seconds each if nothing is said",
     ),
-    ("tidy", "", "the shape of the tree alone"),
+    ("tidy", "", "the rules of the house, without building anything"),
 ];
 
 fn main() -> ExitCode {
@@ -46,7 +47,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["test", rest @ ..] => test::run(&test::Asked::parse(rest)?),
         ["demo", rest @ ..] => demo(rest),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Asked::parse(rest)?),
-        ["tidy"] => test::tidy(),
+        ["tidy"] => tidy::run(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{}", usage());
             Ok(ExitCode::SUCCESS)

@@ -1,5 +1,5 @@
 //! `cargo xtask test`: everything that CI runs. Its last line is the sum over all test programs, tests that said
-//! [`integration::machine::skip`] not counted as passed.
+//! [`xtask::machine::skip`] not counted as passed.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::machine::{self, BINARIES, HARD_PARTS, LONG, SKIPPED_LOG};
-use integration::steps::Steps;
+use xtask::machine::{self, BINARIES, HARD_PARTS, LONG, SKIPPED_LOG};
+use xtask::steps::Steps;
 
-use crate::fuzz;
+use crate::{fuzz, tidy};
 
 /// Most tests of the whole wait for processes of theirs most of the time, so there are more than a small machine has cores;
 /// each runs a containerd, a registry and a daemon.
@@ -61,6 +61,7 @@ pub(crate) fn run(asked: &Asked) -> Result<ExitCode> {
             call(cargo(&["fmt", "--all", "--check"]))?;
             call(cargo(&["fmt", "--manifest-path", "ztoc/fuzz/Cargo.toml", "--check"]))
         });
+        steps.check("tidy", tidy::check);
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         steps.check("clippy", || call(cargo(&clippy)));
         let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
@@ -77,13 +78,6 @@ pub(crate) fn run(asked: &Asked) -> Result<ExitCode> {
         steps.check("fuzz", || fuzz_targets(&skipped_log, &mut sum));
     }
     Ok(summary(&steps, &sum, &skipped_log))
-}
-
-/// The tests of the tree's shape.
-pub(crate) fn tidy() -> Result<ExitCode> {
-    let words = ["test", "--quiet", "-p", "integration", "--test", "it", "--", "tidy::", "--nocapture"];
-    call(cargo(&words))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn tests(asked: &Asked, skipped_log: &PathBuf, sum: &mut Sum) -> Result<()> {

@@ -1,8 +1,6 @@
 //! The tests of the whole. What needs root is named `privileged_`, what needs FUSE `fuse_`, what needs containerd
 //! `containerd_`.
 
-mod tidy;
-
 mod harness;
 
 mod image;

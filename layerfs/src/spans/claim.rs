@@ -12,7 +12,7 @@ use std::{
 use ztoc::SpanId;
 
 use super::{
-    SpanOutcome, Spans,
+    Claim, SpanOutcome, Spans,
     landing::RequestSink,
     state::SpanState,
     table::{Claims, Flight},
@@ -27,13 +27,6 @@ const MAX_AHEAD: u32 = 8;
 /// Spans that the background is told to fetch first: more than a start of a program needs, and a limit on the memory
 /// that a prefetch artifact can take.
 const MAX_WANTED: usize = 1 << 16;
-
-/// A span that one request fetches.
-#[derive(Debug)]
-pub(super) struct Claim {
-    pub(super) span: u32,
-    pub(super) flight: Arc<Flight<SpanOutcome>>,
-}
 
 /// Which request fetches the span that a reader waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! panic.
 //!
 //! A request ends only the flights that it claimed itself. It may outlive them: a copy of a span can arrive a second
-//! time, or a failure be noticed late, when the span has been evicted and another request fetches it.
+//! time, or a failure can be noticed late. The span may have been evicted by then, and another request fetches it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,10 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 use ztoc::{Inflating, SpanId};
 
-use super::{SpanOutcome, Spans, claim::Claim, table::Flight};
+use super::{
+    Claim, SpanOutcome, Spans,
+    table::Flight,
+};
 use crate::{
     error::{Error, ErrorKind},
     fetch::SpanSink,

@@ -20,7 +20,7 @@ use proto::{
     },
     soci::control::v1::{
         Compared as ProtoCompared, ConfigRemark, Daemon, Layer, Outcome as ProtoOutcome, ReasonCount, Source,
-        Spans, StatusRequest, StatusResponse, UpgradeRequest, UpgradeResponse,
+        Spans, StatusRequest, StatusResponse, UpgradeRequest as ProtoUpgradeRequest, UpgradeResponse,
         control_server::Control as ControlService,
     },
 };
@@ -41,23 +41,23 @@ use crate::{
 /// What health is told of, by name: everything, and what containerd calls.
 const SERVICES: [&str; 2] = ["", "containerd.services.snapshots.v1.Snapshots"];
 
-/// Wishes for another program, each with a place for the answer: whether one will serve, or why not.
-pub(crate) type Upgrades = mpsc::UnboundedSender<oneshot::Sender<Result<(), String>>>;
+/// A client's request that another program serve. The answer is whether one will, or why not.
+pub(crate) type UpgradeRequest = oneshot::Sender<Result<(), String>>;
 
 /// `soci.control.v1`.
 #[derive(Clone)]
 pub(crate) struct Control {
     snapshotter: Arc<Snapshotter>,
     daemon: Daemon,
-    above: Above,
+    supervisor: SupervisorHandle,
 }
 
-/// The supervisor, to those who ask.
+/// What the control service knows of the supervisor.
 #[derive(Debug, Clone)]
-pub(crate) struct Above {
-    /// 0 when it is gone.
+pub(crate) struct SupervisorHandle {
+    /// 0 when the supervisor is gone.
     pub(crate) pid: Arc<AtomicU32>,
-    pub(crate) upgrades: Upgrades,
+    pub(crate) upgrades: mpsc::UnboundedSender<UpgradeRequest>,
 }
 
 impl Control {
@@ -67,7 +67,7 @@ impl Control {
         address: &Path,
         root: &Path,
         config: &Config,
-        above: Above,
+        supervisor: SupervisorHandle,
     ) -> Self {
         let remark = |remark: &Remark| ConfigRemark {
             line: u32::try_from(remark.line).unwrap_or(u32::MAX),
@@ -89,7 +89,7 @@ impl Control {
             metrics_address,
             config_remarks: config.remarks.iter().map(remark).collect(),
         };
-        Self { snapshotter, daemon, above }
+        Self { snapshotter, daemon, supervisor }
     }
 }
 
@@ -101,7 +101,7 @@ impl ControlService for Control {
         let status = looked.map_err(|e| Status::internal(e.to_string()))?;
         let status = status.map_err(|e| Status::internal(e.to_string()))?;
         let count = |(reason, count): (Reason, u64)| ReasonCount { reason: reason.to_string(), count };
-        let supervisor_pid = self.above.pid.load(Ordering::Relaxed);
+        let supervisor_pid = self.supervisor.pid.load(Ordering::Relaxed);
         let daemon = Daemon { supervisor_pid, ..self.daemon.clone() };
         Ok(Response::new(StatusResponse {
             daemon: Some(daemon),
@@ -111,10 +111,10 @@ impl ControlService for Control {
         }))
     }
 
-    async fn upgrade(&self, _: Request<UpgradeRequest>) -> Result<Response<UpgradeResponse>, Status> {
+    async fn upgrade(&self, _: Request<ProtoUpgradeRequest>) -> Result<Response<UpgradeResponse>, Status> {
         let (sender, answer) = oneshot::channel();
         let gone = || Status::failed_precondition("the supervisor is gone; start the daemon anew");
-        self.above.upgrades.send(sender).map_err(|_| gone())?;
+        self.supervisor.upgrades.send(sender).map_err(|_| gone())?;
         let answer = answer.await.map_err(|_| gone())?;
         answer.map_err(Status::failed_precondition)?;
         Ok(Response::new(UpgradeResponse {}))

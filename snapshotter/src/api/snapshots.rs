@@ -1,7 +1,7 @@
-//! The door: gRPC becomes plain values and back; an error becomes a status, in one table.
+//! The door for containerd's snapshot calls: gRPC becomes plain values and back, and an error becomes a status.
 //!
-//! A Prepare runs as a task of its own, because tonic drops a request's future when the client goes: what was
-//! begun is finished, and recorded, whoever waits for it.
+//! A Prepare runs as a task of its own. tonic drops a request's future when the client disconnects, but a Prepare that
+//! has begun must be finished and recorded.
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
@@ -32,44 +32,44 @@ use crate::{
 /// Infos in one message of a list, as containerd sends them.
 const BLOCK: usize = 100;
 
-pub(crate) struct Door {
+pub(crate) struct SnapshotsDoor {
     pub(crate) snapshotter: Arc<Snapshotter>,
-    pub(crate) under_way: UnderWay,
+    pub(crate) prepares: PreparesUnderWay,
 }
 
-/// How many Prepares are under way: the calls that may take long.
+/// How many Prepares are under way. They are the calls that may take long.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct UnderWay(watch::Sender<usize>);
+pub(crate) struct PreparesUnderWay(watch::Sender<usize>);
 
-/// One of them, until it is dropped.
-struct Begun(UnderWay);
+/// One Prepare, until this is dropped.
+struct PrepareUnderWay(PreparesUnderWay);
 
-impl UnderWay {
-    fn begin(&self) -> Begun {
+impl PreparesUnderWay {
+    fn begin(&self) -> PrepareUnderWay {
         self.0.send_modify(|count| *count += 1);
-        Begun(self.clone())
+        PrepareUnderWay(self.clone())
     }
 
-    /// Waits for a moment at which none is.
+    /// Waits for a moment at which no Prepare is under way.
     pub(crate) async fn none(&self) {
         let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
     }
 }
 
-impl Drop for Begun {
+impl Drop for PrepareUnderWay {
     fn drop(&mut self) {
         self.0.0.send_modify(|count| *count -= 1);
     }
 }
 
 #[async_trait]
-impl Snapshots for Door {
+impl Snapshots for SnapshotsDoor {
     async fn prepare(
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let request = request.into_inner();
-        let (snapshotter, begun) = (self.snapshotter.clone(), self.under_way.begin());
+        let (snapshotter, begun) = (self.snapshotter.clone(), self.prepares.begin());
         let prepared = tokio::spawn(async move {
             let _begun = begun;
             snapshotter.prepare(&request.key, &request.parent, request.labels).await
@@ -149,8 +149,8 @@ impl Snapshots for Door {
     }
 }
 
-impl Door {
-    /// Database and folders are on a disk: away from the threads that answer others.
+impl SnapshotsDoor {
+    /// Runs a verb that uses the disk away from the threads that answer other calls.
     async fn blocking<T: Send + 'static>(
         &self,
         verb: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,

@@ -18,7 +18,7 @@ pub(crate) const CHANNEL: &str = "channel";
 
 /// What a worker is to know of those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Begin {
+pub(crate) struct WorkerStart {
     /// Nobody depends on this one yet: what is wrong with the configuration is a reason not to start.
     pub(crate) is_first: bool,
     /// The one before crashed.
@@ -31,9 +31,9 @@ pub(crate) struct Begin {
 
 /// To the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Order {
+pub(crate) enum ToWorker {
     /// The first.
-    Begin(Begin),
+    Begin(WorkerStart),
     /// Say that you live.
     Ping,
     /// No other program will serve, and why.
@@ -49,7 +49,7 @@ pub(crate) enum Order {
 
 /// From the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum News {
+pub(crate) enum ToSupervisor {
     /// Everything is served.
     Ready,
     /// Nothing can be, and why.
@@ -122,16 +122,16 @@ mod tests {
     fn messages_come_one_by_one_until_the_end() {
         let (ours, theirs) = Channel::pair().unwrap();
         let theirs = Channel::from(theirs);
-        ours.send(&Order::Ping).unwrap();
-        ours.send(&Order::Stop { is_kept: true }).unwrap();
+        ours.send(&ToWorker::Ping).unwrap();
+        ours.send(&ToWorker::Stop { is_kept: true }).unwrap();
         ours.send(&"SomethingNew").unwrap();
-        for expected in [Order::Ping, Order::Stop { is_kept: true }, Order::Unknown] {
+        for expected in [ToWorker::Ping, ToWorker::Stop { is_kept: true }, ToWorker::Unknown] {
             assert_eq!(theirs.receive().unwrap(), Some(expected));
         }
-        theirs.send(&News::Needed(vec!["a/1/b".into()])).unwrap();
+        theirs.send(&ToSupervisor::Needed(vec!["a/1/b".into()])).unwrap();
         drop(theirs);
-        assert_eq!(ours.receive().unwrap(), Some(News::Needed(vec!["a/1/b".into()])));
-        assert_eq!(ours.receive::<News>().unwrap(), None);
-        assert!(ours.send(&Order::Ping).is_err());
+        assert_eq!(ours.receive().unwrap(), Some(ToSupervisor::Needed(vec!["a/1/b".into()])));
+        assert_eq!(ours.receive::<ToSupervisor>().unwrap(), None);
+        assert!(ours.send(&ToWorker::Ping).is_err());
     }
 }

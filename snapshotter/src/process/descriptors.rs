@@ -17,13 +17,13 @@ const HANDED: &str = "SOCI_DESCRIPTORS";
 const FIRST: RawFd = 3;
 
 /// A descriptor, and what it is for.
-pub(crate) type Named = (String, OwnedFd);
+pub(crate) type NamedDescriptor = (String, OwnedFd);
 
 /// What a supervisor has handed to this process; `None` where none did.
 ///
 /// # Errors
 /// When the environment names what is not there, or it was taken already.
-pub(crate) fn of_supervisor() -> Option<io::Result<Vec<Named>>> {
+pub(crate) fn of_supervisor() -> Option<io::Result<Vec<NamedDescriptor>>> {
     Some(named(&env::var(HANDED).ok()?))
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn of_supervisor() -> Option<io::Result<Vec<Named>>> {
 ///
 /// # Errors
 /// When the environment names what is not there, or it was taken already.
-pub(crate) fn of_service_manager() -> io::Result<Vec<Named>> {
+pub(crate) fn of_service_manager() -> io::Result<Vec<NamedDescriptor>> {
     let variable = |name| env::var(name).unwrap_or_default();
     if variable("LISTEN_PID") != process::id().to_string() {
         return Ok(Vec::new());
@@ -45,7 +45,7 @@ pub(crate) fn of_service_manager() -> io::Result<Vec<Named>> {
         .collect()
 }
 
-fn named(text: &str) -> io::Result<Vec<Named>> {
+fn named(text: &str) -> io::Result<Vec<NamedDescriptor>> {
     let each = text.split_whitespace().map(|pair| {
         let pair = pair.split_once('=').and_then(|(name, number)| Some((name, number.parse().ok()?)));
         let (name, number) = pair.ok_or_else(|| io::Error::other(format!("{HANDED}={text}")))?;

@@ -46,12 +46,12 @@ enum Answer {
     /// Why there are none.
     Refused(String),
     /// The mount, the lock, and the socket if it has this address.
-    Given { socket: Option<PathBuf> },
+    HandedOver { socket: Option<PathBuf> },
 }
 
 /// All that a supervisor holds.
 #[derive(Debug)]
-pub(crate) struct Given {
+pub(crate) struct HandedOver {
     pub(crate) fuse: OwnedFd,
     pub(crate) lock: OwnedFd,
     pub(crate) socket: Option<(PathBuf, OwnedFd)>,
@@ -69,7 +69,7 @@ pub(crate) struct Giver {
 ///
 /// # Errors
 /// When it has a supervisor, or does not answer.
-pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<Given>> {
+pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<HandedOver>> {
     let Ok(stream) = at(root, |path| UnixStream::connect(path)) else { return Ok(None) };
     let pid = socket_peercred(&stream).context("ask who serves the root folder")?.pid;
     let doing = || format!("take over from process {}", pid.as_raw_nonzero());
@@ -79,14 +79,14 @@ pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<Given>> {
     };
     let socket = match answer {
         Answer::Refused(why) => bail!("{}: {why}", doing()),
-        Answer::Given { socket } => {
+        Answer::HandedOver { socket } => {
             socket.zip((descriptors.len() == MOST).then(|| descriptors.pop()).flatten())
         }
     };
     let (Some(lock), Some(fuse)) = (descriptors.pop(), descriptors.pop()) else {
         bail!("{}: it gave nothing", doing());
     };
-    Ok(Some(Given { fuse, lock, socket, giver: Giver { stream, pid } }))
+    Ok(Some(HandedOver { fuse, lock, socket, giver: Giver { stream, pid } }))
 }
 
 impl Giver {
@@ -143,7 +143,7 @@ pub(crate) fn give(
     lock: BorrowedFd<'_>,
     socket: Option<(&Path, BorrowedFd<'_>)>,
 ) -> io::Result<()> {
-    let answer = Answer::Given { socket: socket.map(|(path, _)| path.to_owned()) };
+    let answer = Answer::HandedOver { socket: socket.map(|(path, _)| path.to_owned()) };
     let mut descriptors = vec![fuse, lock];
     descriptors.extend(socket.map(|(_, socket)| socket));
     send(stream.as_fd(), &answer, &descriptors)
@@ -220,7 +220,7 @@ mod tests {
         let (fuse, lock, socket) = (file("fuse"), file("lock"), file("socket"));
         give(&one, fuse.as_fd(), lock.as_fd(), Some((Path::new("/a"), socket.as_fd()))).unwrap();
         let (answer, given) = receive(other.as_fd()).unwrap().unwrap();
-        assert!(matches!(answer, Answer::Given { socket: Some(path) } if path == Path::new("/a")));
+        assert!(matches!(answer, Answer::HandedOver { socket: Some(path) } if path == Path::new("/a")));
         for (given, name) in given.iter().zip(["fuse", "lock", "socket"]) {
             let path = fs::read_link(format!("/proc/self/fd/{}", given.as_raw_fd())).unwrap();
             assert_eq!(path, folder.path().join(name));

@@ -6,13 +6,9 @@
 use std::{
     env,
     fs::{self, File},
-    io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{
-            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-            net::{UnixListener, UnixStream},
-        },
+        unix::{fs::MetadataExt, net::UnixListener},
     },
     path::{Path, PathBuf},
     thread,
@@ -27,20 +23,18 @@ use rustix::{
 };
 use sd_notify::NotifyState::{FdName, FdStore, FdStoreRemove};
 
-use crate::process::{
-    descriptors, go_state,
-    handover::{self, Given},
-    systemd,
+use crate::{
+    process::{
+        descriptors, go_state,
+        handover::{self, HandedOver},
+        systemd,
+    },
+    socket::{self, BY_DESCRIPTOR, DEFAULT_SOCKET, listen, path_of},
 };
 
 /// A worker that ends closes its files within moments; one that is started listens within a second.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// The address of a socket that the service manager passes.
-const BY_DESCRIPTOR: &str = "fd://";
-/// Where the socket lies unless said otherwise.
-const DEFAULT_SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
-
 /// Names of descriptors: of workers, and the first two in the service manager's store, too.
 pub(crate) const FUSE: &str = "fuse";
 pub(crate) const LOCK: &str = "lock";
@@ -50,7 +44,7 @@ pub(crate) const CONFIG: &str = "config";
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct Resources {
     pub(crate) root: PathBuf,
     pub(crate) mounted: Mounted,
     pub(crate) lock: OwnedFd,
@@ -65,7 +59,7 @@ pub(crate) struct Held {
 
 /// What had to be done for there to be a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mended {
+pub(crate) enum MountRepair {
     Nothing,
     /// Somebody had unmounted it, and containers use it on.
     PutBack,
@@ -89,14 +83,14 @@ pub(crate) fn note_path(root: &Path) -> PathBuf {
     root.join("fuse.json")
 }
 
-impl Held {
+impl Resources {
     /// Gets hold of everything.
     ///
     /// # Errors
     /// When another daemon uses the root or the socket, or the kernel refuses the mount.
     pub(crate) fn obtain(address: &str, root: &Path) -> anyhow::Result<Self> {
         let path = path_of(address)?;
-        make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
+        socket::make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
         // As the kernel will name it: mounts of an earlier process are found by their path.
         let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
         go_state::check(&root).map_err(anyhow::Error::msg)?;
@@ -110,7 +104,7 @@ impl Held {
         let mut is_kept = fuse.is_some() && lock.is_some();
         let lock = match take_root(&root, lock)? {
             Taken::Free(lock) => lock,
-            Taken::Given(given) => {
+            Taken::HandedOver(given) => {
                 (fuse, given_socket, giver) = (Some(given.fuse), given.socket, Some(given.giver));
                 is_kept = false;
                 given.lock
@@ -146,13 +140,13 @@ impl Held {
     }
 
     /// Makes a new mount where the kernel has ended the one that was held, and puts one back that was taken away.
-    pub(crate) fn mend(&mut self) -> anyhow::Result<Mended> {
+    pub(crate) fn mend(&mut self) -> anyhow::Result<MountRepair> {
         if self.mounted.has_ended() {
             self.mounted = mount(&self.root)?;
             self.store();
-            return Ok(Mended::Anew);
+            return Ok(MountRepair::Anew);
         }
-        Ok(if self.mounted.put_back()? { Mended::PutBack } else { Mended::Nothing })
+        Ok(if self.mounted.put_back()? { MountRepair::PutBack } else { MountRepair::Nothing })
     }
 
     /// Gives the service manager what containers depend on, in place of what it has of that name.
@@ -192,7 +186,7 @@ fn mount(root: &Path) -> anyhow::Result<Mounted> {
 /// How a root came to be ours.
 enum Taken {
     Free(OwnedFd),
-    Given(Given),
+    HandedOver(HandedOver),
 }
 
 /// Two daemons on one root would each detach the other's mount. Who is about to end has the lock for a moment more.
@@ -202,7 +196,7 @@ fn take_root(root: &Path, mut kept: Option<OwnedFd>) -> anyhow::Result<Taken> {
     loop {
         // Also where the service manager kept everything: who serves it has to go.
         if let Some(given) = handover::ask(root)? {
-            return Ok(Taken::Given(given));
+            return Ok(Taken::HandedOver(given));
         }
         // One that was kept may be that of another root, or of a folder that was here before.
         if let Some(lock) = kept.take().filter(|lock| is_at(lock, &path)) {
@@ -228,7 +222,7 @@ fn is_at(file: &OwnedFd, path: &Path) -> bool {
 fn listener(
     address: &str,
     path: PathBuf,
-    passed: Vec<descriptors::Named>,
+    passed: Vec<descriptors::NamedDescriptor>,
     given: Option<(PathBuf, OwnedFd)>,
 ) -> anyhow::Result<(UnixListener, Option<PathBuf>)> {
     if address == BY_DESCRIPTOR {
@@ -248,55 +242,9 @@ fn listener(
     Ok((listener, Some(path)))
 }
 
-/// Where an address is, or is if no socket is passed.
-pub(crate) fn path_of(address: &str) -> anyhow::Result<PathBuf> {
-    match address.split_once("://") {
-        None => Ok(address.into()),
-        Some(("unix", path)) => Ok(path.into()),
-        Some(_) if address == BY_DESCRIPTOR => Ok(DEFAULT_SOCKET.into()),
-        Some(_) => bail!("unknown protocol for address {address}; use unix://PATH, a path, or fd://"),
-    }
-}
-
-/// Listens on a socket that only we may use, in place of one that nobody listens on any more.
-///
-/// # Errors
-/// When somebody does, or the folder cannot be made.
-pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    let doing = || format!("listen on {}", path.display());
-    if let Some(folder) = path.parent() {
-        make_folder(folder).with_context(doing)?;
-    }
-    if UnixStream::connect(path).is_ok() {
-        bail!("{}: another process listens there", doing());
-    }
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(doing),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(doing)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(doing)?;
-    Ok(listener)
-}
-
-fn make_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_socket_is_listened_on_by_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("below/s.sock");
-        let first = listen(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(format!("{:#}", listen(&path).unwrap_err()).contains("another process listens there"));
-        drop(first);
-        listen(&path).unwrap();
-    }
 
     #[test]
     fn addresses_name_a_path_or_what_was_passed() {
@@ -332,7 +280,7 @@ mod tests {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let taken = |root: &Path, kept| match take_root(root, kept).unwrap() {
             Taken::Free(lock) => lock,
-            Taken::Given(_) => panic!("nobody is there"),
+            Taken::HandedOver(_) => panic!("nobody is there"),
         };
         let lock = taken(one.path(), None);
         let kept = lock.try_clone().unwrap();

@@ -29,16 +29,16 @@ use sd_notify::NotifyState;
 use crate::{
     layers::quarantine::Quarantine,
     process::{
-        channel::{Begin, News, Order},
-        resources::{Held, Mended},
+        channel::{ToSupervisor, ToWorker, WorkerStart},
+        resources::{MountRepair, Resources},
         systemd,
     },
 };
-use backoff::{Backoff, End};
-use child::Worker;
+use backoff::{Backoff, WorkerExit};
+use child::ChildWorker;
 use configuration::Configuration;
 use program::Program;
-use signals::{Asked, Signals};
+use signals::{SignalRequest, Signals};
 
 /// Calls that containerd has begun are finished: a layer that is fetched whole takes that long on a slow line.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ const STEADY: Duration = Duration::from_secs(10);
 
 /// What is going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SupervisorPhase {
     Serving,
     /// Another program is to serve, once calls are finished or this moment has come.
     Draining(Instant),
@@ -70,7 +70,7 @@ enum State {
 
 /// How the first process ends, and what becomes of what it held.
 #[derive(Debug)]
-enum Left {
+enum Shutdown {
     Nothing,
     /// To the service manager.
     Kept,
@@ -79,15 +79,15 @@ enum Left {
 }
 
 struct Supervisor {
-    held: Held,
+    held: Resources,
     configuration: Configuration,
     signals: Signals,
     program: Program,
     backoff: Backoff,
-    worker: Option<Worker>,
+    worker: Option<ChildWorker>,
     /// When the next one is started, while there is none.
     start_at: Instant,
-    state: State,
+    state: SupervisorPhase,
     /// Some worker has served.
     has_served: bool,
     /// The worker before this one crashed.
@@ -112,7 +112,7 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
     let configuration = Configuration::read(config.0, config.1)?;
     let signals = Signals::listen()?;
     let program = Program::own()?;
-    let held = Held::obtain(address, root)?;
+    let held = Resources::obtain(address, root)?;
     // What a layer did to earlier processes may be the doing of something that is repaired by now.
     Quarantine::lift(&held.root);
     let mut supervisor = Supervisor {
@@ -124,7 +124,7 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
         backoff: Backoff::default(),
         worker: None,
         start_at: Instant::now(),
-        state: State::Serving,
+        state: SupervisorPhase::Serving,
         has_served: false,
         has_crashed: false,
         failure: None,
@@ -135,14 +135,14 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
     let left = supervisor.supervise();
     supervisor.held.stop_listening();
     match left {
-        Ok(Left::Nothing) => {
+        Ok(Shutdown::Nothing) => {
             supervisor.held.forget();
             tracing::info!("stopped");
         }
-        Ok(Left::Kept) => {
+        Ok(Shutdown::Kept) => {
             tracing::info!("stopped; the service manager keeps the mount, reads wait for the next start");
         }
-        Ok(Left::Served) => {}
+        Ok(Shutdown::Served) => {}
         Err(error) => {
             supervisor.held.forget();
             if let Err(error) = supervisor.held.mounted.unmount() {
@@ -155,7 +155,7 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
 }
 
 impl Supervisor {
-    fn supervise(&mut self) -> anyhow::Result<Left> {
+    fn supervise(&mut self) -> anyhow::Result<Shutdown> {
         loop {
             if self.worker.is_none() && Instant::now() >= self.start_at {
                 self.start();
@@ -164,12 +164,12 @@ impl Supervisor {
             for asked in self.signals.take() {
                 self.asked(asked);
             }
-            while let Some(news) = self.worker.as_mut().and_then(Worker::news) {
+            while let Some(news) = self.worker.as_mut().and_then(ChildWorker::news) {
                 if let Some(left) = self.told(news) {
                     return Ok(left);
                 }
             }
-            if let Some(end) = self.worker.as_mut().and_then(Worker::end)
+            if let Some(end) = self.worker.as_mut().and_then(ChildWorker::end)
                 && let Some(left) = self.died(end)?
             {
                 return Ok(left);
@@ -185,8 +185,10 @@ impl Supervisor {
         let now = Instant::now();
         let due = match (self.state, &self.worker) {
             (_, None) => self.start_at,
-            (State::Serving, Some(worker)) => worker.due(PING),
-            (State::Draining(until) | State::Stopping(until), Some(worker)) => until.min(worker.due(PING)),
+            (SupervisorPhase::Serving, Some(worker)) => worker.due(PING),
+            (SupervisorPhase::Draining(until) | SupervisorPhase::Stopping(until), Some(worker)) => {
+                until.min(worker.due(PING))
+            }
         };
         let limit = due.saturating_duration_since(now);
         let limit = self.watchdog.map_or(limit, |period| limit.min(period));
@@ -211,20 +213,20 @@ impl Supervisor {
 
     fn start(&mut self) {
         self.mend();
-        let begin = Order::Begin(Begin {
+        let begin = ToWorker::Begin(WorkerStart {
             is_first: !self.has_served && self.held.is_fresh(),
             has_crashed: self.has_crashed,
             has_lost: self.has_lost,
             parameters: *self.held.mounted.parameters(),
         });
-        match Worker::start(&self.program, &self.held, self.configuration.as_fd(), &begin) {
+        match ChildWorker::start(&self.program, &self.held, self.configuration.as_fd(), &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
             }
             Err(error) => {
                 tracing::error!(%error, "start a worker");
-                self.start_at = Instant::now() + self.backoff.after(End::Failed);
+                self.start_at = Instant::now() + self.backoff.after(WorkerExit::Failed);
             }
         }
     }
@@ -233,11 +235,11 @@ impl Supervisor {
     fn mend(&mut self) {
         self.mended = Instant::now();
         match self.held.mend() {
-            Ok(Mended::Nothing) => {}
-            Ok(Mended::PutBack) => {
+            Ok(MountRepair::Nothing) => {}
+            Ok(MountRepair::PutBack) => {
                 tracing::error!("the FUSE mount was taken away by somebody else; it is back");
             }
-            Ok(Mended::Anew) => {
+            Ok(MountRepair::Anew) => {
                 tracing::error!("the FUSE connection was ended by somebody else; there is a new one");
                 self.has_lost = true;
                 // One that still lives serves what is no more.
@@ -249,17 +251,17 @@ impl Supervisor {
         }
     }
 
-    fn asked(&mut self, asked: Asked) {
+    fn asked(&mut self, asked: SignalRequest) {
         match (asked, self.state) {
-            (Asked::Stop, State::Stopping(_)) => {}
-            (Asked::Stop, _) => {
+            (SignalRequest::Stop, SupervisorPhase::Stopping(_)) => {}
+            (SignalRequest::Stop, _) => {
                 tracing::info!("stopping");
                 let _ = systemd::tell(&[NotifyState::Stopping], &[]);
-                self.state = State::Stopping(Instant::now() + STOP_LIMIT);
-                self.order(&Order::Stop { is_kept: self.held.is_kept });
+                self.state = SupervisorPhase::Stopping(Instant::now() + STOP_LIMIT);
+                self.order(&ToWorker::Stop { is_kept: self.held.is_kept });
             }
-            (Asked::Upgrade, State::Serving) => self.upgrade(),
-            (Asked::Upgrade, _) => {}
+            (SignalRequest::Upgrade, SupervisorPhase::Serving) => self.upgrade(),
+            (SignalRequest::Upgrade, _) => {}
         }
     }
 
@@ -269,7 +271,7 @@ impl Supervisor {
             Err(error) => {
                 let why = format!("{error:#}");
                 tracing::error!(error = why, "the program stays as it is");
-                return self.order(&Order::Refused(why));
+                return self.order(&ToWorker::Refused(why));
             }
         }
         if self.worker.is_none() {
@@ -278,47 +280,49 @@ impl Supervisor {
             self.start_at = Instant::now();
             return;
         }
-        self.state = State::Draining(Instant::now() + DRAIN_LIMIT);
-        self.order(&Order::Drain);
+        self.state = SupervisorPhase::Draining(Instant::now() + DRAIN_LIMIT);
+        self.order(&ToWorker::Drain);
     }
 
     /// To a worker that serves; one that does not yet is told once it does.
-    fn order(&mut self, order: &Order) {
+    fn order(&mut self, order: &ToWorker) {
         match &mut self.worker {
             Some(worker) if worker.is_ready() => worker.order(order),
-            Some(worker) if matches!(self.state, State::Draining(_)) => worker.kill(),
+            Some(worker) if matches!(self.state, SupervisorPhase::Draining(_)) => worker.kill(),
             _ => {}
         }
     }
 
-    fn told(&mut self, news: News) -> Option<Left> {
+    fn told(&mut self, news: ToSupervisor) -> Option<Shutdown> {
         match news {
-            News::Ready => {
+            ToSupervisor::Ready => {
                 self.has_served = true;
                 self.has_lost = false;
                 self.program.works();
                 if let Err(error) = systemd::tell(&[NotifyState::Ready], &[]) {
                     tracing::warn!(%error, "tell the service manager that we are ready");
                 }
-                if let State::Stopping(_) = self.state {
-                    self.order(&Order::Stop { is_kept: self.held.is_kept });
+                if let SupervisorPhase::Stopping(_) = self.state {
+                    self.order(&ToWorker::Stop { is_kept: self.held.is_kept });
                 }
             }
-            News::Failed(why) => self.failure = Some(why),
-            News::Drained => self.replace(),
-            News::Needed(by) if matches!(self.state, State::Stopping(_)) => return Some(self.leave(&by)),
-            News::Upgrade => self.asked(Asked::Upgrade),
-            News::Status(text) => {
+            ToSupervisor::Failed(why) => self.failure = Some(why),
+            ToSupervisor::Drained => self.replace(),
+            ToSupervisor::Needed(by) if matches!(self.state, SupervisorPhase::Stopping(_)) => {
+                return Some(self.leave(&by));
+            }
+            ToSupervisor::Upgrade => self.asked(SignalRequest::Upgrade),
+            ToSupervisor::Status(text) => {
                 systemd::mention(NotifyState::Status(&text));
             }
-            News::Pong | News::Ended | News::Needed(_) | News::Unknown => {}
+            ToSupervisor::Pong | ToSupervisor::Ended | ToSupervisor::Needed(_) | ToSupervisor::Unknown => {}
         }
         None
     }
 
     /// The next worker is of another program.
     fn replace(&mut self) {
-        if let State::Draining(_) = self.state
+        if let SupervisorPhase::Draining(_) = self.state
             && let Some(worker) = &mut self.worker
         {
             worker.kill();
@@ -326,19 +330,19 @@ impl Supervisor {
     }
 
     /// Containers need the mount, and nobody is to serve it here any more.
-    fn leave(&mut self, by: &[String]) -> Left {
+    fn leave(&mut self, by: &[String]) -> Shutdown {
         if self.held.is_kept {
             if let Some(worker) = &mut self.worker {
                 worker.kill();
                 worker.reap();
             }
-            return Left::Kept;
+            return Shutdown::Kept;
         }
         let Some(worker) = &self.worker else {
             tracing::error!(
                 "no worker could be started to serve the mount: containers that need it get errors"
             );
-            return Left::Served;
+            return Shutdown::Served;
         };
         tracing::warn!(
             pid = worker.pid(),
@@ -346,21 +350,21 @@ impl Supervisor {
             "containers need the mount: this process serves it until a daemon takes over or they are gone; \
              SIGTERM ends it"
         );
-        Left::Served
+        Shutdown::Served
     }
 
     fn died(
         &mut self,
         (status, was_ready, has_ended): (ExitStatus, bool, bool),
-    ) -> anyhow::Result<Option<Left>> {
+    ) -> anyhow::Result<Option<Shutdown>> {
         let pid = self.worker.take().map(|worker| worker.pid());
         let failure = self.failure.take();
-        if has_ended && matches!(self.state, State::Stopping(_)) {
-            return Ok(Some(Left::Nothing));
+        if has_ended && matches!(self.state, SupervisorPhase::Stopping(_)) {
+            return Ok(Some(Shutdown::Nothing));
         }
-        if let State::Draining(_) = self.state {
+        if let SupervisorPhase::Draining(_) = self.state {
             Quarantine::lift(&self.held.root);
-            self.state = State::Serving;
+            self.state = SupervisorPhase::Serving;
             self.has_crashed = false;
             self.start_at = Instant::now();
             return Ok(None);
@@ -369,8 +373,8 @@ impl Supervisor {
         if !self.has_served && self.held.is_fresh() && status.code().is_some() {
             bail!(failure.unwrap_or_else(|| format!("the worker ended: {status}")));
         }
-        let end = End::of(status, was_ready);
-        self.has_crashed = end == End::Crashed;
+        let end = WorkerExit::of(status, was_ready);
+        self.has_crashed = end == WorkerExit::Crashed;
         let delay = self.backoff.after(end);
         self.start_at = Instant::now() + delay;
         tracing::error!(pid, %status, failure, ?delay, "the worker is gone; another one is started");
@@ -380,22 +384,22 @@ impl Supervisor {
         Ok(None)
     }
 
-    fn overdue(&mut self) -> Option<Left> {
+    fn overdue(&mut self) -> Option<Shutdown> {
         let now = Instant::now();
         match self.state {
-            State::Draining(until) if now >= until => {
+            SupervisorPhase::Draining(until) if now >= until => {
                 tracing::warn!("calls of containerd are still under way; it has to repeat them");
                 self.replace();
                 // It may take its time to die.
-                self.state = State::Draining(now + PING);
+                self.state = SupervisorPhase::Draining(now + PING);
             }
-            State::Stopping(until) if now >= until => {
+            SupervisorPhase::Stopping(until) if now >= until => {
                 tracing::error!("the worker does not come to an end");
                 return Some(self.leave(&[]));
             }
             _ => {}
         }
-        if self.state == State::Serving && self.mended.elapsed() > MEND {
+        if self.state == SupervisorPhase::Serving && self.mended.elapsed() > MEND {
             self.mend();
         }
         // Everybody was frozen, perhaps: who could not hear cannot have answered.

@@ -1,18 +1,20 @@
-//! The worker: serves the kernel and containerd with what its supervisor holds, and outlives it.
+//! The worker: serves the kernel and containerd with what its supervisor holds, and outlives the supervisor.
 //!
-//! It never unwinds: a request of the kernel that it drops is answered with an error, one that dies with it comes
-//! again to the next worker. So its end is an exit, or SIGKILL, once nobody waits or somebody takes over.
+//! A worker never unwinds. A request of the kernel that it dropped would be answered with an error; one that dies with
+//! the worker comes again to the next worker. So a worker ends by an exit, or by SIGKILL, once no request is waiting
+//! or another process takes over.
 
 pub(crate) mod wiring;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixListener,
     },
     path::{Path, PathBuf},
+    pin::pin,
     process,
     sync::{
         Arc, Mutex,
@@ -29,54 +31,54 @@ use tokio::{
     io::AsyncReadExt,
     net::UnixStream,
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
+    task::spawn_blocking,
     time::{Instant, MissedTickBehavior},
 };
 
 use crate::{
-    api::control,
+    api::{
+        control::{SupervisorHandle, UpgradeRequest},
+        server::Server,
+    },
     config::Config,
     process::{
-        channel::{Begin, CHANNEL, Channel, News, Order},
-        descriptors::{self, Named},
+        channel::{CHANNEL, Channel, ToSupervisor, ToWorker, WorkerStart},
+        descriptors::NamedDescriptor,
         handover, mount_users,
         resources::{self, CONFIG, FUSE, LISTENER, LOCK, NOTES},
-        supervisor,
-        worker::wiring::{Calls, Daemon, Start},
+        worker::wiring::{Parts, PartsInput},
     },
+    socket,
     sync::lock,
 };
 
-/// Verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
+/// For verifying and inflating, the verbs' database and folders, and at most a handful of whole streams.
 const BLOCKING_THREADS: usize = 64;
-/// For another program to serve calls are finished, however long they take: the supervisor has the last word.
+/// Calls are finished before another program serves, however long they take: the supervisor has the last word.
 const DRAIN_LIMIT: Duration = Duration::from_secs(55);
-/// Before the end, and before somebody takes over, who waits.
+/// Calls are finished before the daemon ends, or another one takes over and waits for this one.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// A supervisor that wanted calls to be finished and has not gone on after so long will not.
+/// A supervisor that wanted calls to be finished and has not replaced the worker after this time will not.
 const RESUME: Duration = Duration::from_secs(30);
-/// How often it is looked whether containers still need the mount, when nobody else would say so.
+/// How often the worker looks whether containers still need the mount, when no other process would tell it.
 const LOOK: Duration = Duration::from_secs(2);
-/// After something that may go wrong again at once.
+/// Pause after something that may fail again at once.
 const PAUSE: Duration = Duration::from_secs(1);
 const STOPPING: &str = "the daemon is stopping";
-/// Of names in one message.
-const MOST_NAMES: usize = 50;
+/// Names of containers in one message.
+const MAX_NAMES: usize = 50;
 
-/// Serves on the socket `address` with all state under `root`, until a signal: as a supervisor, or as its worker where
-/// this process was started by one. `config` is the path of the configuration, and whether it must be there.
-///
-/// # Errors
-/// When something that everything needs is missing: the root, `/dev/fuse`, the socket, the database.
-pub fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<()> {
-    let Some(handed) = descriptors::of_supervisor() else { return supervisor::run(address, root, config) };
-    let handed = Handed::sort(handed.context("take what the supervisor handed over")?)?;
-    let Some(Order::Begin(begin)) = handed.channel.receive()? else {
-        bail!("the supervisor says nothing");
+/// Serves with the descriptors of the supervisor, until another process serves or no container needs the mount. Exits;
+/// it returns only with an error.
+pub(super) fn run(address: &str, root: &Path, descriptors: Vec<NamedDescriptor>) -> anyhow::Result<()> {
+    let inherited = InheritedResources::sort(descriptors)?;
+    let Some(ToWorker::Begin(start)) = inherited.channel.receive()? else {
+        bail!("the supervisor sends no first message");
     };
-    // Opened anew: where one process has read to is where the next one would go on.
-    let config = format!("/proc/self/fd/{}", handed.config.as_raw_fd());
-    let config = std::fs::read_to_string(config).context("read the configuration")?;
+    // The file is opened anew: a descriptor that two workers share has one position for both.
+    let config = format!("/proc/self/fd/{}", inherited.config.as_raw_fd());
+    let config = fs::read_to_string(config).context("read the configuration")?;
     let config = &Config::parse(&config).map_err(anyhow::Error::msg)?;
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -84,39 +86,39 @@ pub fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::Result<
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("start the runtime")?;
-    let root = std::fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
-    let socket = resources::path_of(address).unwrap_or_default();
-    let begun = runtime.block_on(Worker::begin(&root, socket, config, &handed, begin));
+    let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
+    let socket = socket::path_of(address).unwrap_or_default();
+    let begun = runtime.block_on(Worker::begin(&root, socket, config, &inherited, start));
     let ended = begun.and_then(|worker| {
-        worker.say_who_lost(begin.has_lost);
-        runtime.block_on(worker.work(&handed))
+        worker.report_lost_containers(start.has_lost);
+        runtime.block_on(worker.serve(&inherited))
     });
     let Err(error) = ended else { process::exit(0) };
     let why = format!("{error:#}");
-    if handed.channel.send(&News::Failed(why.clone())).is_err() {
+    if inherited.channel.send(&ToSupervisor::Failed(why.clone())).is_err() {
         tracing::error!(error = why, "the worker ends");
     }
     process::exit(1)
 }
 
-/// What a supervisor handed over.
-struct Handed {
-    fuse: std::os::fd::OwnedFd,
-    lock: std::os::fd::OwnedFd,
-    /// None once nobody is to call any more.
+/// The descriptors that the supervisor passed.
+struct InheritedResources {
+    fuse: OwnedFd,
+    lock: OwnedFd,
+    /// None once no process is to call any more.
     listener: Mutex<Option<UnixListener>>,
     notes: File,
     config: File,
     channel: Channel,
 }
 
-impl Handed {
-    fn sort(mut handed: Vec<Named>) -> anyhow::Result<Self> {
+impl InheritedResources {
+    fn sort(mut descriptors: Vec<NamedDescriptor>) -> anyhow::Result<Self> {
         let mut take = |wanted: &str| {
-            let place = handed.iter().position(|(name, _)| name == wanted);
-            place
-                .map(|place| handed.swap_remove(place).1)
-                .with_context(|| format!("the supervisor gave no {wanted}"))
+            let position = descriptors.iter().position(|(name, _)| name == wanted);
+            position
+                .map(|position| descriptors.swap_remove(position).1)
+                .with_context(|| format!("the supervisor passed no {wanted}"))
         };
         Ok(Self {
             fuse: take(FUSE)?,
@@ -127,155 +129,146 @@ impl Handed {
             channel: take(CHANNEL)?.into(),
         })
     }
-}
 
-impl Handed {
     fn listener(&self) -> io::Result<Option<UnixListener>> {
         lock(&self.listener).as_ref().map(UnixListener::try_clone).transpose()
     }
 }
 
-/// Who is responsible for this process.
+/// What the worker knows of the process that is responsible for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Above {
-    Supervisor,
-    /// It died; somebody may take over.
-    Nobody,
-    /// It was stopped; containers still need the mount, and nothing else is served.
+enum SupervisorState {
+    Lives,
+    /// It died. Another daemon may take over.
+    Died,
+    /// It was stopped. Containers still need the mount, and the worker serves nothing else.
     Stopped,
 }
 
 struct Worker {
-    daemon: Daemon,
-    calls: Option<Calls>,
-    above: Above,
-    /// Its number; 0 when it is gone.
-    supervisor: Arc<AtomicU32>,
+    parts: Parts,
+    /// None while no calls are taken.
+    server: Option<Server>,
+    supervisor: SupervisorState,
+    /// The supervisor's process; 0 when it is gone.
+    supervisor_pid: Arc<AtomicU32>,
     root: PathBuf,
     socket: PathBuf,
-    /// For another program.
-    wishes: mpsc::UnboundedReceiver<Wish>,
-    /// The supervisor was told.
-    wishing: Vec<Wish>,
-    said: String,
+    upgrade_requests: mpsc::UnboundedReceiver<UpgradeRequest>,
+    /// Requests that the supervisor has been told of, and has not answered.
+    asked_upgrades: Vec<UpgradeRequest>,
+    /// The last status line that the supervisor has been told.
+    reported: String,
 }
-
-type Wish = oneshot::Sender<Result<(), String>>;
 
 impl Worker {
     async fn begin(
         root: &Path,
         socket: PathBuf,
         config: &Config,
-        handed: &Handed,
-        begin: Begin,
+        inherited: &InheritedResources,
+        start: WorkerStart,
     ) -> anyhow::Result<Self> {
-        let Begin { is_first, has_crashed, parameters, .. } = begin;
-        let fuse = handed.fuse.try_clone()?;
-        let mounted = Mounted::inherited(&resources::mount_path(root), fuse, parameters);
-        let (upgrades, wishes) = mpsc::unbounded_channel();
-        let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-        let above = control::Above { pid: Arc::new(AtomicU32::new(supervisor)), upgrades };
-        let supervisor = above.pid.clone();
-        let notes = &handed.notes;
-        // The next one is given another mount.
-        let lost = || end_at_once();
-        let start = Start { root, socket: &socket, mounted, is_first, notes, has_crashed, above, lost };
-        let daemon = Daemon::build(start, config).await?;
-        match daemon.serve_metrics(config).await {
-            // What is local is served whatever becomes of the metrics; only a new daemon says that they are wrong.
+        let WorkerStart { is_first, has_crashed, parameters, .. } = start;
+        let fuse = inherited.fuse.try_clone()?;
+        let (upgrades, upgrade_requests) = mpsc::unbounded_channel();
+        let pid = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+        let supervisor_pid = Arc::new(AtomicU32::new(pid));
+        let input = PartsInput {
+            root,
+            socket: &socket,
+            mounted: Mounted::inherited(&resources::mount_path(root), fuse, parameters),
+            is_first,
+            notes: &inherited.notes,
+            has_crashed,
+            supervisor: SupervisorHandle { pid: supervisor_pid.clone(), upgrades },
+            // The next worker is given another mount.
+            lost: || end_at_once(),
+        };
+        let parts = Parts::build(input, config).await?;
+        match parts.serve_metrics(config).await {
+            // Layers are served even without metrics. Only a new daemon refuses a wrong address.
             Err(error) if !is_first => tracing::error!(error = format!("{error:#}"), "no metrics are served"),
             served => served?,
         }
-        let calls = handed.listener()?.map(|listener| Calls::take(&daemon, listener)).transpose()?;
-        let root = root.to_owned();
-        Ok(Self {
-            daemon,
-            calls,
-            above: Above::Supervisor,
-            supervisor,
-            root,
+        let mut worker = Self {
+            parts,
+            server: None,
+            supervisor: SupervisorState::Lives,
+            supervisor_pid,
+            root: root.to_owned(),
             socket,
-            wishes,
-            wishing: Vec::new(),
-            said: String::new(),
-        })
+            upgrade_requests,
+            asked_upgrades: Vec::new(),
+            reported: String::new(),
+        };
+        worker.take_calls(inherited)?;
+        Ok(worker)
     }
 
-    fn say_who_lost(&self, has_lost: bool) {
+    fn take_calls(&mut self, inherited: &InheritedResources) -> anyhow::Result<()> {
+        if let Some(listener) = inherited.listener()? {
+            self.server = Some(Server::start(self.parts.services.clone(), listener)?);
+        }
+        Ok(())
+    }
+
+    fn report_lost_containers(&self, has_lost: bool) {
         if !has_lost {
             return;
         }
-        match self.daemon.snapshotter.dependents() {
+        match self.parts.services.snapshotter.dependents() {
             Ok(lost) if lost.is_empty() => {}
             Ok(lost) => tracing::error!(
                 containers = names(lost).join(" "),
-                "the mount of an earlier process was lost with it: these containers get errors from lazily loaded \
+                "the mount of an earlier daemon was lost with it: these containers get errors from lazily loaded \
                  files if they still run; start them anew"
             ),
-            Err(error) => tracing::error!(%error, "look for containers that lost the mount"),
+            Err(error) => tracing::error!(%error, "find the containers that lost the mount"),
         }
     }
 
-    async fn work(mut self, handed: &Handed) -> anyhow::Result<()> {
-        let mut orders = listen(handed)?;
-        let takers = listen_for_takers(&self.root);
+    async fn serve(mut self, inherited: &InheritedResources) -> anyhow::Result<()> {
+        let mut messages = receive_messages(inherited)?;
+        let takers = listen_for_handover(&self.root);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
-        // What it was not asked for since the start it is not to make up for.
+        // Skip the ticks that are missed while the worker is not stopped.
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resume = Box::pin(tokio::time::sleep(Duration::MAX));
-        // Nobody may be there to hear it: we have everything, and serve on.
-        let _ = handed.channel.send(&News::Ready);
+        // If the supervisor has just died, the worker has all it needs, and serves.
+        let _ = inherited.channel.send(&ToSupervisor::Ready);
         tracing::info!(
             address = %self.socket.display(), root = %self.root.display(),
             "soci-snapshotter-grpc successfully started"
         );
         loop {
             tokio::select! {
-                order = orders.recv(), if self.above == Above::Supervisor => match order {
-                    Some(Order::Ping) => self.pong(&handed.channel),
-                    Some(Order::Refused(why)) => self.answer(&Err(why)),
-                    Some(Order::Drain) => {
-                        self.answer(&Ok(()));
-                        self.drain(DRAIN_LIMIT, Ok(())).await;
-                        let _ = handed.channel.send(&News::Drained);
-                        resume.set(tokio::time::sleep(RESUME));
+                message = messages.recv(), if self.supervisor == SupervisorState::Lives => {
+                    match self.obey(message, inherited).await? {
+                        Next::Serve => {}
+                        Next::Resume => resume.set(tokio::time::sleep(RESUME)),
+                        Next::End => return Ok(()),
                     }
-                    Some(Order::Stop { is_kept }) => {
-                        self.answer(&Err(STOPPING.into()));
-                        if self.stop(&handed.channel, is_kept).await? {
-                            return Ok(());
-                        }
-                        // Who calls from now on is to be told that nobody is there.
-                        drop(lock(&handed.listener).take());
-                    }
-                    Some(Order::Begin(_) | Order::Unknown) => {}
-                    None => self.lose_supervisor(),
                 },
-                Some(wish) = self.wishes.recv() => {
-                    // Who is not told is answered when it is dropped.
-                    if self.above == Above::Supervisor && handed.channel.send(&News::Upgrade).is_ok() {
-                        self.wishing.push(wish);
-                    }
-                }
+                Some(request) = self.upgrade_requests.recv() => self.ask_for_upgrade(request, &inherited.channel),
                 () = &mut resume => {
                     resume.set(tokio::time::sleep(Duration::MAX));
-                    self.resume(handed);
+                    self.resume(inherited);
                 }
                 taker = next_taker(takers.as_ref()) => match taker {
-                    Ok(taker) => self.hand_over(taker, handed).await,
+                    Ok(taker) => self.hand_over(taker, inherited).await,
                     Err(error) => {
-                        tracing::warn!(%error, "listen for who takes over");
+                        tracing::warn!(%error, "listen for a daemon that takes over");
                         tokio::time::sleep(PAUSE).await;
                     }
                 },
-                _ = terminate.recv() => if self.told_to_end() { return self.end().await },
-                _ = interrupt.recv() => if self.told_to_end() { return self.end().await },
+                _ = terminate.recv() => if self.may_end() { return self.end().await },
+                _ = interrupt.recv() => if self.may_end() { return self.end().await },
                 _ = hangup.recv() => {}
-                _ = look.tick(), if self.above == Above::Stopped => {
+                _ = look.tick(), if self.supervisor == SupervisorState::Stopped => {
                     if !self.is_mount_used().await {
                         tracing::info!("no container needs the mount any more");
                         return self.end().await;
@@ -285,157 +278,201 @@ impl Worker {
         }
     }
 
+    /// Does what the supervisor says; without a message, the supervisor is gone.
+    async fn obey(
+        &mut self,
+        message: Option<ToWorker>,
+        inherited: &InheritedResources,
+    ) -> anyhow::Result<Next> {
+        match message {
+            Some(ToWorker::Ping) => self.pong(&inherited.channel),
+            Some(ToWorker::Refused(why)) => self.answer_upgrades(&Err(why)),
+            Some(ToWorker::Drain) => {
+                self.answer_upgrades(&Ok(()));
+                self.drain(DRAIN_LIMIT, Ok(())).await;
+                let _ = inherited.channel.send(&ToSupervisor::Drained);
+                return Ok(Next::Resume);
+            }
+            Some(ToWorker::Stop { is_kept }) => {
+                self.answer_upgrades(&Err(STOPPING.into()));
+                if self.stop(&inherited.channel, is_kept).await? {
+                    return Ok(Next::End);
+                }
+                // A client that connects from now on is to be refused.
+                drop(lock(&inherited.listener).take());
+            }
+            Some(ToWorker::Begin(_) | ToWorker::Unknown) => {}
+            None => self.lose_supervisor(),
+        }
+        Ok(Next::Serve)
+    }
+
     fn pong(&mut self, channel: &Channel) {
-        let _ = channel.send(&News::Pong);
-        let text = self.daemon.layers.summary();
-        if text != self.said && channel.send(&News::Status(text.clone())).is_ok() {
-            self.said = text;
+        let _ = channel.send(&ToSupervisor::Pong);
+        let text = self.parts.layers.summary();
+        if text != self.reported && channel.send(&ToSupervisor::Status(text.clone())).is_ok() {
+            self.reported = text;
         }
     }
 
-    /// Who wishes for another program.
-    fn answer(&mut self, answer: &Result<(), String>) {
-        for wish in self.wishing.drain(..) {
-            let _ = wish.send(answer.clone());
+    fn ask_for_upgrade(&mut self, request: UpgradeRequest, channel: &Channel) {
+        // A request that is dropped is answered: there is no supervisor.
+        if self.supervisor == SupervisorState::Lives && channel.send(&ToSupervisor::Upgrade).is_ok() {
+            self.asked_upgrades.push(request);
         }
     }
 
-    /// Finishes calls. Who wishes for another program meanwhile is told this: it is a call, too.
+    fn answer_upgrades(&mut self, answer: &Result<(), String>) {
+        for request in self.asked_upgrades.drain(..) {
+            let _ = request.send(answer.clone());
+        }
+    }
+
+    /// Finishes calls. A client that asks for an upgrade meanwhile gets `answer`: its request is a call, too.
     async fn drain(&mut self, limit: Duration, answer: Result<(), String>) {
-        let Some(calls) = self.calls.take() else { return };
-        let mut drained = std::pin::pin!(calls.drain(limit));
+        let Some(server) = self.server.take() else { return };
+        let mut drained = pin!(server.drain(limit));
         loop {
             tokio::select! {
                 () = &mut drained => return,
-                Some(wish) = self.wishes.recv() => drop(wish.send(answer.clone())),
+                Some(request) = self.upgrade_requests.recv() => drop(request.send(answer.clone())),
             }
         }
     }
 
-    fn resume(&mut self, handed: &Handed) {
-        if self.calls.is_some() {
-            return;
-        }
-        let listener = handed.listener().map_err(anyhow::Error::from);
-        let calls = listener.and_then(|one| one.map(|one| Calls::take(&self.daemon, one)).transpose());
-        match calls {
-            Ok(calls) => self.calls = calls,
-            // The kernel is served all the same.
-            Err(error) => tracing::error!(error = format!("{error:#}"), "no calls are taken any more"),
+    fn resume(&mut self, inherited: &InheritedResources) {
+        if self.server.is_none()
+            && let Err(error) = self.take_calls(inherited)
+        {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "no calls are taken any more; the kernel is still served"
+            );
         }
     }
 
-    /// `true`: nothing is left to be served.
+    /// Ends the mount unless containers need it. True if nothing is left to be served.
     async fn stop(&mut self, channel: &Channel, is_kept: bool) -> anyhow::Result<bool> {
         self.drain(STOP_LIMIT, Err(STOPPING.into())).await;
-        let needing = self.daemon.snapshotter.dependents().unwrap_or_else(|error| {
-            tracing::error!(%error, "look for containers that need the mount");
-            vec!["(it cannot be told)".into()]
+        let dependents = self.parts.services.snapshotter.dependents().unwrap_or_else(|error| {
+            tracing::error!(%error, "find the containers that need the mount");
+            vec!["(unknown)".into()]
         });
-        if needing.is_empty() {
+        if dependents.is_empty() {
             self.close().await?;
-            let _ = std::fs::remove_file(self.root.join(handover::SOCKET));
-            let _ = channel.send(&News::Ended);
+            let _ = fs::remove_file(self.root.join(handover::SOCKET));
+            let _ = channel.send(&ToSupervisor::Ended);
             return Ok(true);
         }
         if is_kept {
-            // Somebody else has the descriptors: we are about to be killed.
-            let layers = self.daemon.layers.clone();
-            tokio::task::spawn_blocking(move || layers.stop_writing()).await?;
+            // The service manager has the descriptors, and the supervisor is about to kill this worker.
+            let layers = self.parts.layers.clone();
+            spawn_blocking(move || layers.stop_writing()).await?;
         }
-        self.above = Above::Stopped;
-        // It may have lost its patience, or its life: what is needed is served all the same.
-        if channel.send(&News::Needed(names(needing))).is_err() {
+        self.supervisor = SupervisorState::Stopped;
+        // The supervisor may be gone by now. What containers need is served all the same.
+        if channel.send(&ToSupervisor::Needed(names(dependents))).is_err() {
             tracing::warn!(pid = process::id(), "containers need the mount, and the supervisor is gone");
         }
         if is_kept {
-            end_with(channel);
+            wait_for_kill(channel);
         }
         Ok(false)
     }
 
     fn lose_supervisor(&mut self) {
-        self.above = Above::Nobody;
-        self.supervisor.store(0, Ordering::Relaxed);
-        self.answer(&Err("the supervisor is gone".into()));
+        self.supervisor = SupervisorState::Died;
+        self.supervisor_pid.store(0, Ordering::Relaxed);
+        self.answer_upgrades(&Err("the supervisor is gone".into()));
         tracing::error!(
             pid = process::id(),
             "the supervisor is gone; this process serves on until a new daemon takes over or it gets a SIGTERM"
         );
     }
 
-    /// Whatever goes wrong here is no reason to end: nobody else may have the mount.
-    async fn hand_over(&mut self, mut taker: UnixStream, handed: &Handed) {
+    /// Hands the mount over to another daemon. No failure ends this worker: no other process may have the mount.
+    async fn hand_over(&mut self, mut taker: UnixStream, inherited: &InheritedResources) {
         if !handover::is_allowed(&taker) {
             return;
         }
-        if self.above == Above::Supervisor && self.is_child() {
-            let supervisor = self.supervisor.load(Ordering::Relaxed);
+        if self.supervisor == SupervisorState::Lives && self.is_child() {
+            let supervisor = self.supervisor_pid.load(Ordering::Relaxed);
             let why = format!("another soci-snapshotter-grpc (process {supervisor}) uses the root folder");
             let _ = handover::refuse(&taker, &why);
             return;
         }
         tracing::info!("a new daemon takes over");
         self.drain(STOP_LIMIT, Err("a new daemon takes over".into())).await;
-        // Without it, it listens itself.
-        let listener = handed.listener().ok().flatten();
+        // Without the listener, the new daemon listens on a socket of its own.
+        let listener = inherited.listener().ok().flatten();
         let socket = listener.as_ref().map(|listener| (self.socket.as_path(), listener.as_fd()));
-        if let Err(error) = handover::give(&taker, handed.fuse.as_fd(), handed.lock.as_fd(), socket) {
+        let given = handover::give(&taker, inherited.fuse.as_fd(), inherited.lock.as_fd(), socket);
+        if let Err(error) = given {
             tracing::warn!(%error, "hand over");
         }
-        // It kills us; or goes itself.
+        // The new daemon kills this process, or disconnects.
         let _ = taker.read(&mut [0]).await;
         tracing::warn!("the new daemon is gone; this process serves on");
-        self.resume(handed);
+        self.resume(inherited);
     }
 
-    /// Of its supervisor: one that has just died has not been missed yet.
+    /// Whether the supervisor is still this process's parent. The channel may not have told of its death yet.
     fn is_child(&self) -> bool {
         getppid().is_some_and(|pid| {
-            pid.as_raw_nonzero().get().unsigned_abs() == self.supervisor.load(Ordering::Relaxed)
+            pid.as_raw_nonzero().get().unsigned_abs() == self.supervisor_pid.load(Ordering::Relaxed)
         })
     }
 
-    fn told_to_end(&self) -> bool {
-        if self.above == Above::Supervisor {
+    /// Whether a signal ends this worker. While the supervisor lives, the supervisor decides.
+    fn may_end(&self) -> bool {
+        if self.supervisor == SupervisorState::Lives {
             tracing::warn!(
-                supervisor = self.supervisor.load(Ordering::Relaxed),
-                "a signal that is for the supervisor is ignored"
+                supervisor = self.supervisor_pid.load(Ordering::Relaxed),
+                "a signal is ignored; send it to the supervisor"
             );
         }
-        self.above != Above::Supervisor
+        self.supervisor != SupervisorState::Lives
     }
 
     async fn is_mount_used(&self) -> bool {
         let mount = resources::mount_path(&self.root);
-        tokio::task::spawn_blocking(move || mount_users::are_over(&mount)).await.unwrap_or(true)
+        spawn_blocking(move || mount_users::are_over(&mount)).await.unwrap_or(true)
     }
 
-    /// Nobody is to serve this mount any more.
+    /// Ends the mount, and with it this worker.
     async fn end(mut self) -> anyhow::Result<()> {
         self.drain(STOP_LIMIT, Err(STOPPING.into())).await;
         self.close().await?;
-        if self.above == Above::Nobody {
-            let _ = std::fs::remove_file(&self.socket);
+        if self.supervisor == SupervisorState::Died {
+            let _ = fs::remove_file(&self.socket);
         }
-        let _ = std::fs::remove_file(self.root.join(handover::SOCKET));
+        let _ = fs::remove_file(self.root.join(handover::SOCKET));
         tracing::info!("stopped");
         Ok(())
     }
 
     async fn close(&self) -> anyhow::Result<()> {
-        let snapshotter = self.daemon.snapshotter.clone();
-        Ok(tokio::task::spawn_blocking(move || snapshotter.close()).await?)
+        let snapshotter = self.parts.services.snapshotter.clone();
+        Ok(spawn_blocking(move || snapshotter.close()).await?)
     }
 }
 
-/// Without it this process can only be ended, not taken over from: a disk that is full is no reason not to serve.
-fn listen_for_takers(root: &Path) -> Option<tokio::net::UnixListener> {
+/// How a worker goes on after a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Serve,
+    /// Take calls again if the supervisor does not replace this worker in time.
+    Resume,
+    End,
+}
+
+/// Listens for a daemon that takes over. On an error, for example a full disk, the worker serves without.
+fn listen_for_handover(root: &Path) -> Option<tokio::net::UnixListener> {
     let listener = handover::listen(root).and_then(|listener| {
         listener.set_nonblocking(true)?;
         tokio::net::UnixListener::from_std(listener)
     });
-    listener.inspect_err(|error| tracing::error!(%error, "listen for who takes over")).ok()
+    listener.inspect_err(|error| tracing::error!(%error, "listen for a daemon that takes over")).ok()
 }
 
 async fn next_taker(takers: Option<&tokio::net::UnixListener>) -> io::Result<UnixStream> {
@@ -445,51 +482,51 @@ async fn next_taker(takers: Option<&tokio::net::UnixListener>) -> io::Result<Uni
     }
 }
 
-/// Orders, read by a thread of its own.
-fn listen(handed: &Handed) -> anyhow::Result<mpsc::UnboundedReceiver<Order>> {
-    let channel = Channel::from(handed.channel.as_fd().try_clone_to_owned()?);
-    let (sender, orders) = mpsc::unbounded_channel();
+/// The supervisor's messages, received by a thread of its own.
+fn receive_messages(inherited: &InheritedResources) -> anyhow::Result<mpsc::UnboundedReceiver<ToWorker>> {
+    let channel = Channel::from(inherited.channel.as_fd().try_clone_to_owned()?);
+    let (sender, messages) = mpsc::unbounded_channel();
     let listen = move || {
         loop {
-            let order = match channel.receive() {
-                Ok(Some(order)) => order,
+            let message = match channel.receive() {
+                Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "listen to the supervisor");
-                    Order::Unknown
+                    tracing::warn!(%error, "receive a message of the supervisor");
+                    ToWorker::Unknown
                 }
             };
-            if sender.send(order).is_err() {
+            if sender.send(message).is_err() {
                 return;
             }
         }
     };
     thread::Builder::new().name("supervisor".into()).spawn(listen)?;
-    Ok(orders)
+    Ok(messages)
 }
 
-/// Waits to be killed; when nobody is left to do it, it does it itself.
-fn end_with(channel: &Channel) -> ! {
-    while let Ok(Some(_)) = channel.receive::<Order>() {}
+/// Waits for the supervisor to kill this process, which ends itself if the supervisor is gone.
+fn wait_for_kill(channel: &Channel) -> ! {
+    while let Ok(Some(_)) = channel.receive::<ToWorker>() {}
     end_at_once()
 }
 
-/// By nobody's fault, and for another one to follow.
+/// Ends this process so that the next worker is started at once: SIGKILL does not count as a crash.
 pub(crate) fn end_at_once() -> ! {
     let _ = kill_process(getpid(), Signal::KILL);
     process::abort()
 }
 
 fn names(mut names: Vec<String>) -> Vec<String> {
-    let more = names.len().saturating_sub(MOST_NAMES);
-    names.truncate(MOST_NAMES);
+    let more = names.len().saturating_sub(MAX_NAMES);
+    names.truncate(MAX_NAMES);
     if more > 0 {
         names.push(format!("and {more} more"));
     }
     names
 }
 
-/// Each open layer has two descriptors; what a shell or systemd allows at first is enough for some hundred layers.
+/// Raises the limit of open files. Each open layer has two, and the usual limit is enough for some hundred layers.
 fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

@@ -10,7 +10,7 @@ const OWN_FAULT: [i32; 7] = [4, 5, 6, 7, 8, 11, 31];
 
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum WorkerExit {
     /// By somebody's hand, or the kernel's for lack of memory, while it served.
     Killed,
     /// Before it served.
@@ -19,7 +19,7 @@ pub(super) enum End {
     Crashed,
 }
 
-impl End {
+impl WorkerExit {
     pub(super) fn of(status: ExitStatus, was_ready: bool) -> Self {
         match status.signal() {
             Some(signal) if OWN_FAULT.contains(&signal) => Self::Crashed,
@@ -38,8 +38,8 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// How long to wait now that one has ended so. The first time in a row not at all.
-    pub(super) fn after(&mut self, end: End) -> Duration {
-        if end == End::Killed {
+    pub(super) fn after(&mut self, end: WorkerExit) -> Duration {
+        if end == WorkerExit::Killed {
             self.failures = 0;
             return Duration::ZERO;
         }
@@ -68,29 +68,33 @@ mod tests {
     #[test]
     fn waits_grow_to_a_limit_and_begin_anew() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..10).map(|_| backoff.after(End::Failed).as_millis()).collect();
+        let waits: Vec<_> = (0..10).map(|_| backoff.after(WorkerExit::Failed).as_millis()).collect();
         assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(backoff.after(End::Killed), Duration::ZERO);
-        assert_eq!(backoff.after(End::Crashed), Duration::ZERO);
-        assert_eq!(backoff.after(End::Crashed), FIRST);
+        assert_eq!(backoff.after(WorkerExit::Killed), Duration::ZERO);
+        assert_eq!(backoff.after(WorkerExit::Crashed), Duration::ZERO);
+        assert_eq!(backoff.after(WorkerExit::Crashed), FIRST);
         backoff.reset();
-        assert_eq!((backoff.failures(), backoff.after(End::Failed)), (0, Duration::ZERO));
-        (0..100).for_each(|_| assert!(backoff.after(End::Failed) <= LONGEST));
+        assert_eq!((backoff.failures(), backoff.after(WorkerExit::Failed)), (0, Duration::ZERO));
+        (0..100).for_each(|_| assert!(backoff.after(WorkerExit::Failed) <= LONGEST));
     }
 
     #[test]
     fn ends_are_told_apart() {
         // As wait(2) has them: a signal, or an exit code in the second byte.
         for (status, was_ready, expected) in [
-            (9, true, End::Killed),
-            (15, true, End::Killed),
-            (9, false, End::Failed),
-            (11, true, End::Crashed),
-            (6, false, End::Crashed),
-            (1 << 8, false, End::Failed),
-            (101 << 8, true, End::Crashed),
+            (9, true, WorkerExit::Killed),
+            (15, true, WorkerExit::Killed),
+            (9, false, WorkerExit::Failed),
+            (11, true, WorkerExit::Crashed),
+            (6, false, WorkerExit::Crashed),
+            (1 << 8, false, WorkerExit::Failed),
+            (101 << 8, true, WorkerExit::Crashed),
         ] {
-            assert_eq!(End::of(ExitStatus::from_raw(status), was_ready), expected, "{status} {was_ready}");
+            assert_eq!(
+                WorkerExit::of(ExitStatus::from_raw(status), was_ready),
+                expected,
+                "{status} {was_ready}"
+            );
         }
     }
 }

@@ -14,10 +14,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::program::Program;
 use crate::process::{
-    channel::{CHANNEL, Channel, News, Order},
+    channel::{CHANNEL, Channel, ToSupervisor, ToWorker},
     descriptors::Passing,
     handover::is_readable,
-    resources::{CONFIG, FUSE, Held, LISTENER, LOCK, NOTES},
+    resources::{CONFIG, FUSE, LISTENER, LOCK, NOTES, Resources},
 };
 
 /// What only the first process is to say to the service manager, or to hear from it.
@@ -27,7 +27,7 @@ const SUPERVISORS: [&str; 6] =
 const REAP_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct ChildWorker {
     child: Child,
     process: OwnedFd,
     channel: Channel,
@@ -39,12 +39,12 @@ pub(super) struct Worker {
     pinged: Instant,
 }
 
-impl Worker {
+impl ChildWorker {
     pub(super) fn start(
         program: &Program,
-        held: &Held,
+        held: &Resources,
         config: BorrowedFd<'_>,
-        begin: &Order,
+        begin: &ToWorker,
     ) -> io::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let mut command = program.command();
@@ -104,14 +104,14 @@ impl Worker {
         [self.process.as_fd(), self.channel.as_fd()]
     }
 
-    pub(super) fn order(&self, order: &Order) {
+    pub(super) fn order(&self, order: &ToWorker) {
         if let Err(error) = self.channel.send(order) {
             tracing::warn!(pid = self.pid(), %error, ?order, "tell the worker");
         }
     }
 
     /// What it has said, if anything is left of it.
-    pub(super) fn news(&mut self) -> Option<News> {
+    pub(super) fn news(&mut self) -> Option<ToSupervisor> {
         if !is_readable(self.channel.as_fd(), Duration::ZERO).unwrap_or(false) {
             return None;
         }
@@ -119,12 +119,12 @@ impl Worker {
             Ok(news) => news?,
             Err(error) => {
                 tracing::warn!(pid = self.pid(), %error, "listen to the worker");
-                News::Unknown
+                ToSupervisor::Unknown
             }
         };
         self.heard = Instant::now();
-        self.is_ready |= news == News::Ready;
-        self.has_ended |= news == News::Ended;
+        self.is_ready |= news == ToSupervisor::Ready;
+        self.has_ended |= news == ToSupervisor::Ended;
         Some(news)
     }
 
@@ -163,7 +163,7 @@ impl Worker {
     pub(super) fn ping(&mut self, period: Duration) {
         if self.is_ready && Instant::now() >= self.due(period) {
             // What it had to hear it has heard, or it is silent and goes.
-            let _ = self.channel.send(&Order::Ping);
+            let _ = self.channel.send(&ToWorker::Ping);
         }
         if Instant::now() >= self.due(period) {
             self.pinged = Instant::now();

@@ -1,4 +1,4 @@
-//! The program that workers are. Held open, so that a worker that is started again is the same, whatever a package
+//! The program that workers are. Resources open, so that a worker that is started again is the same, whatever a package
 //! manager has done to the file; another one only when that was asked for, and as long as it works.
 
 use std::{

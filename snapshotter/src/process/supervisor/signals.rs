@@ -16,7 +16,7 @@ use signal_hook::{
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum SignalRequest {
     Stop,
     Upgrade,
 }
@@ -48,9 +48,9 @@ impl Signals {
     }
 
     /// What was asked for since the last time.
-    pub(super) fn take(&self) -> Vec<Asked> {
+    pub(super) fn take(&self) -> Vec<SignalRequest> {
         let came = |mut stream: &UnixStream| stream.read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0);
-        let each = [(&self.stop, Asked::Stop), (&self.upgrade, Asked::Upgrade)];
+        let each = [(&self.stop, SignalRequest::Stop), (&self.upgrade, SignalRequest::Upgrade)];
         each.into_iter().filter(|(stream, _)| came(stream)).map(|(_, asked)| asked).collect()
     }
 }

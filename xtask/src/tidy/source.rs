@@ -1,13 +1,15 @@
-//! Files as the rules see them: lines of code without comments, without tests where the rule is about the product.
+//! Files as the rules see them: lines of code without comments, and without tests where the rule is about the product.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
 
-use integration::machine::root;
-use integration::process::run;
+use xtask::{machine::root, process::run};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Hosts that everyone knows; naming them tells nothing about a machine.
@@ -25,7 +27,7 @@ impl Source {
         Source { path: path.to_owned(), text: text.to_owned() }
     }
 
-    /// Of a crate's `src`, without files of tests.
+    /// Whether it belongs to a crate's `src` and is no file of tests.
     pub(super) fn is_library_of(&self, name: &str) -> bool {
         self.path.starts_with(&format!("{name}/src/")) && !self.is_test()
     }
@@ -34,20 +36,16 @@ impl Source {
         self.path.contains("/src/") && !self.is_test()
     }
 
-    fn is_test(&self) -> bool {
+    pub(super) fn is_test(&self) -> bool {
         self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
     }
 
-    /// The module of `lib.rs` that it belongs to; none for the roots themselves.
-    pub(super) fn top_module(&self) -> Option<String> {
-        let (_, inside) = self.path.split_once("/src/")?;
-        let first = inside.split('/').next()?;
-        let module = first.strip_suffix(".rs").unwrap_or(first);
-        (!matches!(module, "lib" | "main")).then(|| module.to_owned())
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Each line of code with its number, up to the tests at the foot.
-    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub(super) fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.text.lines().take(self.lines_without_tests()).enumerate();
         lines.filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(at, line)| (at + 1, line))
     }
@@ -58,34 +56,6 @@ impl Source {
             pair[0].starts_with("#[cfg(test)]") && pair[1].starts_with("mod ") && pair[1].ends_with('{')
         });
         inline.unwrap_or(lines.len())
-    }
-
-    /// The top modules that it names as `crate::module`, also in a group.
-    pub(super) fn imports(&self) -> Vec<(usize, String)> {
-        let mut found = Vec::new();
-        let mut group: Option<Group> = None;
-        for (number, line) in self.code() {
-            let mut rest = line;
-            loop {
-                if let Some(open) = &mut group {
-                    let end = open.take(rest, &mut |word| found.push((number, word)));
-                    let Some(end) = end else { break };
-                    (group, rest) = (None, &rest[end..]);
-                }
-                let Some(at) = rest.find("crate::") else { break };
-                let is_visibility = rest[..at].ends_with("in ");
-                let is_other = rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$');
-                rest = &rest[at + "crate::".len()..];
-                if is_visibility || is_other {
-                    continue;
-                }
-                match rest.strip_prefix('{') {
-                    Some(inner) => (group, rest) = (Some(Group::default()), inner),
-                    None => found.push((number, word(rest).to_owned())),
-                }
-            }
-        }
-        found
     }
 
     /// Lines of code where `wanted` stands as a word.
@@ -111,58 +81,30 @@ impl Source {
     }
 }
 
-/// An import's braces that are open: the first word behind the brace and behind each comma at that depth.
-#[derive(Default)]
-struct Group {
-    depth: usize,
-    seen: bool,
-}
-
-impl Group {
-    /// Takes a line, or the part of it that belongs to the group, whose length it returns.
-    fn take(&mut self, line: &str, found: &mut impl FnMut(String)) -> Option<usize> {
-        for (at, character) in line.char_indices() {
-            match character {
-                '}' if self.depth == 0 => return Some(at + 1),
-                '}' => self.depth -= 1,
-                '{' => self.depth += 1,
-                ',' if self.depth == 0 => self.seen = false,
-                c if self.depth == 0 && !self.seen && (c.is_alphabetic() || c == '_') => {
-                    self.seen = true;
-                    found(word(&line[at..]).to_owned());
-                }
-                _ => {}
-            }
-        }
-        None
-    }
-}
-
-fn word(text: &str) -> &str {
-    let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len());
-    &text[..end]
-}
-
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !(c.is_alphanumeric() || c == '_'))
 }
 
-/// The members of the workspace.
+/// The members of the workspace: the quoted words of its list.
 pub(super) fn crates() -> BTreeSet<String> {
-    let manifest: toml::Table = super::read("Cargo.toml").parse().expect("a manifest is TOML");
-    let members = manifest["workspace"]["members"].as_array().expect("the workspace has members");
-    members.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+    let manifest = read("Cargo.toml");
+    let list =
+        manifest.split("members = [").nth(1).and_then(|rest| rest.split("]").next()).unwrap_or_default();
+    list.lines().filter_map(|line| line.split('"').nth(1).map(str::to_owned)).collect()
 }
 
-/// The modules of a crate, as `lib.rs` lists them; none where it has no library.
-pub(super) fn modules(name: &str) -> Option<Vec<String>> {
-    let text = fs::read_to_string(root().join(name).join("src/lib.rs")).ok()?;
-    let lines = text.lines().filter_map(|line| {
-        let line = line.strip_prefix("pub ").unwrap_or(line);
-        let line = line.strip_prefix("pub(crate) ").unwrap_or(line);
-        line.strip_prefix("mod ")?.strip_suffix(';').map(str::to_owned)
-    });
-    Some(lines.collect())
+/// What a crate's manifest depends on, tests left out.
+pub(super) fn dependencies(name: &str) -> Vec<String> {
+    let manifest = read(format!("{name}/Cargo.toml"));
+    let table = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+    let lines = table.lines().take_while(|line| !line.starts_with('['));
+    let names = lines.filter_map(|line| line.split(['.', ' ', '=']).next());
+    names.filter(|name| !name.is_empty() && !name.starts_with('#')).map(str::to_owned).collect()
+}
+
+pub(super) fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
 
 /// Every file that git tracks.
@@ -189,7 +131,7 @@ pub(super) fn rust_sources() -> &'static [Source] {
 
 /// The table of chores in xtask: tuples that begin with a name.
 pub(super) fn chores() -> BTreeSet<String> {
-    let text = super::read("xtask/src/main.rs");
+    let text = read("xtask/src/main.rs");
     let table = text.split("const CHORES").nth(1).and_then(|rest| rest.split("];").next());
     let tuples = table.unwrap_or_default().split('(').filter(|tuple| tuple.trim_start().starts_with('"'));
     tuples.filter_map(|tuple| tuple.split('"').nth(1).map(str::to_owned)).collect()
