@@ -5,9 +5,9 @@
 //! silent default; a value of the wrong type or out of range is an error with its line. The same table writes the
 //! configuration down again (`text`), and holds the documentation to it.
 
-mod keys;
 mod guess;
 mod text;
+mod keys;
 #[cfg(test)]
 mod tests;
 

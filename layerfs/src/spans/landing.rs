@@ -14,10 +14,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 use ztoc::{Inflating, SpanId};
 
-use super::{
-    Claim, SpanOutcome, Spans,
-    table::Flight,
-};
+use super::{Claim, SpanOutcome, Spans, table::Flight};
 use crate::{
     error::{Error, ErrorKind},
     fetch::SpanSink,

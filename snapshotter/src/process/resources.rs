@@ -1,7 +1,7 @@
-//! What a supervisor holds for its workers: the root's lock, the mount, the socket that containerd calls.
+//! What the supervisor holds for its workers: the root's lock, the mount, and the socket that containerd calls.
 //!
-//! All three may be older than this process: kept by the service manager, or given by a worker whose supervisor
-//! died. Only when neither has the mount a new one is made, and what used the old one has lost it.
+//! All three may be older than the supervisor: the service manager kept them, or a worker whose supervisor died hands
+//! them over. Only if neither has the mount is a new one made. Containers that used the old mount have lost it then.
 
 use std::{
     env,
@@ -32,75 +32,77 @@ use crate::{
     socket::{self, BY_DESCRIPTOR, DEFAULT_SOCKET, listen, path_of},
 };
 
-/// A worker that ends closes its files within moments; one that is started listens within a second.
+/// A worker that ends closes its files within moments, and one that is started listens within a second.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// Names of descriptors: of workers, and the first two in the service manager's store, too.
+/// Names of descriptors that workers inherit. The first two have these names in the service manager's store, too.
 pub(crate) const FUSE: &str = "fuse";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const LISTENER: &str = "listener";
 pub(crate) const NOTES: &str = "notes";
 pub(crate) const CONFIG: &str = "config";
 
-/// See the module.
+/// What a daemon needs one of, and containers depend on.
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) root: PathBuf,
     pub(crate) mounted: Mounted,
     pub(crate) lock: OwnedFd,
     pub(crate) listener: UnixListener,
-    /// Memory in which workers note what they are at.
+    /// Memory in which workers note which layers they are working on.
     pub(crate) notes: OwnedFd,
-    /// Where it is listened, where that is for us to clean up.
+    /// The socket's path, if the daemon made the socket and has to remove it.
     pub(crate) socket: Option<PathBuf>,
-    /// The service manager has what containers depend on.
+    /// The service manager has copies of the mount and the lock.
     pub(crate) is_kept: bool,
 }
 
-/// What had to be done for there to be a mount.
+/// How a mount was repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MountRepair {
-    Nothing,
-    /// Somebody had unmounted it, and containers use it on.
+    NotNeeded,
+    /// Another process had unmounted it. Containers still use it.
     PutBack,
     /// The kernel has ended the old one.
-    Anew,
+    New,
 }
 
-/// Whether the service manager keeps descriptors for us while nobody runs. It says so itself since version 254; before,
-/// the unit does.
+/// Whether the service manager keeps descriptors while no process of the daemon runs. systemd says so itself since
+/// version 254; for older ones the unit does.
 fn has_store() -> bool {
     let is_set = |name| env::var(name).is_ok_and(|value: String| !value.is_empty());
     is_set("NOTIFY_SOCKET") && is_set("FDSTORE") && env::var("FDSTORE").as_deref() != Ok("0")
 }
 
-/// The mount below a root, and what was agreed about it.
+/// The path of the mount below a root.
 pub(crate) fn mount_path(root: &Path) -> PathBuf {
     root.join("fuse")
 }
 
+/// Where the parameters that were negotiated with the kernel are stored.
 pub(crate) fn note_path(root: &Path) -> PathBuf {
     root.join("fuse.json")
 }
 
 impl Resources {
-    /// Gets hold of everything.
+    /// Takes over what an earlier daemon left, and makes what is missing.
     ///
     /// # Errors
     /// When another daemon uses the root or the socket, or the kernel refuses the mount.
     pub(crate) fn obtain(address: &str, root: &Path) -> anyhow::Result<Self> {
         let path = path_of(address)?;
         socket::make_folder(root).with_context(|| format!("make root folder {}", root.display()))?;
-        // As the kernel will name it: mounts of an earlier process are found by their path.
+        // The path as the kernel names it: mounts of an earlier daemon are found by it.
         let root = fs::canonicalize(root).with_context(|| format!("find root folder {}", root.display()))?;
         go_state::check(&root).map_err(anyhow::Error::msg)?;
-        let mut passed = descriptors::of_service_manager().context("take what the service manager passes")?;
+        let mut passed = descriptors::of_service_manager()
+            .context("take the descriptors that the service manager passes")?;
         let mut kept = |wanted: &str| {
             let place = passed.iter().position(|(name, _)| name == wanted)?;
             Some(passed.swap_remove(place).1)
         };
         let (mut fuse, lock, mut given_socket, mut giver) = (kept(FUSE), kept(LOCK), None, None);
-        // What it has is not taken away, only to be given again.
+        // The service manager has them already, and need not get them again.
         let mut is_kept = fuse.is_some() && lock.is_some();
         let lock = match take_root(&root, lock)? {
             Taken::Free(lock) => lock,
@@ -111,15 +113,15 @@ impl Resources {
             }
         };
         let (listener, socket) = listener(address, path, passed, given_socket)?;
-        // Only now: until here whoever gave goes on as before if something is wrong with us.
+        // Only now: if anything failed before, the worker that gave them would go on serving.
         if let Some(giver) = giver {
             giver.end()?;
-            tracing::info!("taken over from a daemon whose supervisor was gone");
+            tracing::info!("took over from a worker whose supervisor was gone");
         }
         let mounted = match fuse.map(|fuse| Mounted::handed(&mount_path(&root), &note_path(&root), fuse)) {
             Some(Ok(mounted)) => Ok(mounted),
             Some(Err(error)) => {
-                tracing::error!(%error, "what was kept of the mount cannot be used");
+                tracing::error!(%error, "the mount of an earlier daemon cannot be used; a new one is made");
                 mount(&root)
             }
             None => mount(&root),
@@ -134,22 +136,22 @@ impl Resources {
         Ok(held)
     }
 
-    /// Whether no container can know the mount yet.
+    /// Whether the mount is new, so that no container uses it.
     pub(crate) fn is_fresh(&self) -> bool {
         !self.mounted.is_inherited()
     }
 
-    /// Makes a new mount where the kernel has ended the one that was held, and puts one back that was taken away.
-    pub(crate) fn mend(&mut self) -> anyhow::Result<MountRepair> {
+    /// Makes a new mount if the kernel has ended the old one, and puts the old one back if another process unmounted it.
+    pub(crate) fn repair_mount(&mut self) -> anyhow::Result<MountRepair> {
         if self.mounted.has_ended() {
             self.mounted = mount(&self.root)?;
             self.store();
-            return Ok(MountRepair::Anew);
+            return Ok(MountRepair::New);
         }
-        Ok(if self.mounted.put_back()? { MountRepair::PutBack } else { MountRepair::Nothing })
+        Ok(if self.mounted.put_back()? { MountRepair::PutBack } else { MountRepair::NotNeeded })
     }
 
-    /// Gives the service manager what containers depend on, in place of what it has of that name.
+    /// Gives the service manager copies of the mount and the lock, in place of earlier ones.
     fn store(&mut self) {
         self.is_kept = has_store();
         for (name, descriptor) in [(FUSE, self.mounted.as_fd()), (LOCK, self.lock.as_fd())] {
@@ -162,14 +164,14 @@ impl Resources {
         }
     }
 
-    /// The last one to use all this leaves nothing.
+    /// Has the service manager forget the mount and the lock.
     pub(crate) fn forget(&self) {
         for name in [FUSE, LOCK] {
             let _ = systemd::tell(&[FdStoreRemove, FdName(name)], &[]);
         }
     }
 
-    /// containerd is not to wait for somebody who will not come.
+    /// Removes the socket, so that containerd is refused instead of waiting.
     pub(crate) fn stop_listening(&self) {
         if let Some(socket) = &self.socket {
             let _ = fs::remove_file(socket);
@@ -183,22 +185,23 @@ fn mount(root: &Path) -> anyhow::Result<Mounted> {
     Ok(mounted)
 }
 
-/// How a root came to be ours.
+/// How the daemon got its root.
 enum Taken {
     Free(OwnedFd),
     HandedOver(HandedOver),
 }
 
-/// Two daemons on one root would each detach the other's mount. Who is about to end has the lock for a moment more.
+/// Takes the lock of a root: two daemons would each detach the other's mount. A daemon that is about to end has the lock
+/// for a moment more.
 fn take_root(root: &Path, mut kept: Option<OwnedFd>) -> anyhow::Result<Taken> {
     let path = root.join("lock");
     let start = Instant::now();
     loop {
-        // Also where the service manager kept everything: who serves it has to go.
+        // Even if the service manager kept everything: a worker that still serves has to end.
         if let Some(given) = handover::ask(root)? {
             return Ok(Taken::HandedOver(given));
         }
-        // One that was kept may be that of another root, or of a folder that was here before.
+        // A lock that was kept may belong to another root, or to an earlier folder of this path.
         if let Some(lock) = kept.take().filter(|lock| is_at(lock, &path)) {
             return Ok(Taken::Free(lock));
         }
@@ -218,7 +221,7 @@ fn is_at(file: &OwnedFd, path: &Path) -> bool {
     fstat(file).is_ok_and(|own| (own.st_dev, own.st_ino) == (found.dev(), found.ino()))
 }
 
-/// The socket of that address: a path, `unix://PATH`, or `fd://` for the one that the service manager passed.
+/// The socket of an address: a path, `unix://PATH`, or `fd://` for the one that the service manager passed.
 fn listener(
     address: &str,
     path: PathBuf,
@@ -226,7 +229,7 @@ fn listener(
     given: Option<(PathBuf, OwnedFd)>,
 ) -> anyhow::Result<(UnixListener, Option<PathBuf>)> {
     if address == BY_DESCRIPTOR {
-        // What else was kept, by another version perhaps, is no socket.
+        // Other descriptors in the store, of another version perhaps, are no sockets.
         let mut sockets = passed;
         sockets.retain(|(_, passed)| socket_acceptconn(passed).unwrap_or(false));
         match (sockets.pop(), sockets.len()) {
@@ -247,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_name_a_path_or_what_was_passed() {
+    fn addresses_name_a_path_or_the_passed_socket() {
         let folder = tempfile::tempdir().unwrap();
         let socket = |name: &str| {
             let path = folder.path().join(name);
@@ -265,7 +268,7 @@ mod tests {
         let kept = ("notes".to_owned(), OwnedFd::from(file));
         let (_, path) =
             listener("fd://", at("fd://"), vec![("s".to_owned(), socket("third").1), kept], None).unwrap();
-        assert_eq!(path, None, "what was kept is no socket");
+        assert_eq!(path, None, "a kept file is no socket");
         let two = ["a", "b"].map(|name| (name.to_owned(), socket(name).1)).into();
         assert!(
             listener("fd://", at("fd://"), two, None)
@@ -275,12 +278,13 @@ mod tests {
         );
         assert!(path_of("tcp://x").is_err());
     }
+
     #[test]
-    fn a_lock_that_was_kept_is_of_that_root() {
+    fn a_kept_lock_counts_for_its_own_root_only() {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let taken = |root: &Path, kept| match take_root(root, kept).unwrap() {
             Taken::Free(lock) => lock,
-            Taken::HandedOver(_) => panic!("nobody is there"),
+            Taken::HandedOver(_) => panic!("no worker serves there"),
         };
         let lock = taken(one.path(), None);
         let kept = lock.try_clone().unwrap();

@@ -1,24 +1,24 @@
-//! The first process: holds what containers depend on, and keeps a worker alive that serves it.
+//! The supervisor: holds what containers depend on, and keeps a worker alive that serves it.
 //!
-//! It has one thread, no runtime and no network, and knows nothing of layers or snapshots, so that there is little
-//! that can end it. Whatever becomes of a worker, the next one gets the same mount, lock and socket: who reads in a
-//! container waits, and who calls us waits, until it serves. A worker that ends is started again at once; one that
-//! fails at its start, or crashes, after a while that grows; none is ever the last.
+//! It has one thread, no runtime and no network, and knows nothing of layers or snapshots, so that little can end it.
+//! Every worker gets the same mount, lock and socket. Until it serves, reads in containers and containerd's calls wait.
+//! A worker that ends is started again at once. One that fails at its start, or crashes, is started again after a pause
+//! that grows; the supervisor never gives up.
 //!
-//! SIGHUP (and `soci daemon upgrade`): the program is started anew as it is on the disk now. SIGTERM: calls are
-//! finished, and the mount ended if no container needs it; otherwise it is left with the service manager, or, where
-//! there is none, with the worker, which serves on until somebody takes over (`handover`).
+//! On SIGHUP, and on `soci daemon upgrade`, the supervisor starts the program as it is on the disk now. On SIGTERM,
+//! calls are finished, and the mount ends if no container needs it. Otherwise the mount is left with the service
+//! manager. Without one, the worker serves it until another daemon takes over (`handover`).
 
-mod backoff;
-mod configuration;
-mod program;
-mod signals;
 mod child;
+mod program;
+mod configuration;
+mod backoff;
+mod signals;
 
 use std::{
+    fs::File,
     os::fd::AsFd,
     path::Path,
-    process::ExitStatus,
     time::{Duration, Instant},
 };
 
@@ -35,72 +35,82 @@ use crate::{
     },
 };
 use backoff::{Backoff, WorkerExit};
-use child::ChildWorker;
+use child::{ChildWorker, EndedWorker};
 use configuration::Configuration;
 use program::Program;
 use signals::{SignalRequest, Signals};
 
-/// Calls that containerd has begun are finished: a layer that is fetched whole takes that long on a slow line.
+/// For calls that containerd has begun: a layer that is fetched whole takes that long on a slow line.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
-/// The same, and storing what has arrived; a service manager gives up after 90 seconds.
+/// The same, and time to store what has arrived. A service manager gives up after 90 seconds.
 const STOP_LIMIT: Duration = Duration::from_secs(75);
-/// A worker that has not said anything for so long is replaced. Longer than it may be stopped for by whoever freezes
-/// processes to look at them.
+/// A worker that is silent for so long is replaced. A debugger, or a backup that freezes processes, stops it for a shorter
+/// time.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
-/// What is on the disk is shown within a second or so, thousands of layers on a slow disk in a minute.
+/// A worker shows the layers on the disk within a second, and thousands of them on a slow disk within a minute.
 const START_LIMIT: Duration = Duration::from_secs(300);
-/// How often a worker is asked whether it lives.
+/// How often the supervisor asks a worker whether it lives.
 const PING: Duration = Duration::from_secs(10);
-/// How often it is looked whether the mount is where it should be.
-const MEND: Duration = Duration::from_secs(10);
-/// So many workers of a new program that fail at their start, one after the other, and it is the old one's turn again.
+/// How often the supervisor looks whether the mount is at its path, even if the kernel reports no change of mounts.
+const REPAIR: Duration = Duration::from_secs(10);
+/// The shortest time between two such looks. On a busy node mounts change all the time.
+const REPAIR_PAUSE: Duration = Duration::from_millis(100);
+/// After so many workers of a new program have failed at their start, one after the other, the old program serves again.
 const FAILURES_OF_A_PROGRAM: u32 = 3;
-/// A worker that has served for so long does: what happens later is another story.
+/// A worker that has served for so long counts as started: an end after that has another cause.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// What is going on.
+/// The kernel reports a change of it as an exceptional condition.
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// What the supervisor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SupervisorPhase {
     Serving,
-    /// Another program is to serve, once calls are finished or this moment has come.
+    /// Another program will serve, once calls are finished, at this moment at the latest.
     Draining(Instant),
-    /// Nobody is to serve, from this moment on at the latest.
+    /// The daemon ends, at this moment at the latest.
     Stopping(Instant),
 }
 
-/// How the first process ends, and what becomes of what it held.
+/// How the supervisor ends, and what happens to the mount.
 #[derive(Debug)]
 enum Shutdown {
-    Nothing,
-    /// To the service manager.
+    /// It has been unmounted.
+    Unmounted,
+    /// The service manager keeps it.
     Kept,
-    /// To the worker.
+    /// The worker serves it.
     Served,
 }
 
 struct Supervisor {
-    held: Resources,
+    resources: Resources,
+    /// The kernel's list of mounts, which tells when it changes.
+    mounts: Option<File>,
     configuration: Configuration,
     signals: Signals,
     program: Program,
     backoff: Backoff,
     worker: Option<ChildWorker>,
-    /// When the next one is started, while there is none.
+    /// When the next worker is started, while there is none.
     start_at: Instant,
-    state: SupervisorPhase,
-    /// Some worker has served.
+    phase: SupervisorPhase,
+    /// A worker has served.
     has_served: bool,
     /// The worker before this one crashed.
     has_crashed: bool,
-    /// A mount is gone that containers may use, and no worker has said so yet.
+    /// A mount that containers may use is gone, and no worker has reported it yet.
     has_lost: bool,
-    /// Why it could not start, if it said so.
+    /// Why the worker could not start, if it said so.
     failure: Option<String>,
     watchdog: Option<Duration>,
-    /// When it last looked whether something is due.
+    /// When the supervisor last looked whether something is due.
     looked: Instant,
-    /// When it last looked after the mount.
-    mended: Instant,
+    /// When the supervisor last looked whether the mount is at its path.
+    repaired: Instant,
+    /// The kernel has reported a change of mounts since.
+    have_mounts_changed: bool,
 }
 
 /// Supervises on the socket `address` with all state under `root`, until a signal. `config` is the path of the
@@ -112,31 +122,34 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
     let configuration = Configuration::read(config.0, config.1)?;
     let signals = Signals::listen()?;
     let program = Program::own()?;
-    let held = Resources::obtain(address, root)?;
-    // What a layer did to earlier processes may be the doing of something that is repaired by now.
-    Quarantine::lift(&held.root);
+    let resources = Resources::obtain(address, root)?;
+    // Whatever made earlier workers crash on a layer may be repaired by now.
+    Quarantine::lift(&resources.root);
+    let mounts = File::open(MOUNTS).inspect_err(|error| tracing::warn!(%error, "watch the list of mounts"));
     let mut supervisor = Supervisor {
-        has_lost: held.mounted.has_replaced(),
-        held,
+        has_lost: resources.mounted.has_replaced(),
+        resources,
+        mounts: mounts.ok(),
         configuration,
         signals,
         program,
         backoff: Backoff::default(),
         worker: None,
         start_at: Instant::now(),
-        state: SupervisorPhase::Serving,
+        phase: SupervisorPhase::Serving,
         has_served: false,
         has_crashed: false,
         failure: None,
         watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
         looked: Instant::now(),
-        mended: Instant::now(),
+        repaired: Instant::now(),
+        have_mounts_changed: false,
     };
-    let left = supervisor.supervise();
-    supervisor.held.stop_listening();
-    match left {
-        Ok(Shutdown::Nothing) => {
-            supervisor.held.forget();
+    let shutdown = supervisor.supervise();
+    supervisor.resources.stop_listening();
+    match shutdown {
+        Ok(Shutdown::Unmounted) => {
+            supervisor.resources.forget();
             tracing::info!("stopped");
         }
         Ok(Shutdown::Kept) => {
@@ -144,8 +157,8 @@ pub(crate) fn run(address: &str, root: &Path, config: (&Path, bool)) -> anyhow::
         }
         Ok(Shutdown::Served) => {}
         Err(error) => {
-            supervisor.held.forget();
-            if let Err(error) = supervisor.held.mounted.unmount() {
+            supervisor.resources.forget();
+            if let Err(error) = supervisor.resources.mounted.unmount() {
                 tracing::warn!(%error, "the FUSE mount stays");
             }
             return Err(error);
@@ -161,29 +174,29 @@ impl Supervisor {
                 self.start();
             }
             self.wait();
-            for asked in self.signals.take() {
-                self.asked(asked);
+            for request in self.signals.take() {
+                self.obey(request);
             }
-            while let Some(news) = self.worker.as_mut().and_then(ChildWorker::news) {
-                if let Some(left) = self.told(news) {
-                    return Ok(left);
+            while let Some(message) = self.worker.as_mut().and_then(ChildWorker::message) {
+                if let Some(shutdown) = self.hear(message) {
+                    return Ok(shutdown);
                 }
             }
-            if let Some(end) = self.worker.as_mut().and_then(ChildWorker::end)
-                && let Some(left) = self.died(end)?
+            if let Some(ended) = self.worker.as_mut().and_then(ChildWorker::ended)
+                && let Some(shutdown) = self.replace_dead(ended)?
             {
-                return Ok(left);
+                return Ok(shutdown);
             }
-            if let Some(left) = self.overdue() {
-                return Ok(left);
+            if let Some(shutdown) = self.overdue() {
+                return Ok(shutdown);
             }
         }
     }
 
-    /// Until something happens or is due.
-    fn wait(&self) {
+    /// Waits until something happens or is due.
+    fn wait(&mut self) {
         let now = Instant::now();
-        let due = match (self.state, &self.worker) {
+        let due = match (self.phase, &self.worker) {
             (_, None) => self.start_at,
             (SupervisorPhase::Serving, Some(worker)) => worker.due(PING),
             (SupervisorPhase::Draining(until) | SupervisorPhase::Stopping(until), Some(worker)) => {
@@ -192,34 +205,41 @@ impl Supervisor {
         };
         let limit = due.saturating_duration_since(now);
         let limit = self.watchdog.map_or(limit, |period| limit.min(period));
+        let limit = if self.have_mounts_changed { limit.min(REPAIR_PAUSE) } else { limit };
         let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         let mut polled: Vec<_> =
             self.signals.descriptors().map(|signal| PollFd::from_borrowed_fd(signal, PollFlags::IN)).into();
         if let Some(worker) = &self.worker {
             polled.extend(worker.descriptors().map(|one| PollFd::from_borrowed_fd(one, PollFlags::IN)));
         }
+        // Last, so that its answer is found again. A change that is known already need not be waited for.
+        let mounts = self.mounts.as_ref().filter(|_| !self.have_mounts_changed);
+        polled.extend(mounts.map(|mounts| PollFd::from_borrowed_fd(mounts.as_fd(), PollFlags::PRI)));
         match poll(&mut polled, Some(&limit)) {
             Err(rustix::io::Errno::INTR) | Ok(_) => {}
             Err(error) => {
-                // No reason to give up what containers depend on: it is looked again in a while.
+                // The supervisor goes on: containers depend on what it holds.
                 tracing::error!(error = %std::io::Error::from(error), "wait for something to happen");
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
+        let changed =
+            mounts.is_some() && polled.last().is_some_and(|last| last.revents().contains(PollFlags::PRI));
+        self.have_mounts_changed |= changed;
         if self.watchdog.is_some() {
             systemd::mention(NotifyState::Watchdog);
         }
     }
 
     fn start(&mut self) {
-        self.mend();
+        self.repair_mount();
         let begin = ToWorker::Begin(WorkerStart {
-            is_first: !self.has_served && self.held.is_fresh(),
+            is_first: !self.has_served && self.resources.is_fresh(),
             has_crashed: self.has_crashed,
             has_lost: self.has_lost,
-            parameters: *self.held.mounted.parameters(),
+            parameters: *self.resources.mounted.parameters(),
         });
-        match ChildWorker::start(&self.program, &self.held, self.configuration.as_fd(), &begin) {
+        match ChildWorker::start(&self.program, &self.resources, self.configuration.as_fd(), &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -231,18 +251,19 @@ impl Supervisor {
         }
     }
 
-    /// Sees to it that there is a mount, and that it is where it is looked for.
-    fn mend(&mut self) {
-        self.mended = Instant::now();
-        match self.held.mend() {
-            Ok(MountRepair::Nothing) => {}
+    /// Makes sure that there is a mount, and that it is at its path.
+    fn repair_mount(&mut self) {
+        self.repaired = Instant::now();
+        self.have_mounts_changed = false;
+        match self.resources.repair_mount() {
+            Ok(MountRepair::NotNeeded) => {}
             Ok(MountRepair::PutBack) => {
-                tracing::error!("the FUSE mount was taken away by somebody else; it is back");
+                tracing::error!("another process unmounted the FUSE mount; it is mounted again");
             }
-            Ok(MountRepair::Anew) => {
-                tracing::error!("the FUSE connection was ended by somebody else; there is a new one");
+            Ok(MountRepair::New) => {
+                tracing::error!("another process ended the FUSE connection; there is a new one");
                 self.has_lost = true;
-                // One that still lives serves what is no more.
+                // A worker that still lives serves the ended connection.
                 if let Some(worker) = &mut self.worker {
                     worker.kill();
                 }
@@ -251,14 +272,14 @@ impl Supervisor {
         }
     }
 
-    fn asked(&mut self, asked: SignalRequest) {
-        match (asked, self.state) {
+    fn obey(&mut self, request: SignalRequest) {
+        match (request, self.phase) {
             (SignalRequest::Stop, SupervisorPhase::Stopping(_)) => {}
             (SignalRequest::Stop, _) => {
                 tracing::info!("stopping");
                 let _ = systemd::tell(&[NotifyState::Stopping], &[]);
-                self.state = SupervisorPhase::Stopping(Instant::now() + STOP_LIMIT);
-                self.order(&ToWorker::Stop { is_kept: self.held.is_kept });
+                self.phase = SupervisorPhase::Stopping(Instant::now() + STOP_LIMIT);
+                self.tell(&ToWorker::Stop { is_kept: self.resources.is_kept });
             }
             (SignalRequest::Upgrade, SupervisorPhase::Serving) => self.upgrade(),
             (SignalRequest::Upgrade, _) => {}
@@ -271,47 +292,47 @@ impl Supervisor {
             Err(error) => {
                 let why = format!("{error:#}");
                 tracing::error!(error = why, "the program stays as it is");
-                return self.order(&ToWorker::Refused(why));
+                return self.tell(&ToWorker::Refused(why));
             }
         }
         if self.worker.is_none() {
-            // The next one is of it, and there is nothing to be finished.
-            Quarantine::lift(&self.held.root);
+            // The next worker runs the new program, and there are no calls to finish.
+            Quarantine::lift(&self.resources.root);
             self.start_at = Instant::now();
             return;
         }
-        self.state = SupervisorPhase::Draining(Instant::now() + DRAIN_LIMIT);
-        self.order(&ToWorker::Drain);
+        self.phase = SupervisorPhase::Draining(Instant::now() + DRAIN_LIMIT);
+        self.tell(&ToWorker::Drain);
     }
 
-    /// To a worker that serves; one that does not yet is told once it does.
-    fn order(&mut self, order: &ToWorker) {
+    /// Tells a worker that serves. One that does not serve yet is told once it does.
+    fn tell(&mut self, message: &ToWorker) {
         match &mut self.worker {
-            Some(worker) if worker.is_ready() => worker.order(order),
-            Some(worker) if matches!(self.state, SupervisorPhase::Draining(_)) => worker.kill(),
+            Some(worker) if worker.is_ready() => worker.send(message),
+            Some(worker) if matches!(self.phase, SupervisorPhase::Draining(_)) => worker.kill(),
             _ => {}
         }
     }
 
-    fn told(&mut self, news: ToSupervisor) -> Option<Shutdown> {
-        match news {
+    fn hear(&mut self, message: ToSupervisor) -> Option<Shutdown> {
+        match message {
             ToSupervisor::Ready => {
                 self.has_served = true;
                 self.has_lost = false;
                 self.program.works();
                 if let Err(error) = systemd::tell(&[NotifyState::Ready], &[]) {
-                    tracing::warn!(%error, "tell the service manager that we are ready");
+                    tracing::warn!(%error, "tell the service manager that the daemon is ready");
                 }
-                if let SupervisorPhase::Stopping(_) = self.state {
-                    self.order(&ToWorker::Stop { is_kept: self.held.is_kept });
+                if let SupervisorPhase::Stopping(_) = self.phase {
+                    self.tell(&ToWorker::Stop { is_kept: self.resources.is_kept });
                 }
             }
             ToSupervisor::Failed(why) => self.failure = Some(why),
             ToSupervisor::Drained => self.replace(),
-            ToSupervisor::Needed(by) if matches!(self.state, SupervisorPhase::Stopping(_)) => {
+            ToSupervisor::Needed(by) if matches!(self.phase, SupervisorPhase::Stopping(_)) => {
                 return Some(self.leave(&by));
             }
-            ToSupervisor::Upgrade => self.asked(SignalRequest::Upgrade),
+            ToSupervisor::Upgrade => self.obey(SignalRequest::Upgrade),
             ToSupervisor::Status(text) => {
                 systemd::mention(NotifyState::Status(&text));
             }
@@ -320,18 +341,18 @@ impl Supervisor {
         None
     }
 
-    /// The next worker is of another program.
+    /// Ends the worker, so that the next one runs another program.
     fn replace(&mut self) {
-        if let SupervisorPhase::Draining(_) = self.state
+        if let SupervisorPhase::Draining(_) = self.phase
             && let Some(worker) = &mut self.worker
         {
             worker.kill();
         }
     }
 
-    /// Containers need the mount, and nobody is to serve it here any more.
-    fn leave(&mut self, by: &[String]) -> Shutdown {
-        if self.held.is_kept {
+    /// Ends the supervisor while containers need the mount.
+    fn leave(&mut self, dependents: &[String]) -> Shutdown {
+        if self.resources.is_kept {
             if let Some(worker) = &mut self.worker {
                 worker.kill();
                 worker.reap();
@@ -346,63 +367,66 @@ impl Supervisor {
         };
         tracing::warn!(
             pid = worker.pid(),
-            needed_by = by.join(" "),
+            needed_by = dependents.join(" "),
             "containers need the mount: this process serves it until a daemon takes over or they are gone; \
              SIGTERM ends it"
         );
         Shutdown::Served
     }
 
-    fn died(
+    fn replace_dead(
         &mut self,
-        (status, was_ready, has_ended): (ExitStatus, bool, bool),
+        EndedWorker { status, was_ready, has_unmounted }: EndedWorker,
     ) -> anyhow::Result<Option<Shutdown>> {
         let pid = self.worker.take().map(|worker| worker.pid());
         let failure = self.failure.take();
-        if has_ended && matches!(self.state, SupervisorPhase::Stopping(_)) {
-            return Ok(Some(Shutdown::Nothing));
+        if has_unmounted && matches!(self.phase, SupervisorPhase::Stopping(_)) {
+            return Ok(Some(Shutdown::Unmounted));
         }
-        if let SupervisorPhase::Draining(_) = self.state {
-            Quarantine::lift(&self.held.root);
-            self.state = SupervisorPhase::Serving;
+        if let SupervisorPhase::Draining(_) = self.phase {
+            Quarantine::lift(&self.resources.root);
+            self.phase = SupervisorPhase::Serving;
             self.has_crashed = false;
             self.start_at = Instant::now();
             return Ok(None);
         }
-        // Nobody depends on us yet, and somebody is watching: what is wrong is said at once.
-        if !self.has_served && self.held.is_fresh() && status.code().is_some() {
+        // No container depends on the daemon yet, and its starter is waiting: it fails at once, with the reason.
+        if !self.has_served && self.resources.is_fresh() && status.code().is_some() {
             bail!(failure.unwrap_or_else(|| format!("the worker ended: {status}")));
         }
-        let end = WorkerExit::of(status, was_ready);
-        self.has_crashed = end == WorkerExit::Crashed;
-        let delay = self.backoff.after(end);
+        let exit = WorkerExit::of(status, was_ready);
+        self.has_crashed = exit == WorkerExit::Crashed;
+        let delay = self.backoff.after(exit);
         self.start_at = Instant::now() + delay;
-        tracing::error!(pid, %status, failure, ?delay, "the worker is gone; another one is started");
+        tracing::error!(pid, %status, failure, ?delay, "the worker has ended; another one is started");
         if !was_ready && self.backoff.failures() >= FAILURES_OF_A_PROGRAM && self.program.fall_back() {
-            tracing::error!("the new program does not serve; back to the one before");
+            tracing::error!("the new program does not serve; the program before it is started again");
         }
         Ok(None)
     }
 
     fn overdue(&mut self) -> Option<Shutdown> {
         let now = Instant::now();
-        match self.state {
+        match self.phase {
             SupervisorPhase::Draining(until) if now >= until => {
-                tracing::warn!("calls of containerd are still under way; it has to repeat them");
+                tracing::warn!(
+                    "calls of containerd were still under way and are given up; containerd repeats them"
+                );
                 self.replace();
-                // It may take its time to die.
-                self.state = SupervisorPhase::Draining(now + PING);
+                // The worker may take a while to die.
+                self.phase = SupervisorPhase::Draining(now + PING);
             }
             SupervisorPhase::Stopping(until) if now >= until => {
-                tracing::error!("the worker does not come to an end");
+                tracing::error!("the worker does not end in time");
                 return Some(self.leave(&[]));
             }
             _ => {}
         }
-        if self.state == SupervisorPhase::Serving && self.mended.elapsed() > MEND {
-            self.mend();
+        let pause = if self.have_mounts_changed { REPAIR_PAUSE } else { REPAIR };
+        if self.phase == SupervisorPhase::Serving && self.repaired.elapsed() >= pause {
+            self.repair_mount();
         }
-        // Everybody was frozen, perhaps: who could not hear cannot have answered.
+        // If the whole machine was frozen, the worker could not answer.
         let overslept = now.duration_since(self.looked) > SILENCE_LIMIT / 2;
         self.looked = now;
         let worker = self.worker.as_mut()?;
@@ -413,7 +437,7 @@ impl Supervisor {
             self.backoff.reset();
         }
         if worker.is_silent(if worker.is_ready() { SILENCE_LIMIT } else { START_LIMIT }) {
-            tracing::error!(pid = worker.pid(), "the worker does not answer; it is replaced");
+            tracing::error!(pid = worker.pid(), "the worker does not answer; another one is started");
             worker.kill();
         } else {
             worker.ping(PING);

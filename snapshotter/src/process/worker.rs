@@ -4,23 +4,19 @@
 //! the worker comes again to the next worker. So a worker ends by an exit, or by SIGKILL, once no request is waiting
 //! or another process takes over.
 
-pub(crate) mod wiring;
+mod inherited;
+mod wiring;
 
 use std::{
-    fs::{self, File},
-    io,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::UnixListener,
-    },
+    fs, io,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     pin::pin,
     process,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
-    thread,
     time::Duration,
 };
 
@@ -43,11 +39,13 @@ use crate::{
     },
     config::Config,
     process::{
-        channel::{CHANNEL, Channel, ToSupervisor, ToWorker, WorkerStart},
+        channel::{Channel, ToSupervisor, ToWorker, WorkerStart},
         descriptors::NamedDescriptor,
-        handover, mount_users,
-        resources::{self, CONFIG, FUSE, LISTENER, LOCK, NOTES},
-        worker::wiring::{Parts, PartsInput},
+        handover, mount_users, resources,
+        worker::{
+            inherited::InheritedResources,
+            wiring::{Parts, PartsInput},
+        },
     },
     socket,
     sync::lock,
@@ -99,40 +97,6 @@ pub(super) fn run(address: &str, root: &Path, descriptors: Vec<NamedDescriptor>)
         tracing::error!(error = why, "the worker ends");
     }
     process::exit(1)
-}
-
-/// The descriptors that the supervisor passed.
-struct InheritedResources {
-    fuse: OwnedFd,
-    lock: OwnedFd,
-    /// None once no process is to call any more.
-    listener: Mutex<Option<UnixListener>>,
-    notes: File,
-    config: File,
-    channel: Channel,
-}
-
-impl InheritedResources {
-    fn sort(mut descriptors: Vec<NamedDescriptor>) -> anyhow::Result<Self> {
-        let mut take = |wanted: &str| {
-            let position = descriptors.iter().position(|(name, _)| name == wanted);
-            position
-                .map(|position| descriptors.swap_remove(position).1)
-                .with_context(|| format!("the supervisor passed no {wanted}"))
-        };
-        Ok(Self {
-            fuse: take(FUSE)?,
-            lock: take(LOCK)?,
-            listener: Mutex::new(Some(take(LISTENER)?.into())),
-            notes: take(NOTES)?.into(),
-            config: take(CONFIG)?.into(),
-            channel: take(CHANNEL)?.into(),
-        })
-    }
-
-    fn listener(&self) -> io::Result<Option<UnixListener>> {
-        lock(&self.listener).as_ref().map(UnixListener::try_clone).transpose()
-    }
 }
 
 /// What the worker knows of the process that is responsible for it.
@@ -229,7 +193,7 @@ impl Worker {
     }
 
     async fn serve(mut self, inherited: &InheritedResources) -> anyhow::Result<()> {
-        let mut messages = receive_messages(inherited)?;
+        let mut messages = inherited.messages()?;
         let takers = listen_for_handover(&self.root);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -480,29 +444,6 @@ async fn next_taker(takers: Option<&tokio::net::UnixListener>) -> io::Result<Uni
         Some(takers) => Ok(takers.accept().await?.0),
         None => std::future::pending().await,
     }
-}
-
-/// The supervisor's messages, received by a thread of its own.
-fn receive_messages(inherited: &InheritedResources) -> anyhow::Result<mpsc::UnboundedReceiver<ToWorker>> {
-    let channel = Channel::from(inherited.channel.as_fd().try_clone_to_owned()?);
-    let (sender, messages) = mpsc::unbounded_channel();
-    let listen = move || {
-        loop {
-            let message = match channel.receive() {
-                Ok(Some(message)) => message,
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "receive a message of the supervisor");
-                    ToWorker::Unknown
-                }
-            };
-            if sender.send(message).is_err() {
-                return;
-            }
-        }
-    };
-    thread::Builder::new().name("supervisor".into()).spawn(listen)?;
-    Ok(messages)
 }
 
 /// Waits for the supervisor to kill this process, which ends itself if the supervisor is gone.

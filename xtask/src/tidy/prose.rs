@@ -23,7 +23,6 @@ const PRONOUNS_LEFT: &[(&str, usize)] = &[
     ("integration/", usize::MAX),
     ("oci/", usize::MAX),
     ("proto/", usize::MAX),
-    ("snapshotter/", usize::MAX),
     ("xtask/", usize::MAX),
     ("ztoc/", usize::MAX),
 ];
@@ -46,7 +45,7 @@ const SPELLINGS: &[(&str, &str)] = &[
 const SENTENCE_MAX: usize = 30;
 /// Crates whose heads are not rewritten yet.
 const LONG_SENTENCES_LEFT: &[&str] =
-    &["benches/", "cli/", "index/", "integration/", "oci/", "proto/", "snapshotter/", "xtask/", "ztoc/"];
+    &["benches/", "cli/", "index/", "integration/", "oci/", "proto/", "xtask/", "ztoc/"];
 
 pub(super) fn actors_have_names() -> Vec<String> {
     let mut broken = Vec::new();

@@ -1,6 +1,6 @@
 //! Somebody else lays hands on the mount: takes it away, or ends its connection.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use integration::process::wait_until;
@@ -30,6 +30,21 @@ fn containerd_a_mount_that_is_taken_away_comes_back_and_nobody_reads_an_error() 
     unmount(scene.daemon.root().join("fuse"), UnmountFlags::DETACH)?;
     scene.daemon.start_again()?;
     read_loose(&root, 3)
+}
+
+/// The kernel tells the supervisor of each change of mounts. By itself it looks every ten seconds only, which would be too
+/// late at least once in three times.
+#[test]
+fn containerd_a_mount_that_is_taken_away_is_put_back_at_once() -> Result<()> {
+    let scene = Scene::new("put-back", "")?;
+    let mount = scene.mount()?.context("a mount")?;
+    for _ in 0..3 {
+        unmount(scene.daemon.root().join("fuse"), UnmountFlags::DETACH)?;
+        wait_until("the mount is back", Duration::from_secs(5), || {
+            Ok(scene.mount()?.filter(|found| *found == mount))
+        })?;
+    }
+    read_loose(&scene.container("after")?, 0)
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A worker as its supervisor sees it: a child, and a channel to it.
+//! A worker as its supervisor sees it: a child process, and a channel to it.
 
 use std::{
     env, io,
@@ -20,8 +20,8 @@ use crate::process::{
     resources::{CONFIG, FUSE, LISTENER, LOCK, NOTES, Resources},
 };
 
-/// What only the first process is to say to the service manager, or to hear from it.
-const SUPERVISORS: [&str; 6] =
+/// Variables by which the service manager talks with the supervisor. A worker must not have them.
+const SERVICE_MANAGER: [&str; 6] =
     ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 const REAP_LIMIT: Duration = Duration::from_secs(2);
@@ -32,45 +32,55 @@ pub(super) struct ChildWorker {
     process: OwnedFd,
     channel: Channel,
     is_ready: bool,
-    /// It said that the mount is gone and it goes, too.
-    has_ended: bool,
+    /// It said that it has unmounted, and ends.
+    has_unmounted: bool,
     started: Instant,
     heard: Instant,
     pinged: Instant,
 }
 
+/// A worker that has ended.
+#[derive(Debug)]
+pub(super) struct EndedWorker {
+    pub(super) status: ExitStatus,
+    /// It had served.
+    pub(super) was_ready: bool,
+    /// It had unmounted.
+    pub(super) has_unmounted: bool,
+}
+
 impl ChildWorker {
     pub(super) fn start(
         program: &Program,
-        held: &Resources,
+        resources: &Resources,
         config: BorrowedFd<'_>,
-        begin: &ToWorker,
+        start: &ToWorker,
     ) -> io::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let mut command = program.command();
         let mut words = env::args_os();
         command.arg0(words.next().unwrap_or_default()).args(words);
-        // A terminal's Ctrl-C is for the first process alone.
+        // A terminal's Ctrl-C goes to the supervisor alone.
         command.process_group(0);
-        for name in SUPERVISORS {
+        for name in SERVICE_MANAGER {
             command.env_remove(name);
         }
         let passing = Passing::to(
             &mut command,
             &[
-                (FUSE, held.mounted.as_fd()),
-                (LOCK, held.lock.as_fd()),
-                (LISTENER, held.listener.as_fd()),
-                (NOTES, held.notes.as_fd()),
+                (FUSE, resources.mounted.as_fd()),
+                (LOCK, resources.lock.as_fd()),
+                (LISTENER, resources.listener.as_fd()),
+                (NOTES, resources.notes.as_fd()),
                 (CONFIG, config),
                 (CHANNEL, theirs.as_fd()),
             ],
         )?;
-        channel.send(begin)?;
+        channel.send(start)?;
         let mut child = command.spawn()?;
         drop(passing);
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).inspect_err(|_| {
-            // It would serve, and nobody would know of it.
+            // It would serve without supervision.
             let _ = child.kill();
             let _ = child.wait();
         })?;
@@ -80,7 +90,7 @@ impl ChildWorker {
             process,
             channel,
             is_ready: false,
-            has_ended: false,
+            has_unmounted: false,
             started: now,
             heard: now,
             pinged: now,
@@ -95,7 +105,7 @@ impl ChildWorker {
         self.is_ready
     }
 
-    /// It serves, and has lived for so long.
+    /// Whether it serves and has lived for so long.
     pub(super) fn is_steady(&self, age: Duration) -> bool {
         self.is_ready && self.started.elapsed() > age
     }
@@ -104,50 +114,50 @@ impl ChildWorker {
         [self.process.as_fd(), self.channel.as_fd()]
     }
 
-    pub(super) fn order(&self, order: &ToWorker) {
-        if let Err(error) = self.channel.send(order) {
-            tracing::warn!(pid = self.pid(), %error, ?order, "tell the worker");
+    pub(super) fn send(&self, message: &ToWorker) {
+        if let Err(error) = self.channel.send(message) {
+            tracing::warn!(pid = self.pid(), %error, ?message, "send a message to the worker");
         }
     }
 
-    /// What it has said, if anything is left of it.
-    pub(super) fn news(&mut self) -> Option<ToSupervisor> {
+    /// Its next message, if there is one.
+    pub(super) fn message(&mut self) -> Option<ToSupervisor> {
         if !is_readable(self.channel.as_fd(), Duration::ZERO).unwrap_or(false) {
             return None;
         }
-        let news = match self.channel.receive() {
-            Ok(news) => news?,
+        let message = match self.channel.receive() {
+            Ok(message) => message?,
             Err(error) => {
-                tracing::warn!(pid = self.pid(), %error, "listen to the worker");
+                tracing::warn!(pid = self.pid(), %error, "receive a message of the worker");
                 ToSupervisor::Unknown
             }
         };
         self.heard = Instant::now();
-        self.is_ready |= news == ToSupervisor::Ready;
-        self.has_ended |= news == ToSupervisor::Ended;
-        Some(news)
+        self.is_ready |= message == ToSupervisor::Ready;
+        self.has_unmounted |= message == ToSupervisor::Ended;
+        Some(message)
     }
 
-    /// How it ended, whether it had served, and whether it said that it would; if it has.
-    pub(super) fn end(&mut self) -> Option<(ExitStatus, bool, bool)> {
+    /// How it ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<EndedWorker> {
         let status = self.child.try_wait().ok().flatten()?;
-        Some((status, self.is_ready, self.has_ended))
+        Some(EndedWorker { status, was_ready: self.is_ready, has_unmounted: self.has_unmounted })
     }
 
-    /// It goes at once, without a word to the kernel about requests that it has.
+    /// Kills it. The kernel's requests that it has not answered go to the next worker.
     pub(super) fn kill(&mut self) {
-        // It may take a while to die, and is not to be found silent again at once.
+        // It may take a while to die, and must not count as silent again meanwhile.
         (self.heard, self.pinged) = (Instant::now(), Instant::now());
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    /// Waits for its end for a moment; one that waits for a disk comes to it later.
+    /// Waits for its end for a moment. A process that waits for a disk dies later.
     pub(super) fn reap(&mut self) {
         let _ = is_readable(self.process.as_fd(), REAP_LIMIT);
         let _ = self.child.try_wait();
     }
 
-    /// It has time again to say something.
+    /// Gives it the whole time again to say something.
     pub(super) fn forgive(&mut self) {
         self.heard = Instant::now();
     }
@@ -162,7 +172,7 @@ impl ChildWorker {
 
     pub(super) fn ping(&mut self, period: Duration) {
         if self.is_ready && Instant::now() >= self.due(period) {
-            // What it had to hear it has heard, or it is silent and goes.
+            // A worker that does not receive it counts as silent, and is replaced.
             let _ = self.channel.send(&ToWorker::Ping);
         }
         if Instant::now() >= self.due(period) {
