@@ -1,9 +1,9 @@
-//! The file as written becomes the values in force.
+//! The configuration file becomes the values in force.
 //!
-//! Every key of the reference daemon is accepted: what it says is done (`keys`), or it is said once, with the reason,
-//! that it has no effect. A key that nobody knows is told with what was probably meant (`guess`), so that a typo is no
-//! silent default; a value of the wrong type or out of range is an error with its line. The same table writes the
-//! configuration down again (`text`), and holds the documentation to it.
+//! Every key of the Go daemon is accepted. It has its effect (`keys`), or the log says once why it has none. An unknown key
+//! is reported with the key that was probably meant (`guess`), so that a typo is no silent default. A value of the wrong
+//! type or out of range is an error with its line. The same table writes the configuration down again (`text`), and the
+//! documentation is checked against it.
 
 mod guess;
 mod text;
@@ -33,12 +33,12 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// What becomes of an image that has no index.
+/// How images without an index are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unindexed {
     /// containerd pulls and unpacks it.
     Containerd,
-    /// Its layers are brought whole, into the same store as the others.
+    /// The daemon streams its layers whole, into the same store as the others.
     Store,
 }
 
@@ -56,9 +56,9 @@ pub struct Config {
     /// Look for a v1 index among the referrers of the image manifest.
     pub v1: bool,
     pub unindexed: Unindexed,
-    /// Bring in the background what nobody has asked for.
+    /// Fetch the rest of each layer in the background.
     pub fill: bool,
-    /// Bring first what an image's prefetch artifacts name. Nothing waits for it.
+    /// Fetch the spans first that an image's prefetch artifacts name. Nothing waits for them.
     pub prefetch: bool,
     /// What the store of spans may take of its disk.
     pub room: DiskLimits,

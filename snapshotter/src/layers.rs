@@ -45,7 +45,7 @@ const QUARANTINED: Name = Name {
     name: "soci_layers_quarantined",
     kind: Kind::Gauge,
     labels: ["", ""],
-    help: "layers that processes crashed on: they are not served until the daemon is started anew",
+    help: "layers that workers crashed on: they are not served until the daemon is restarted or upgraded",
 };
 
 fn another_size(known: &Layer, stated: u64) -> NotLazy {
@@ -96,7 +96,7 @@ impl Layers {
         }
     }
 
-    /// Begins to answer the kernel. `lost` is called when the connection is ended and not by us.
+    /// Begins to answer the kernel. `lost` is called when the connection ends and the worker has not unmounted.
     pub(crate) fn serve(&self, lost: impl FnOnce() + Send + 'static) -> Result<(), layerfs::Error> {
         lock(&self.connection).serve(lost)
     }
@@ -108,8 +108,8 @@ impl Layers {
         Ok(())
     }
 
-    /// What is open or in the store under `id`. A manifest that gives the layer another size lies: what others read is
-    /// not opened anew for it.
+    /// The layer if it is open or stored under `id`. A manifest that gives the layer another size is wrong, and other
+    /// readers of the layer must not notice it.
     async fn open_or_stored(&self, id: &LayerId, size: u64) -> Result<Option<Arc<Layer>>, NotLazy> {
         let found = match self.open.get(id) {
             Some(open) => Some(open),
@@ -123,12 +123,12 @@ impl Layers {
 
     async fn stored(&self, id: &LayerId) -> Option<Arc<Layer>> {
         let (store, engine, wanted) = (self.store.clone(), self.engine.clone(), *id);
-        // A ztoc is mapped, checked and made into a tree: milliseconds, or more on a cold disk.
+        // The ztoc is mapped, checked and made into a tree. That takes milliseconds, or more on a cold disk.
         let stored = tokio::task::spawn_blocking(move || Layer::stored(&store, &engine, &wanted)).await;
         match stored {
             Ok(Ok(layer)) => layer,
             Ok(Err(error)) => {
-                tracing::warn!(layer = %id, %error, "what is stored of a layer is not used");
+                tracing::warn!(layer = %id, %error, "a stored layer cannot be used; it is fetched again");
                 None
             }
             Err(error) => {
@@ -138,7 +138,7 @@ impl Layers {
         }
     }
 
-    /// A layer with the ztoc `ztoc` of its index, from the store or the registry.
+    /// A layer with the ztoc that its index names, from the store or the registry.
     pub(crate) async fn lazy(
         &self,
         registry: &Registry,
@@ -163,7 +163,7 @@ impl Layers {
         if opened.compressed_size() != layer.size {
             let refusal = another_size(&opened, layer.size);
             drop(opened);
-            // The gate is ours, and nobody has it open.
+            // This task holds the gate, and has dropped the only open value.
             if let Err(error) = self.store.remove(&id) {
                 tracing::warn!(layer = %id, %error, "remove a layer from the store");
             }
@@ -218,7 +218,7 @@ impl Layers {
         Ok(self.with_source(streamed, registry, layer))
     }
 
-    /// Has what the artifact names brought first. Nobody waits for it, and nothing fails without it.
+    /// Fetches the spans first that the artifact names. Nothing waits for them, and nothing fails without the artifact.
     pub(crate) async fn replay(&self, registry: &Registry, layer: &Layer, artifact: &Descriptor) {
         let read = async {
             let bytes = registry.blob_bytes(artifact, MAX_PREFETCH_BYTES).await.map_err(|e| e.to_string())?;
@@ -268,7 +268,7 @@ impl Layers {
         lock(&self.shown).entry(slot).or_insert(layer);
     }
 
-    /// The layer in a slot.
+    /// The layer in a slot, if it is served.
     pub(crate) fn shown(&self, slot: u32) -> Option<Arc<Layer>> {
         lock(&self.shown).get(&slot).cloned()
     }
@@ -287,22 +287,21 @@ impl Layers {
         &self.durations
     }
 
-    /// The folder a slot is seen at. Nobody of ours opens it.
+    /// The folder at which a slot is seen. The daemon itself must never open it: it would wait for itself.
     pub(crate) fn path(&self, slot: u32) -> PathBuf {
         layerfs::slot_path(&self.mount, slot)
     }
 
-    /// No snapshot stands on the slot any more. What it showed is to be forgotten: with the last slot of a layer its bytes
-    /// go, too.
+    /// Hides the layer of a slot that no snapshot uses any more. The caller passes it to [`Layers::forget`].
     pub(crate) fn release(&self, slot: u32) -> Option<Arc<Layer>> {
         lock(&self.connection).hide(slot);
         lock(&self.shown).remove(&slot)
     }
 
-    /// No snapshot is of an image from `place` that stands on the layer of this slot.
-    pub(crate) fn remove_source(&self, slot: u32, place: &str) {
+    /// The layer of this slot is no longer needed from `repository`, which is `HOST/REPOSITORY`.
+    pub(crate) fn remove_source(&self, slot: u32, repository: &str) {
         if let Some(layer) = self.shown(slot) {
-            layer.remove_source(place);
+            layer.remove_source(repository);
         }
     }
 
@@ -337,7 +336,7 @@ impl Layers {
         self.store.sweep()
     }
 
-    /// Shows again what an earlier process showed, from the disk alone. Answers with those whose ztoc is lost.
+    /// Shows again what an earlier process showed, from the disk alone. Answers with the slots whose ztoc is lost.
     pub(crate) fn restore(&self, slots: &HashMap<u32, (ShownLayer, Vec<Registry>)>) -> Vec<u32> {
         let mut lost = Vec::new();
         let opened = self.open_stored(slots.values().map(|(shown, _)| shown.id()).collect());
@@ -346,7 +345,7 @@ impl Layers {
             if self.quarantine.holds(&shown.id()) {
                 tracing::error!(
                     slot, layer = %shown.layer.digest, reason = %Reason::Quarantined,
-                    "the layer is not served: processes crashed on it; a new start of the daemon tries again"
+                    "the layer is not served because workers crashed on it; restart or upgrade the daemon to try it again"
                 );
                 lock(&self.connection).refuse(*slot);
                 continue;
@@ -363,14 +362,14 @@ impl Layers {
         lost
     }
 
-    /// Opens what the store has of these layers, as many at once as there are cores: each is a pass over a ztoc.
+    /// Opens those of these layers that are stored, as many at once as there are cores: each is a pass over a ztoc.
     fn open_stored(&self, ids: HashSet<LayerId>) -> HashMap<LayerId, Arc<Layer>> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(ids.len());
-        let (left, opened) = (Mutex::new(ids.into_iter()), Mutex::new(HashMap::new()));
+        let (waiting, opened) = (Mutex::new(ids.into_iter()), Mutex::new(HashMap::new()));
         let open = || {
             loop {
-                // In a statement of its own: the lock is held for no longer.
-                let next = lock(&left).next();
+                // A statement of its own, so that the lock is held for this line only.
+                let next = lock(&waiting).next();
                 let Some(id) = next else { return };
                 if self.quarantine.holds(&id) {
                     continue;
@@ -386,13 +385,13 @@ impl Layers {
         opened.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes what is stored of slots and layers that nothing stands on.
+    /// Removes slots and layers that no snapshot uses.
     pub(crate) fn sweep(&self, used: &HashSet<LayerId>) {
         if let Err(error) = lock(&self.connection).forget_unshown() {
-            tracing::warn!(%error, "forget slots that nothing stands on");
+            tracing::warn!(%error, "forget slots that no snapshot uses");
         }
         if let Err(error) = self.store.retain(used) {
-            tracing::warn!(%error, "remove layers that nothing stands on");
+            tracing::warn!(%error, "remove layers that no snapshot uses");
         }
     }
 
@@ -405,7 +404,7 @@ impl Layers {
         self.set_shown(slot, layer);
     }
 
-    /// Brings a layer back whose ztoc was lost with the machine's last minutes.
+    /// Fetches a layer again whose ztoc was lost when the machine crashed.
     pub(crate) async fn recover(&self, slot: u32, shown: &ShownLayer, registries: &[Registry]) {
         for registry in registries {
             let opened = match (&shown.ztoc, index::compression_of(&shown.layer.media_type)) {
@@ -423,12 +422,12 @@ impl Layers {
         tracing::error!(slot, layer = %shown.layer.digest, "the layer is lost; remove the image and pull it again");
     }
 
-    /// A line for people.
+    /// A status line.
     pub(crate) fn summary(&self) -> String {
         format!("serving {} layers", lock(&self.shown).len())
     }
 
-    /// Ends the connection, then all writing, and leaves the store marked as whole.
+    /// Unmounts, ends all writing, and marks the store as complete.
     pub(crate) fn close(&self) {
         if let Err(error) = lock(&self.connection).unmount() {
             tracing::warn!(%error, "the FUSE mount stays");
@@ -437,7 +436,7 @@ impl Layers {
         self.stop_writing();
     }
 
-    /// Ends all writing, and leaves the store marked as whole; what is asked for is served on, and not kept.
+    /// Ends all writing, and marks the store as complete. Reads are still served, and what they fetch is not stored.
     pub(crate) fn stop_writing(&self) {
         self.engine.finish(FINISH_LIMIT);
         if let Err(error) = self.store.close() {

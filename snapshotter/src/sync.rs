@@ -1,5 +1,7 @@
-//! A lock without poisoning: what is behind the locks of this crate is valid after every single statement that
-//! changes it, so one failed request must not take the others with it.
+//! A lock without poisoning.
+//!
+//! What is behind the locks of this crate is valid after every single statement that changes it. So one request that
+//! panics must not make the others fail.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -33,12 +33,12 @@ use crate::{
     reason::Reason,
     snapshots::{
         snapshotter::Snapshotter,
-        status::{Compared, Shown},
+        status::{Compared, LayerRow},
     },
     telemetry::outcomes::NotLazyLayer,
 };
 
-/// What health is told of, by name: everything, and what containerd calls.
+/// The services that a client may ask the health of: the whole daemon, and the one that containerd calls.
 const SERVICES: [&str; 2] = ["", "containerd.services.snapshots.v1.Snapshots"];
 
 /// A client's request that another program serve. The answer is whether one will, or why not.
@@ -82,7 +82,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: crate::REVISION.to_owned(),
             pid: std::process::id(),
-            supervisor_pid: 0, // as it is when somebody asks
+            supervisor_pid: 0, // filled in for each answer
             address: text(address),
             root: text(root),
             started: Some(timestamp(SystemTime::now())),
@@ -121,7 +121,7 @@ impl ControlService for Control {
     }
 }
 
-fn layer(shown: Shown) -> Layer {
+fn layer(shown: LayerRow) -> Layer {
     let mut layer = Layer {
         slot: shown.slot,
         mountpoint: shown.mountpoint,
@@ -204,7 +204,7 @@ impl HealthService for HealthDoor {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// Every change from now on; it ends with the daemon, which waits for those who listen to it.
+    /// Sends every change from now on. The stream ends with the daemon, whose drain waits for it.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
@@ -217,7 +217,7 @@ impl HealthService for HealthDoor {
             let (mut watch, last) = state?;
             let changed = watch.wait_for(|phase| Some(*phase) != last).await;
             let phase = *changed.ok()?;
-            // Behind the last word there is none.
+            // `Stopping` is the last change.
             let next = (phase != Phase::Stopping).then_some((watch, Some(phase)));
             Some((Ok(serving(phase)), next))
         });

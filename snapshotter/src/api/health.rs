@@ -1,4 +1,4 @@
-//! Whether the daemon serves: told by who starts and stops it, asked by the doors.
+//! Whether the daemon serves. The server sets it; the health service and the metrics read it.
 
 use tokio::sync::watch;
 
@@ -10,7 +10,7 @@ pub(crate) enum Phase {
     Stopping,
 }
 
-/// Shared by all who tell or ask.
+/// Shared by its writers and readers.
 #[derive(Debug, Clone)]
 pub(crate) struct Health(watch::Sender<Phase>);
 
@@ -19,12 +19,12 @@ impl Health {
         Self(watch::Sender::new(Phase::Starting))
     }
 
-    /// Requests are answered from now on.
+    /// The daemon answers requests from now on.
     pub(crate) fn ready(&self) {
         self.0.send_replace(Phase::Ready);
     }
 
-    /// Requests are not taken any more.
+    /// The daemon takes no more requests.
     pub(crate) fn stopping(&self) {
         self.0.send_replace(Phase::Stopping);
     }
@@ -33,7 +33,7 @@ impl Health {
         *self.0.borrow()
     }
 
-    /// Who is told of every change.
+    /// Receives every change.
     pub(crate) fn watch(&self) -> watch::Receiver<Phase> {
         self.0.subscribe()
     }

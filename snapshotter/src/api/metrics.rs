@@ -1,5 +1,5 @@
-//! The metrics, over HTTP, as Prometheus reads them, and beside them whether the daemon is alive (`/healthz`) and ready
-//! (`/readyz`). A door: it writes what others count and know.
+//! The door for Prometheus and probes: metrics over HTTP, and whether the daemon is alive (`/healthz`) and ready
+//! (`/readyz`).
 
 use std::{
     fmt::{Debug, Write as _},
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_is_who_serves() {
+    fn the_daemon_is_ready_while_it_serves() {
         let health = Health::new();
         let ready = || readiness(health.phase()).0.as_u16();
         assert_eq!(ready(), 503);

@@ -125,7 +125,7 @@ pub(super) const USED: &[Key] = &[
     },
     Key {
         name: "unindexed.mode",
-        help: "who does images without an index: `\"containerd\"`, or (`\"store\"`) the daemon, which fetches their layers \
+        help: "what handles images without an index: `\"containerd\"`, or (`\"store\"`) the daemon, which fetches their layers \
                whole, side by side, into the same store",
         set: |config, value| {
             const MODES: &[(&str, Unindexed)] =
@@ -145,7 +145,7 @@ pub(super) const USED: &[Key] = &[
     },
     Key {
         name: "fill.enable",
-        help: "bring in the background what nobody asked for",
+        help: "fetch the rest of each layer in the background",
         set: |config, value| boolean(value).map(|on| config.written.fill_disabled = !on),
         show: |config| (!config.written.fill_disabled).into(),
     },
@@ -221,7 +221,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ("filesystem_cache_type", "spans are kept on disk, and the kernel keeps in memory what is read"),
     ("resolve_result_entry", "a layer is kept open as long as anything stands on it"),
     ("debug", "`--log-level debug` tells about reads that waited and requests that were made"),
-    ("disable_verification", "bytes are always verified before anybody reads them"),
+    ("disable_verification", "bytes are always verified before they are read"),
     (
         "max_concurrency",
         "all layers of an image are opened side by side; `[fetch]` limits what is asked for at once",

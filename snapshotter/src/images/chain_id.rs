@@ -1,8 +1,8 @@
-//! What the names of snapshots say of a layer's bytes. Pure.
+//! Chain IDs: the names of committed layers.
 //!
-//! containerd names a committed layer by its chain ID: of the lowest layer that is its diff ID, of every other one
-//! the digest of the chain ID below, a space, and its diff ID (OCI image specification, "Layer ChainID"). So the
-//! name of a snapshot and its parent's tell, without the image's configuration, whether a layer is the right one.
+//! The chain ID of the lowest layer is its diff ID. For every other layer it is the digest of the chain ID below, a space,
+//! and its diff ID (OCI image specification, "Layer ChainID"). So the names of a snapshot and its parent tell whether a
+//! layer is the right one, without the image's configuration.
 
 use std::str::FromStr;
 

@@ -1,8 +1,7 @@
-//! containerd, asked for documents it has: the one room that calls it.
+//! Calls containerd for documents that it has. No other file of this crate calls containerd.
 //!
-//! During a pull containerd has fetched and verified the image's manifest before it prepares the first layer,
-//! so the question costs no round trip. Nothing depends on the answer: whoever asks goes to the registry when
-//! there is none, soon.
+//! During a pull, containerd has fetched and verified the image's manifest before it prepares the first layer. So the
+//! call saves a round trip to the registry. Without an answer within two seconds, the caller asks the registry.
 
 use std::{cmp::Reverse, path::PathBuf, str::FromStr, time::Duration};
 
@@ -14,9 +13,9 @@ use proto::containerd::services::{
 };
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
-/// A manifest is some kilobytes from a neighbour's memory; one that takes longer is not worth waiting for.
+/// A manifest is some kilobytes from another process on this machine; one that takes longer is not worth waiting for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What registries allow for a manifest.
+/// The largest manifest that registries accept.
 const MAX_BYTES: usize = 8 << 20;
 
 /// What containerd's collector writes on a manifest: the digest of its configuration.

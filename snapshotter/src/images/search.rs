@@ -1,12 +1,14 @@
-//! Which image a layer is of, where the client has not said so: found from the chain ID that its snapshot is to have.
+//! Finds the image of a layer by the name of its snapshot, for a client that sends no labels.
 //!
-//! containerd has fetched an image's manifest and configuration before it prepares the first layer. So its manifests are
-//! looked through, those that were touched last first, until one's configuration has the layer at some place of its
-//! chain: the one that is being pulled has just been touched. What is found is by its own digests the right layer,
-//! whichever of several images with the same one it was found through; the repository is the one that containerd notes
-//! having it from. It does not note a port: that is taken from other images of the same repository, where there are any.
-//! A pull of many layers reads each document once. There are limits to all of it, and beyond them nothing is found, which
-//! costs no more than laziness; and an image whose registry was guessed wrong is not tried again soon.
+//! containerd has fetched an image's manifest and configuration before it prepares the first layer. The search goes
+//! through containerd's manifests, the last used first, until one has the layer's chain ID in its configuration. Digests
+//! prove that this is the right layer, whichever image it was found through.
+//!
+//! The registry is the one that containerd notes for the manifest. That note has no port, so the port is taken from the
+//! name of another image of the same repository. A pull of many layers reads each document once.
+//!
+//! Every step is bounded. When a limit is reached, the layer is not lazy, and nothing else changes. An image whose
+//! registry was guessed wrong is not tried again for a minute.
 
 use std::{
     collections::HashMap,
@@ -31,7 +33,7 @@ use crate::{
     sync::lock,
 };
 
-/// Some kilobytes from a neighbour's memory: a pull is not held up for longer.
+/// A few kilobytes from a process on this machine. A pull is not delayed for longer.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A pull prepares its layers one right after the other.
 const KEEP: Duration = Duration::from_secs(5);
@@ -41,7 +43,7 @@ const MOST_READ: usize = 64;
 const MOST_NAMESPACES: usize = 16;
 /// How long a registry on this machine or at an address may take to be there.
 const KNOCK: Duration = Duration::from_millis(200);
-/// For how long an image is left alone whose registry did not have its index, or was not there.
+/// How long an image is not tried again whose registry had no index, or did not answer.
 const DOUBT: Duration = Duration::from_secs(60);
 const MOST_DOUBTED: usize = 1024;
 
@@ -49,20 +51,20 @@ const MOST_DOUBTED: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Search {
     containerd: Arc<Containerd>,
-    /// By namespace. Whoever searches holds it: the others find what was found.
+    /// By namespace. One search holds it at a time, and the next finds the result.
     known: tokio::sync::Mutex<HashMap<String, Known>>,
-    /// Manifests that led nowhere, when, and why.
+    /// Manifests without a result: when, and why.
     doubted: Mutex<HashMap<Digest, (Instant, NotLazy)>>,
 }
 
 #[derive(Debug)]
 struct Known {
     since: Instant,
-    /// Those looked at, the one touched last first.
+    /// The images that were read, the last used first.
     images: Vec<Arc<Chains>>,
 }
 
-/// One image: its layers by the chain IDs they make, and where it is from, once somebody wants to know.
+/// One image: its layers by their chain IDs, and its repository, once it has been asked for.
 #[derive(Debug)]
 struct Chains {
     listed: Listed,
@@ -77,7 +79,7 @@ impl Search {
         Self { containerd, known: tokio::sync::Mutex::default(), doubted: Mutex::default() }
     }
 
-    /// What was found led nowhere: nobody waits for it again soon.
+    /// Remembers for a minute that an image could not be used.
     pub(crate) fn doubt(&self, manifest: Digest, why: NotLazy) {
         let mut doubted = lock(&self.doubted);
         doubted.retain(|_, (since, _)| since.elapsed() < DOUBT);
@@ -86,7 +88,7 @@ impl Search {
         }
     }
 
-    /// The request as it is, or why it would lead nowhere.
+    /// The request, or why its image could not be used lately.
     fn checked(&self, request: LayerRequest) -> Result<LayerRequest, NotLazy> {
         match lock(&self.doubted).get(&request.manifest) {
             Some((since, why)) if since.elapsed() < DOUBT => Err(why.clone()),
@@ -98,14 +100,14 @@ impl Search {
     pub(crate) async fn layer(&self, namespace: &str, target: &str) -> Result<LayerRequest, NotLazy> {
         let found = self.find_in_time(namespace, target).await;
         let why =
-            "the client does not say which image it is of, and containerd has none that is known to have it";
+            "the client does not name the image, and no image in containerd is known to have this layer";
         self.checked(found.ok_or_else(|| NotLazy::new(Reason::NoLabels, why))?)
     }
 
     /// Whether the snapshot is known to be one of an image's that has others below it.
     pub(crate) async fn is_above(&self, namespace: &str, target: &str) -> bool {
         let Ok(wanted) = Digest::from_str(target) else { return false };
-        // What it looked at is known then, also where that led nowhere.
+        // The search remembers the images that it read, even without a result.
         self.find_in_time(namespace, target).await;
         let known = self.known.lock().await;
         let images = known.get(namespace).map_or(&[][..], |known| &known.images);
@@ -114,7 +116,7 @@ impl Search {
 
     async fn find_in_time(&self, namespace: &str, target: &str) -> Option<LayerRequest> {
         timeout(PATIENCE, self.find(namespace, target)).await.unwrap_or_else(|_| {
-            tracing::debug!(namespace, target, "which image the layer is of could not be found in time");
+            tracing::debug!(namespace, target, "the image of the layer could not be found in time");
             None
         })
     }
@@ -162,12 +164,12 @@ impl Search {
         Some(LayerRequest { target: target.to_owned(), image: source, manifest, layer, index: None })
     }
 
-    /// Both documents are verified by their digests; those of other things than images are left out.
+    /// Reads and verifies an image's two documents. None if they are not those of an image.
     async fn read(&self, namespace: &str, listed: Listed) -> Option<Chains> {
         let config = self.containerd.content(namespace, &listed.config).await?;
         let manifest = self.containerd.content(namespace, &listed.manifest).await?;
         let manifest = Manifest::parse(&manifest, "read image manifest").ok()?;
-        // The note that led here is anybody's; the manifest itself says which configuration is its own.
+        // Any client can write the label that led here. The manifest itself names its configuration.
         if manifest.config.digest != listed.config {
             return None;
         }
@@ -177,7 +179,7 @@ impl Search {
         Some(Chains { listed, layers: chains.into_iter().collect(), lowest, image: OnceCell::new() })
     }
 
-    /// Where the image can be had from.
+    /// The reference of the image in its registry.
     async fn source(&self, namespace: &str, listed: &Listed) -> Option<Reference> {
         let names = self.containerd.names(namespace).await;
         let names: Vec<_> = names.iter().filter_map(|name| Reference::from_str(name).ok()).collect();
@@ -209,8 +211,8 @@ fn host_of(registry: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// A registry of a name of its own mostly has no port in it. One on this machine, or at an address, mostly has: then
-/// nobody listens where it would be without.
+/// Whether a registry can be reached without a port. A registry on this machine, or at an address, mostly has a port, and
+/// then nothing listens on the default ports.
 async fn is_there(host: &str) -> bool {
     if host != "localhost" && host.parse::<IpAddr>().is_err() {
         return true;

@@ -1,5 +1,7 @@
-//! What a supervisor and its worker say to each other: one message a packet, on a pair of sockets. That the other end
-//! is gone is seen there first. The two may be of different versions: what one of them does not know is no error.
+//! Messages between the supervisor and its worker: one message a packet, on a pair of sockets.
+//!
+//! The end of either process is seen here first. The two may be of different versions, so an unknown message is no error,
+//! and the names of messages never change.
 
 use std::{
     io,
@@ -10,66 +12,66 @@ use layerfs::Parameters;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// As much as a message may have: names of some hundred containers.
+/// Enough for the names of some hundred containers.
 const MAX_BYTES: usize = 64 << 10;
 
-/// By the name that a worker is handed its end by.
+/// The name by which a worker inherits its end.
 pub(crate) const CHANNEL: &str = "channel";
 
-/// What a worker is to know of those before it.
+/// What a worker has to know of the workers before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkerStart {
-    /// Nobody depends on this one yet: what is wrong with the configuration is a reason not to start.
+    /// No container depends on the daemon yet, so an error in the configuration ends the start.
     pub(crate) is_first: bool,
-    /// The one before crashed.
+    /// The worker before this one crashed.
     pub(crate) has_crashed: bool,
     /// A mount that containers may have used is gone.
     pub(crate) has_lost: bool,
-    /// What was agreed with the kernel about the mount.
+    /// What the supervisor and the kernel negotiated for the connection.
     pub(crate) parameters: Parameters,
 }
 
-/// To the worker.
+/// A message to the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
-    /// The first.
+    /// The first message.
     Begin(WorkerStart),
-    /// Say that you live.
+    /// Answer with `Pong`.
     Ping,
-    /// No other program will serve, and why.
+    /// Why no other program will serve.
     Refused(String),
-    /// Finish the calls that were begun and take no more. The kernel is served on.
+    /// Finish the calls that have begun and take no more. Go on serving the kernel.
     Drain,
-    /// The same; and then end the mount, if no container needs it. Where it is kept by somebody else, this process is
-    /// ended all the same.
+    /// Finish calls, then unmount if no container needs the mount. With `is_kept`, the service manager has the mount, and
+    /// the worker ends in any case.
     Stop { is_kept: bool },
     #[serde(other)]
     Unknown,
 }
 
-/// From the worker.
+/// A message from the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToSupervisor {
-    /// Everything is served.
+    /// The worker serves.
     Ready,
-    /// Nothing can be, and why.
+    /// Why the worker cannot serve.
     Failed(String),
     Pong,
-    /// No call is under way any more.
+    /// Calls are finished.
     Drained,
-    /// The mount is gone, everything is on the disk, and the worker about to end.
+    /// The worker has unmounted, everything is on the disk, and it is about to end.
     Ended,
-    /// Containers need the mount; the keys of their snapshots.
+    /// Containers need the mount: the keys of their snapshots.
     Needed(Vec<String>),
-    /// Somebody wants the program as it is on the disk now.
+    /// A client asks for the program as it is on the disk now.
     Upgrade,
-    /// A line about what is served, for the service manager.
+    /// A status line for the service manager.
     Status(String),
     #[serde(other)]
     Unknown,
 }
 
-/// One end.
+/// One end of the pair.
 #[derive(Debug)]
 pub(crate) struct Channel(OwnedFd);
 
@@ -81,7 +83,7 @@ impl Channel {
     }
 
     pub(crate) fn send(&self, message: &impl Serialize) -> io::Result<()> {
-        // Neither end may hang on the other: who does not read for that long is as good as gone.
+        // Neither process may wait for the other. A process that leaves a full socket unread counts as gone.
         let bytes = serde_json::to_vec(message)?;
         send(&self.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(())

@@ -1,5 +1,7 @@
-//! Descriptors that go from process to process: from a supervisor to its worker, and from the service manager to
-//! us. A number in the environment becomes a value that owns it. The one island of `unsafe` in this crate.
+//! Descriptors that go from process to process: from the supervisor to its worker, and from the service manager to
+//! the supervisor.
+//!
+//! A number in the environment becomes a value that owns the descriptor. This is the one island of `unsafe` in this crate.
 
 #![allow(unsafe_code)]
 
@@ -12,25 +14,25 @@ use std::{
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 /// In a worker's environment: `fuse=5 lock=6 …`.
-const HANDED: &str = "SOCI_DESCRIPTORS";
-/// Below it lie those that every program has.
+const VARIABLE: &str = "SOCI_DESCRIPTORS";
+/// The descriptors below it are standard input, output and error.
 const FIRST: RawFd = 3;
 
-/// A descriptor, and what it is for.
+/// A descriptor, and the name of its purpose.
 pub(crate) type NamedDescriptor = (String, OwnedFd);
 
-/// What a supervisor has handed to this process; `None` where none did.
+/// What the supervisor passed to this process. `None` if no supervisor started it.
 ///
 /// # Errors
-/// When the environment names what is not there, or it was taken already.
+/// When a descriptor that the environment names is not open, or was taken before.
 pub(crate) fn of_supervisor() -> Option<io::Result<Vec<NamedDescriptor>>> {
-    Some(named(&env::var(HANDED).ok()?))
+    Some(named(&env::var(VARIABLE).ok()?))
 }
 
-/// What the service manager has passed on: sockets it listens on, and what it was given to keep.
+/// What the service manager passed: sockets that it listens on, and descriptors that it kept.
 ///
 /// # Errors
-/// When the environment names what is not there, or it was taken already.
+/// When a descriptor that the environment names is not open, or was taken before.
 pub(crate) fn of_service_manager() -> io::Result<Vec<NamedDescriptor>> {
     let variable = |name| env::var(name).unwrap_or_default();
     if variable("LISTEN_PID") != process::id().to_string() {
@@ -48,7 +50,7 @@ pub(crate) fn of_service_manager() -> io::Result<Vec<NamedDescriptor>> {
 fn named(text: &str) -> io::Result<Vec<NamedDescriptor>> {
     let each = text.split_whitespace().map(|pair| {
         let pair = pair.split_once('=').and_then(|(name, number)| Some((name, number.parse().ok()?)));
-        let (name, number) = pair.ok_or_else(|| io::Error::other(format!("{HANDED}={text}")))?;
+        let (name, number) = pair.ok_or_else(|| io::Error::other(format!("{VARIABLE}={text}")))?;
         Ok((name.to_owned(), own(number)?))
     });
     each.collect()
@@ -60,19 +62,19 @@ fn own(number: RawFd) -> io::Result<OwnedFd> {
     if number < FIRST {
         return Err(is_ours());
     }
-    // SAFETY: it is only asked whether it is open, and how.
+    // SAFETY: the descriptor is only queried, and an error says that it is not open.
     let seen = unsafe { BorrowedFd::borrow_raw(number) };
-    // What was opened here has the flag, and so has what was taken here already; what came through an exec has not.
+    // Descriptors that this process opened or has taken have the flag. Those that came through an exec do not.
     if fcntl_getfd(seen)?.contains(FdFlags::CLOEXEC) {
         return Err(is_ours());
     }
     fcntl_setfd(seen, FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and nobody in this process owns it: all that have an owner have had the flag.
+    // SAFETY: it is open, and no value in this process owns it: every owned descriptor has the flag.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Descriptors that the next program to be started gets, by name, until this is dropped. Nothing else may be started
-/// meanwhile: the process that does this has one thread.
+/// Descriptors that the next started program inherits, by name, until this is dropped. No other program may be started
+/// meanwhile: the supervisor has one thread.
 #[derive(Debug)]
 pub(crate) struct Passing<'a>(Vec<BorrowedFd<'a>>);
 
@@ -84,7 +86,7 @@ impl<'a> Passing<'a> {
             passing.0.push(*descriptor);
         }
         let numbers = named.iter().map(|(name, descriptor)| format!("{name}={}", descriptor.as_raw_fd()));
-        command.env(HANDED, numbers.collect::<Vec<_>>().join(" "));
+        command.env(VARIABLE, numbers.collect::<Vec<_>>().join(" "));
         Ok(passing)
     }
 }
@@ -104,10 +106,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_inherited_is_taken_and_once() {
+    fn inherited_descriptors_are_taken_once() {
         let file = tempfile::tempfile().unwrap();
         let number = file.as_raw_fd();
-        assert!(own(number).is_err(), "it is another's");
+        assert!(own(number).is_err(), "this process opened it");
         for text in ["0", "fuse", "fuse=x", "fuse=0", "fuse=99999"] {
             assert!(named(text).is_err(), "{text}");
         }
@@ -115,12 +117,12 @@ mod tests {
         let number = copy.as_raw_fd();
         let owned = named(&format!("data={number}")).unwrap();
         assert_eq!((owned[0].0.as_str(), owned[0].1.as_raw_fd()), ("data", number));
-        assert!(own(number).is_err(), "it was taken");
-        std::mem::forget(copy); // it has another owner now
+        assert!(own(number).is_err(), "it was taken before");
+        std::mem::forget(copy); // `owned` owns the descriptor now
     }
 
     #[test]
-    fn what_is_passed_is_closed_for_others() {
+    fn passed_descriptors_are_closed_for_other_programs() {
         let file = tempfile::tempfile().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo \"$SOCI_DESCRIPTORS\"; test -e /proc/self/fd/${SOCI_DESCRIPTORS#data=}"]);
@@ -129,6 +131,6 @@ mod tests {
         drop(passing);
         assert!(output.status.success());
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), format!("data={}", file.as_raw_fd()));
-        assert!(!command.output().unwrap().status.success(), "not any more");
+        assert!(!command.output().unwrap().status.success(), "they are closed again");
     }
 }

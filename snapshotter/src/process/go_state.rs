@@ -1,17 +1,17 @@
-//! The state of another implementation in the root folder: recognised, and left alone.
+//! Recognizes the state of AWS's Go daemon in the root folder, and leaves it alone.
 //!
-//! AWS's daemon has the same default root. Its snapshots' folders have numbers as ours have, so to start there would be to
-//! remove them as rubbish. Nothing of it can be taken over: its layers are mounts of its own process.
+//! The Go daemon has the same default root. Its snapshots' folders have numbers, too, and this daemon would remove them as
+//! unused. Its state cannot be taken over, because its layers are mounts of its own process.
 
 use std::path::Path;
 
-/// What the other one writes there, and we never do.
+/// Files that the Go daemon writes there, and this daemon never does.
 const TRACES: &[&str] = &["snapshotter/metadata.db", "metadata.db", "soci/spancache"];
 
 /// Whether the root folder may be used.
 ///
 /// # Errors
-/// A sentence for whoever starts the daemon: what is there, and what can be done.
+/// A sentence that says what was found, and what to do.
 pub(crate) fn check(root: &Path) -> Result<(), String> {
     let Some(trace) = TRACES.iter().find(|trace| root.join(trace).symlink_metadata().is_ok()) else {
         return Ok(());
@@ -33,11 +33,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_somebody_elses() {
+    fn state_of_the_go_daemon_is_refused() {
         for trace in TRACES {
             let root = TempDir::new().unwrap();
             fs::create_dir_all(root.path().join(trace).parent().unwrap()).unwrap();
-            assert_eq!(check(root.path()), Ok(()), "folders alone are nobody's");
+            assert_eq!(check(root.path()), Ok(()), "empty folders are no state");
             fs::write(root.path().join(trace), b"").unwrap();
             let said = check(root.path()).unwrap_err();
             let root = root.path().to_str().unwrap();

@@ -1,8 +1,8 @@
-//! What a worker whose supervisor is gone gives to the next one: the mount, the lock of the root, the socket. Both ends.
+//! The handover from a worker whose supervisor is gone to the next daemon: mount, lock of the root, and socket. Both ends.
 //!
-//! The worker listens on `<root>/handover.sock`. Who asks gets the descriptors and kills the worker, which serves the
-//! kernel until that moment; what it took and did not answer comes again to whoever adopts. If the asking process goes
-//! without killing, the worker goes on as before.
+//! The worker listens on `<root>/handover.sock`. The next supervisor connects, gets the descriptors and kills the worker,
+//! which serves the kernel until that moment. Requests that the worker did not answer come again to the next worker. If
+//! the next supervisor disconnects without a kill, the worker goes on as before.
 
 use std::{
     fs::{self, File},
@@ -38,18 +38,19 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(40);
 /// A process that was killed is gone as soon as the kernel has torn it down.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
 const MAX_BYTES: usize = 8 << 10;
-const MOST: usize = 3;
+/// Mount, lock and socket.
+const MAX_DESCRIPTORS: usize = 3;
 
-/// What is said with the descriptors.
+/// The message that comes with the descriptors.
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    /// Why there are none.
+enum HandoverMessage {
+    /// Why the worker hands nothing over.
     Refused(String),
     /// The mount, the lock, and the socket if it has this address.
-    HandedOver { socket: Option<PathBuf> },
+    Given { socket: Option<PathBuf> },
 }
 
-/// All that a supervisor holds.
+/// What a worker handed over.
 #[derive(Debug)]
 pub(crate) struct HandedOver {
     pub(crate) fuse: OwnedFd,
@@ -58,50 +59,50 @@ pub(crate) struct HandedOver {
     pub(crate) giver: Giver,
 }
 
-/// The worker that gave: it serves on until it is told to end, and takes calls again when this is dropped.
+/// The worker that handed over. It serves until it is killed, and takes calls again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Giver {
     stream: UnixStream,
     pid: Pid,
 }
 
-/// Asks for what a worker on `root` has. `None` when there is no such worker, or it goes just now.
+/// Asks the worker that serves `root` to hand over. `None` without such a worker, or if it ends at this moment.
 ///
 /// # Errors
-/// When it has a supervisor, or does not answer.
+/// When the worker has a supervisor, or does not answer.
 pub(crate) fn ask(root: &Path) -> anyhow::Result<Option<HandedOver>> {
     let Ok(stream) = at(root, |path| UnixStream::connect(path)) else { return Ok(None) };
-    let pid = socket_peercred(&stream).context("ask who serves the root folder")?.pid;
+    let pid = socket_peercred(&stream).context("find the process that serves the root folder")?.pid;
     let doing = || format!("take over from process {}", pid.as_raw_nonzero());
     stream.set_read_timeout(Some(ANSWER_LIMIT)).with_context(doing)?;
     let Some((answer, mut descriptors)) = receive(stream.as_fd()).with_context(doing)? else {
         return Ok(None);
     };
     let socket = match answer {
-        Answer::Refused(why) => bail!("{}: {why}", doing()),
-        Answer::HandedOver { socket } => {
-            socket.zip((descriptors.len() == MOST).then(|| descriptors.pop()).flatten())
+        HandoverMessage::Refused(why) => bail!("{}: {why}", doing()),
+        HandoverMessage::Given { socket } => {
+            socket.zip((descriptors.len() == MAX_DESCRIPTORS).then(|| descriptors.pop()).flatten())
         }
     };
     let (Some(lock), Some(fuse)) = (descriptors.pop(), descriptors.pop()) else {
-        bail!("{}: it gave nothing", doing());
+        bail!("{}: it handed nothing over", doing());
     };
     Ok(Some(HandedOver { fuse, lock, socket, giver: Giver { stream, pid } }))
 }
 
 impl Giver {
-    /// Kills the worker, and waits until it is gone: two must not serve. From the kill on there is no way back, what it
-    /// gave is all there is of the mount: however long it takes, nobody gives up.
+    /// Kills the worker and waits until it is gone, because two workers must not serve. After the kill there is no way
+    /// back: the descriptors are all that is left of the mount. So this waits as long as it takes.
     ///
     /// # Errors
-    /// When it cannot be told to end; it serves on.
+    /// When the worker cannot be killed. It goes on serving.
     pub(crate) fn end(self) -> anyhow::Result<()> {
         let doing = || format!("end process {}, which served the mount", self.pid.as_raw_nonzero());
         let process = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(()),
             process => process.with_context(doing)?,
         };
-        // As long as it has the other end of our stream the number is its own; then it may be anybody's.
+        // While it has the other end of the stream, the number is its own. Later, another process may have the number.
         if is_readable(self.stream.as_fd(), Duration::ZERO).with_context(doing)? {
             return Ok(());
         }
@@ -110,13 +111,13 @@ impl Giver {
             sent => sent.with_context(doing)?,
         }
         while !is_readable(process.as_fd(), DEATH_LIMIT).unwrap_or(false) {
-            tracing::error!(pid = self.pid.as_raw_nonzero(), "a worker that was killed is not gone yet");
+            tracing::error!(pid = self.pid.as_raw_nonzero(), "a killed worker is not gone yet");
         }
         Ok(())
     }
 }
 
-/// Listens for who takes over; only root, or who runs us, can.
+/// Listens for a daemon that takes over. Only root, or the user of this process, can connect.
 pub(crate) fn listen(root: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(root.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -127,31 +128,31 @@ pub(crate) fn listen(root: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Whether who asks may.
+/// Whether the connected process may take over.
 pub(crate) fn is_allowed(stream: impl AsFd) -> bool {
     socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }
 
 pub(crate) fn refuse(stream: impl AsFd, why: &str) -> io::Result<()> {
-    send(stream.as_fd(), &Answer::Refused(why.to_owned()), &[])
+    send(stream.as_fd(), &HandoverMessage::Refused(why.to_owned()), &[])
 }
 
-/// Gives the mount and the lock, and the socket if it is listened on.
+/// Hands over the mount and the lock, and the socket if this worker has it.
 pub(crate) fn give(
     stream: impl AsFd,
     fuse: BorrowedFd<'_>,
     lock: BorrowedFd<'_>,
     socket: Option<(&Path, BorrowedFd<'_>)>,
 ) -> io::Result<()> {
-    let answer = Answer::HandedOver { socket: socket.map(|(path, _)| path.to_owned()) };
+    let answer = HandoverMessage::Given { socket: socket.map(|(path, _)| path.to_owned()) };
     let mut descriptors = vec![fuse, lock];
     descriptors.extend(socket.map(|(_, socket)| socket));
     send(stream.as_fd(), &answer, &descriptors)
 }
 
-fn send(stream: BorrowedFd<'_>, answer: &Answer, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn send(stream: BorrowedFd<'_>, answer: &HandoverMessage, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(answer)?;
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors"));
@@ -161,9 +162,9 @@ fn send(stream: BorrowedFd<'_>, answer: &Answer, descriptors: &[BorrowedFd<'_>])
 }
 
 /// `None` when the other end is gone.
-fn receive(stream: BorrowedFd<'_>) -> anyhow::Result<Option<(Answer, Vec<OwnedFd>)>> {
+fn receive(stream: BorrowedFd<'_>) -> anyhow::Result<Option<(HandoverMessage, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_BYTES];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = loop {
         match recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
@@ -183,13 +184,13 @@ fn receive(stream: BorrowedFd<'_>) -> anyhow::Result<Option<(Answer, Vec<OwnedFd
     Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, descriptors)))
 }
 
-/// A socket's path has 108 bytes at most; a root's may have more. The folder's descriptor stands for it.
+/// Calls with a short path of the socket: a socket's path has 108 bytes at most, and the root's may have more.
 fn at<T>(root: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let folder = File::open(root)?;
     call(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET))
 }
 
-/// Whether it becomes readable within `limit`, whatever signals come meanwhile.
+/// Whether a descriptor becomes readable within `limit`. Signals do not end the wait.
 pub(crate) fn is_readable(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     let start = Instant::now();
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
@@ -220,7 +221,7 @@ mod tests {
         let (fuse, lock, socket) = (file("fuse"), file("lock"), file("socket"));
         give(&one, fuse.as_fd(), lock.as_fd(), Some((Path::new("/a"), socket.as_fd()))).unwrap();
         let (answer, given) = receive(other.as_fd()).unwrap().unwrap();
-        assert!(matches!(answer, Answer::HandedOver { socket: Some(path) } if path == Path::new("/a")));
+        assert!(matches!(answer, HandoverMessage::Given { socket: Some(path) } if path == Path::new("/a")));
         for (given, name) in given.iter().zip(["fuse", "lock", "socket"]) {
             let path = fs::read_link(format!("/proc/self/fd/{}", given.as_raw_fd())).unwrap();
             assert_eq!(path, folder.path().join(name));
@@ -228,14 +229,14 @@ mod tests {
         assert_eq!(given.len(), 3);
         refuse(&one, "no").unwrap();
         assert!(
-            matches!(receive(other.as_fd()).unwrap(), Some((Answer::Refused(why), none)) if why == "no" && none.is_empty())
+            matches!(receive(other.as_fd()).unwrap(), Some((HandoverMessage::Refused(why), none)) if why == "no" && none.is_empty())
         );
         drop(one);
         assert!(receive(other.as_fd()).unwrap().is_none());
     }
 
     #[test]
-    fn who_has_a_supervisor_refuses_and_nobody_is_no_error() {
+    fn a_worker_with_a_supervisor_refuses_and_no_worker_is_no_error() {
         let folder = tempfile::tempdir().unwrap();
         // Longer than a socket's path may be.
         let root = folder.path().join("r".repeat(120));
@@ -250,10 +251,11 @@ mod tests {
         let error = format!("{:#}", ask(&root).unwrap_err());
         assert!(error.contains("it has a supervisor"), "{error}");
         worker.join().unwrap();
-        assert!(ask(&root).unwrap().is_none(), "a socket that nobody listens on");
+        assert!(ask(&root).unwrap().is_none(), "no process listens on the socket");
     }
+
     #[test]
-    fn who_goes_instead_of_answering_is_not_there() {
+    fn a_worker_that_ends_instead_of_answering_is_no_error() {
         let folder = tempfile::tempdir().unwrap();
         let listener = listen(folder.path()).unwrap();
         let worker = thread::spawn(move || drop(listener.accept().unwrap()));
@@ -262,14 +264,14 @@ mod tests {
     }
 
     #[test]
-    fn who_gave_and_went_is_not_killed_by_its_number() {
-        // First: a child has our descriptors for a moment, even those that it does not inherit.
+    fn another_process_with_the_number_of_the_worker_is_not_killed() {
+        // The child is started first: for a moment it has all descriptors, even those that it does not inherit.
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = Pid::from_child(&child);
         let (stream, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         Giver { stream, pid }.end().unwrap();
-        assert!(child.try_wait().unwrap().is_none(), "somebody else's by now");
+        assert!(child.try_wait().unwrap().is_none(), "the number is another process's by now");
         let (stream, _theirs) = UnixStream::pair().unwrap();
         Giver { stream, pid }.end().unwrap();
         assert!(child.try_wait().unwrap().is_some());

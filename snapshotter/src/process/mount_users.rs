@@ -1,4 +1,4 @@
-//! Whether overlays of any process still have our mount among their lower layers: said by the kernel's lists.
+//! Whether overlays of any process still have the FUSE mount among their lower layers. The kernel's lists of mounts tell.
 
 use std::{
     collections::HashSet,
@@ -7,13 +7,13 @@ use std::{
     path::Path,
 };
 
-/// Whether something, in any mount namespace, stands on something below `mount`. Where that cannot be told, it does.
+/// Whether an overlay in any mount namespace uses a folder below `mount`. True also if that cannot be found out.
 pub(crate) fn are_over(mount: &Path) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return true };
     let mut seen = HashSet::new();
     processes.flatten().any(|process| {
         let path = process.path();
-        // One list a namespace. A process that is gone has none.
+        // One list a namespace. A process that has ended has none.
         let Ok(namespace) = fs::metadata(path.join("ns/mnt")) else { return false };
         if seen.contains(&namespace.ino()) {
             return false;
@@ -33,7 +33,7 @@ fn is_over(list: &[u8], mount: &Path) -> bool {
         // `ID PARENT DEVICE ROOT PLACE OPTIONS… - TYPE SOURCE OPTIONS`
         match (fields.get(dash + 1).copied(), fields.get(dash + 3)) {
             (Some(b"overlay"), Some(options)) => is_overlay_over(options, mount),
-            // A layer by itself, bound to where it is looked at.
+            // A layer by itself, bound to a folder.
             (Some(b"fuse.soci"), _) => fields.get(3).is_some_and(|root| *root != b"/"),
             _ => false,
         }
@@ -44,13 +44,14 @@ fn is_overlay_over(options: &[u8], mount: &[u8]) -> bool {
     let parts = options.split(|byte| matches!(byte, b',' | b':' | b'='));
     parts.map(unescape).any(|part| {
         let is_below = part.strip_prefix(mount).is_some_and(|rest| rest.starts_with(b"/"));
-        // Lists of many layers come without what all of them begin with: `fuse/1`, or `1`, which may be anybody's.
+        // A list of many layers is shortened by the path that all of them begin with, to `fuse/1` or `1`. The latter may
+        // belong to another snapshotter.
         let short = part.strip_prefix(b"fuse/").unwrap_or(&part);
         is_below || (!short.is_empty() && short.iter().all(u8::is_ascii_digit))
     })
 }
 
-/// What would end a word is written as an octal number there.
+/// The kernel writes characters that would end a word as octal numbers.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let (mut plain, mut rest) = (Vec::with_capacity(field.len()), field);
     while let Some((first, after)) = rest.split_first() {

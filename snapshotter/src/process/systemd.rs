@@ -1,5 +1,6 @@
-//! The service manager, told how we are, and given what it is to keep. Who tells it something never waits for it: one
-//! that does not listen must not keep containers from being served.
+//! Messages to the service manager: the daemon's state, and descriptors to keep.
+//!
+//! The supervisor never waits for it. A service manager that does not listen must not delay containers.
 
 use std::{
     env,
@@ -21,11 +22,11 @@ use rustix::{
 };
 use sd_notify::NotifyState;
 
-/// For what matters it is asked so often whether it has room, and in between a moment is waited.
+/// An important message is sent so often, with a pause in between, until the service manager has room for it.
 const TRIES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Something that it should know, if there is one.
+/// Sends an important message, if there is a service manager.
 ///
 /// # Errors
 /// When it does not listen.
@@ -42,7 +43,7 @@ pub(crate) fn tell(states: &[NotifyState<'_>], kept: &[BorrowedFd<'_>]) -> io::R
     }
 }
 
-/// Something that will be said again, or does not matter.
+/// Sends a message that is repeated anyway, or does not matter.
 pub(crate) fn mention(state: NotifyState<'_>) {
     let _ = send(&[state], &[]);
 }

@@ -1,10 +1,11 @@
 //! containerd's filter language, as its own snapshotters understand it. Pure.
 //!
-//! A filter is a list of conditions that all hold, with commas between them; of several filters one has to match. A
-//! condition is a field, and perhaps an operator and a value: `name==x`, `parent!=""`, `labels."a.b"~=/^v[0-9]/`; a
-//! field alone asks whether it is there. The words are containerd's: a field's parts are letters, digits and `_`, or
-//! quoted; a value begins with none of `.,=!~`, ends before a space or a comma, or is quoted; a regular expression may
-//! also be quoted with `/` or `|`.
+//! A filter is a list of conditions that all hold, with commas between them. Of several filters one has to match. A
+//! condition is a field, and perhaps an operator and a value: `name==x`, `parent!=""`, `labels."a.b"~=/^v[0-9]/`. A
+//! field alone asks whether it is there.
+//!
+//! The words are containerd's. A field's parts are letters, digits and `_`, or quoted. A value begins with none of
+//! `.,=!~` and ends before a space or a comma, or it is quoted. A regular expression may also be quoted with `/` or `|`.
 
 use regex::Regex;
 

@@ -1,9 +1,8 @@
 //! Containers with users of their own: which users and groups of the container are which of the host. Pure.
 //!
-//! The client says so in two labels, `container:host:length[,…]` each, and we say so in the options of the mounts, as
-//! containerd's own overlay snapshotter does: whoever mounts them has the kernel show the layers with other owners.
-//! Nothing is copied, and no owner is changed, but of the folder that the container writes to: it belongs to the
-//! container's root.
+//! The client sends two labels, each `container:host:length[,…]`. The mounts get options with the same maps, as those of
+//! containerd's overlay snapshotter do, and the kernel then shows the layers with other owners. Nothing is copied. Only
+//! the folder that the container writes to changes its owner: it belongs to the container's root.
 
 use std::collections::HashMap;
 
@@ -15,16 +14,16 @@ use crate::{
 type Labels = HashMap<String, String>;
 
 /// No user has this number.
-const NOBODY: u32 = u32::MAX;
+const NO_USER: u32 = u32::MAX;
 
-/// The options that say it, users first; none where the client says nothing.
+/// The mount options, users first. None without labels.
 pub(crate) fn options(labels: &Labels) -> Vec<String> {
     let option = |name: &str, label: &str| labels.get(label).map(|value| format!("{name}={value}"));
     option("uidmap", UID_MAPPING).into_iter().chain(option("gidmap", GID_MAPPING)).collect()
 }
 
-/// User and group of the host that the container's root is; `None` where the client says nothing. A label that is missing
-/// beside the other one maps nothing: then root is root.
+/// User and group of the host that the container's root is. `None` without labels. If one of the two labels is missing, root
+/// is root for it.
 pub(crate) fn root(labels: &Labels) -> Result<Option<(u32, u32)>, Error> {
     let (users, groups) = (labels.get(UID_MAPPING), labels.get(GID_MAPPING));
     if users.is_none() && groups.is_none() {
@@ -45,12 +44,12 @@ fn root_of(map: Option<&String>) -> Result<u32, Error> {
             root = root.or(Some(host));
         }
     }
-    root.ok_or_else(|| wrong("the container's root is nobody of the host"))
+    root.ok_or_else(|| wrong("it maps the container's root to no user of the host"))
 }
 
 fn parsed(range: &str) -> Option<(u32, u32, u32)> {
     let mut numbers =
-        range.split(':').map(|number| number.parse::<u32>().ok().filter(|number| *number != NOBODY));
+        range.split(':').map(|number| number.parse::<u32>().ok().filter(|number| *number != NO_USER));
     let three = (numbers.next()??, numbers.next()??, numbers.next()??);
     let (container, host, length) = three;
     let fits = container.checked_add(length).is_some() && host.checked_add(length).is_some();
@@ -67,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn who_root_is() {
+    fn the_root_of_a_container_is_a_user_of_the_host() {
         type Row = (Option<&'static str>, Option<&'static str>, Result<Option<(u32, u32)>, ()>);
         let rows: &[Row] = &[
             (None, None, Ok(None)),

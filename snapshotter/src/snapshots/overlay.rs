@@ -1,5 +1,6 @@
-//! A chain of snapshots becomes a list of mounts, with the options that containerd's own overlay snapshotter gives, and
-//! in its order. Pure, but for [`options`], which asks the kernel.
+//! A chain of snapshots becomes a list of mounts, with the options of containerd's overlay snapshotter and in its order.
+//!
+//! Pure, but for [`options`], which asks the kernel.
 
 use std::{
     fs,
@@ -17,7 +18,7 @@ pub(crate) struct Mount {
     pub(crate) options: Vec<String>,
 }
 
-/// What the snapshot is for.
+/// The purpose of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
     Write,
@@ -33,7 +34,7 @@ pub(crate) fn options(configured: &[String], folder: &Path) -> Vec<String> {
         }
     };
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    // There overlayfs may not keep its marks among the trusted attributes. (On tmpfs it may not keep them at all.)
+    // In another user namespace overlayfs must not use trusted attributes. (On tmpfs it has no others.)
     if !is_initial(&users) && !is_on_tmpfs(folder) {
         add("userxattr", "userxattr");
     }
@@ -43,7 +44,7 @@ pub(crate) fn options(configured: &[String], folder: &Path) -> Vec<String> {
     options
 }
 
-/// Whether a map of users is that of the machine's own user namespace: everybody is themselves.
+/// Whether a map of users is that of the initial user namespace, which maps every user to itself.
 fn is_initial(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"]) || map.is_empty()
 }
@@ -53,9 +54,10 @@ fn is_on_tmpfs(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|found| i128::from(found.f_type) == TMPFS_MAGIC)
 }
 
-/// What a client is to unpack a layer into whose lower layers it will name later: a folder that becomes one of an overlay's.
-/// It cannot be mounted, and is not; that it is called an overlay is what has containerd write whiteouts as overlayfs reads
-/// them, as it does by itself for the snapshotter that is called `overlayfs`.
+/// The mount for a layer that containerd unpacks before it names the layers below: a folder, called an overlay.
+///
+/// It cannot be mounted, and containerd does not mount it. Because of the type, containerd writes whiteouts as overlayfs
+/// reads them, as it does for the snapshotter `overlayfs`.
 pub(crate) fn rebased(own: &Path) -> Vec<Mount> {
     let options = ["rw".to_owned(), format!("upperdir={}", own.join("fs").display())].into();
     vec![Mount { kind: "overlay".into(), source: "overlay".into(), options }]

@@ -1,5 +1,6 @@
-//! How everything stands: what is shown and who stands on it, put together from the database and the layers in memory
-//! when somebody asks. Nothing is opened, and nobody waits for it.
+//! The status: which layers are shown, and which snapshots use them.
+//!
+//! Each request puts it together from the database and the layers in memory. No file is opened for it.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,53 +16,53 @@ use crate::{
     telemetry::outcomes::NotLazyLayer,
 };
 
-/// A layer that is shown.
+/// The status of a shown layer.
 #[derive(Debug)]
-pub(crate) struct Shown {
+pub(crate) struct LayerRow {
     pub(crate) slot: u32,
     pub(crate) mountpoint: String,
     pub(crate) digest: Digest,
     /// None for a layer that was fetched whole.
     pub(crate) ztoc: Option<Digest>,
-    /// None for one that could not be shown again, and is being brought back.
+    /// None for a layer that could not be shown again, and is being fetched.
     pub(crate) layer: Option<LayerStatus>,
-    /// As the image's manifest has it.
+    /// Compressed bytes, as the image's manifest says.
     pub(crate) size: u64,
     pub(crate) snapshots: BTreeSet<String>,
-    /// Keys of the active and view snapshots that stand on it.
+    /// Keys of the active and view snapshots above it.
     pub(crate) users: BTreeSet<String>,
     pub(crate) images: BTreeSet<String>,
-    /// Why it was fetched whole, where that is known.
+    /// Why it was fetched whole, if that is known.
     pub(crate) reason: Option<Reason>,
     pub(crate) compared: Compared,
 }
 
-/// A complete layer against the image's configuration.
+/// How a complete layer compares with the image's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compared {
     NotYet,
     Right,
     Wrong,
-    /// Everything is there, and the snapshot's name does not tell.
+    /// The layer is complete, and the snapshot's name does not tell.
     Unknown,
 }
 
-/// How everything stands.
+/// The status of the daemon.
 #[derive(Debug)]
 pub(crate) struct Status {
     /// By slot.
-    pub(crate) shown: Vec<Shown>,
+    pub(crate) shown: Vec<LayerRow>,
     pub(crate) not_lazy: Vec<(Reason, u64)>,
     /// The newest first.
     pub(crate) recent: Vec<NotLazyLayer>,
 }
 
 impl Snapshotter {
-    /// How everything stands now. Reads the database: blocks.
+    /// Reads the database, so it blocks.
     pub(crate) fn status(&self) -> Result<Status, Error> {
         let records = self.list(&[])?;
         let recent = self.outcomes().recent();
-        let mut shown: HashMap<u32, Shown> = HashMap::new();
+        let mut shown: HashMap<u32, LayerRow> = HashMap::new();
         for record in &records {
             let Some(found) = &record.shown else { continue };
             let entry = shown.entry(found.slot).or_insert_with(|| self.look(found, record, &recent));
@@ -77,16 +78,16 @@ impl Snapshotter {
         Ok(Status { shown, not_lazy: self.outcomes().reasons(), recent })
     }
 
-    fn look(&self, shown: &ShownLayer, record: &Record, recent: &[NotLazyLayer]) -> Shown {
+    fn look(&self, shown: &ShownLayer, record: &Record, recent: &[NotLazyLayer]) -> LayerRow {
         let digest = shown.layer.digest;
-        let whole = recent.iter().find(|outcome| outcome.whole && outcome.layer == Some(digest));
-        let bare = !labels::has_index(&record.labels);
+        let whole = recent.iter().find(|layer| layer.whole && layer.layer == Some(digest));
+        let has_no_index = !labels::has_index(&record.labels);
         let reason = match (&shown.ztoc, whole) {
             (Some(_), _) => None,
-            (None, _) if bare => Some(Reason::NoIndex),
+            (None, _) if has_no_index => Some(Reason::NoIndex),
             (None, whole) => whole.map(|outcome| outcome.reason),
         };
-        Shown {
+        LayerRow {
             slot: shown.slot,
             mountpoint: self.layers().path(shown.slot).to_string_lossy().into_owned(),
             digest,
@@ -103,7 +104,7 @@ impl Snapshotter {
 }
 
 impl Compared {
-    /// Of two snapshots that show the same layer: the worse.
+    /// The worse of two snapshots' comparisons of the same layer.
     fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Wrong, _) | (_, Self::Wrong) => Self::Wrong,

@@ -1,10 +1,10 @@
-//! The snapshot database: names, parents, kinds, labels, and where each layer is shown.
+//! The snapshot database: names, parents, kinds, labels, and the slot of each shown layer.
 //!
-//! One redb file with two tables. Every call is one short transaction; none is held across anything slow. A
-//! record is JSON: a few hundred bytes, read by people who have to.
+//! It is one redb file with two tables. Every call is one short transaction. A record is JSON of a few hundred bytes, so
+//! that a person can read it.
 //!
-//! After an error of the disk (it is full, for a moment) redb does nothing more with a file until it is opened again. So it
-//! is, by the next call.
+//! After an error of the disk, for example while it is full, redb refuses to work until the file is opened again. The next
+//! call does that.
 
 #[cfg(test)]
 mod tests;
@@ -79,7 +79,7 @@ pub(crate) struct Store {
     path: PathBuf,
     /// None while it cannot be opened.
     database: RwLock<Option<Database>>,
-    /// The disk has failed it: to be opened again.
+    /// The disk has failed: the file has to be opened again.
     is_broken: AtomicBool,
     next: AtomicU64,
 }
@@ -99,7 +99,7 @@ impl Store {
         };
         let (readable, damaged) = store.readable()?;
         for (name, error) in damaged {
-            tracing::error!(name, %error, "the record of a snapshot is damaged: what stands on it fails, and nothing is cleaned up");
+            tracing::error!(name, %error, "the record of a snapshot is damaged: snapshots above it fail, and nothing is cleaned up");
         }
         let last = readable.iter().map(|record| record.id).max().unwrap_or(0);
         store.next.store(last + 1, Ordering::Relaxed);
@@ -250,7 +250,8 @@ impl Store {
         Ok(chain)
     }
 
-    /// Every snapshot, in the order of names: for who has to know of all of them, or else do nothing.
+    /// Every snapshot, in the order of names. One damaged record is an error: a caller that removes what is unused must know
+    /// all of them.
     pub(crate) fn all(&self) -> Result<Vec<Record>, Error> {
         let (all, mut damaged) = self.readable()?;
         match damaged.pop() {
@@ -304,7 +305,7 @@ impl Store {
     /// The database, opened again where the disk has failed it.
     fn opened(&self) -> Result<RwLockReadGuard<'_, Option<Database>>, Error> {
         if self.is_broken.load(Ordering::Acquire) {
-            // Everybody else has let go of it then.
+            // The lock waits until no other call uses the file.
             let mut opened = self.database.write().unwrap_or_else(PoisonError::into_inner);
             if self.is_broken.load(Ordering::Acquire) {
                 // The file is locked as long as it is open.
@@ -339,7 +340,7 @@ fn open(path: &Path) -> Result<Database, Error> {
 
 fn database<'a>(opened: &'a RwLockReadGuard<'_, Option<Database>>) -> Result<&'a Database, Error> {
     opened.as_ref().ok_or_else(|| {
-        // Somebody is just failing to open it.
+        // Another call has failed to open it, and is about to return.
         Error::new(ErrorKind::Internal, "use snapshot database: it cannot be opened")
     })
 }

@@ -88,7 +88,7 @@ fn written(mut line: Map<String, Value>, format: Format) -> String {
     text
 }
 
-/// A value as it is, or quoted where somebody could take it for something else.
+/// A value as it is, or quoted if it could be read as something else.
 fn spelled(value: &Value, is_plain: impl Fn(&str) -> bool) -> String {
     match value.as_str() {
         Some(text) if is_plain(text) => text.to_owned(),

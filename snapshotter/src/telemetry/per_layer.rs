@@ -1,5 +1,5 @@
-//! What is counted of each layer that is shown, under the names that the reference daemon has for it. A layer that is
-//! not shown any more has no numbers: what Prometheus has to keep is bounded by what is on the node.
+//! The metrics of each shown layer, under the names of the Go daemon. A layer that is hidden has no metrics any more, so
+//! that Prometheus keeps no more of them than the node has layers.
 
 use std::{
     borrow::Cow,
@@ -23,8 +23,8 @@ const COUNT: Name = Name {
     labels: OPERATION,
     help: "of a layer: `synchronous_read_count` reads of its files, `fuse_file_read_failure_count` those that failed, \
            `synchronous_read_remote_registry_fetch_count` requests that a reader waited for, \
-           `background_span_fetch_count` spans that came with nobody waiting, `background_span_fetch_failure_count` \
-           those that did not come",
+           `background_span_fetch_count` spans that were fetched while no reader waited for them, `background_span_fetch_failure_count` \
+           those that could not be fetched",
 };
 const SERVED: Name = Name {
     name: "soci_fs_bytes_served",

@@ -3,19 +3,19 @@
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
 const FIRST: Duration = Duration::from_millis(100);
-/// Who waits for a read is not to wait longer than that for nothing.
+/// A reader waits for the next worker, and should not wait longer than this.
 const LONGEST: Duration = Duration::from_secs(10);
-/// SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: what a program does to itself.
+/// SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: a program's own faults.
 const OWN_FAULT: [i32; 7] = [4, 5, 6, 7, 8, 11, 31];
 
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorkerExit {
-    /// By somebody's hand, or the kernel's for lack of memory, while it served.
+    /// An administrator killed it while it served, or the kernel did for lack of memory.
     Killed,
-    /// Before it served.
+    /// It ended before it served.
     Failed,
-    /// By its own fault.
+    /// It crashed by its own fault.
     Crashed,
 }
 
@@ -30,14 +30,14 @@ impl WorkerExit {
     }
 }
 
-/// What has happened to workers lately.
+/// How many workers have failed in a row.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// How long to wait now that one has ended so. The first time in a row not at all.
+    /// The pause before the next worker, after one has ended this way. There is none after the first failure in a row.
     pub(super) fn after(&mut self, end: WorkerExit) -> Duration {
         if end == WorkerExit::Killed {
             self.failures = 0;
@@ -50,12 +50,12 @@ impl Backoff {
         }
     }
 
-    /// In a row.
+    /// Failures in a row.
     pub(super) fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// One has served for a while.
+    /// A worker has served for a while.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_apart() {
+    fn exits_are_classified() {
         // As wait(2) has them: a signal, or an exit code in the second byte.
         for (status, was_ready, expected) in [
             (9, true, WorkerExit::Killed),

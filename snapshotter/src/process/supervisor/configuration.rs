@@ -1,5 +1,7 @@
-//! The configuration that workers run with: the one that was right when it was last read. A typo in the file is told to
-//! who starts or upgrades the daemon, and does not wait for the moment at which a worker has to be started.
+//! The configuration that workers run with: the last one that was read without an error.
+//!
+//! It is read at the start and at each upgrade, so that a typo in the file is reported then, and not when the next worker
+//! has to be started.
 
 use std::{
     fs::File,
@@ -19,7 +21,7 @@ use crate::config::Config;
 pub(super) struct Configuration {
     path: PathBuf,
     must_exist: bool,
-    /// The file's text, for workers.
+    /// The file's text, which workers inherit.
     kept: File,
 }
 
@@ -31,7 +33,7 @@ impl Configuration {
         Ok(configuration)
     }
 
-    /// Reads it anew; what is wrong leaves it as it was.
+    /// Reads the file again. After an error, the last configuration stays.
     pub(super) fn renew(&mut self) -> anyhow::Result<()> {
         let text = Config::text(&self.path, self.must_exist).map_err(anyhow::Error::msg)?;
         let config = Config::parse(&text);

@@ -1,5 +1,7 @@
-//! The program that workers are. Resources open, so that a worker that is started again is the same, whatever a package
-//! manager has done to the file; another one only when that was asked for, and as long as it works.
+//! The program that workers run.
+//!
+//! The supervisor holds it open, so that every worker runs the same program, whatever a package manager does to the file.
+//! It changes to another program only for an upgrade, and back if the new program does not serve.
 
 use std::{
     env,
@@ -18,20 +20,20 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::process::handover::is_readable;
 
-/// To say its version.
+/// For a program to print its version.
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Program {
-    /// Where it was started from, and where another one will be.
+    /// Where the program was started from, and where an upgrade finds the next one.
     path: PathBuf,
     current: File,
-    /// As long as the current one has not served.
+    /// The program before, until the current one has served.
     previous: Option<File>,
 }
 
 impl Program {
-    /// The one that runs here.
+    /// The program of this process.
     pub(super) fn own() -> anyhow::Result<Self> {
         let current = File::open("/proc/self/exe").context("open our own program")?;
         let path = match named(&current) {
@@ -41,35 +43,35 @@ impl Program {
         Ok(Self { path, current, previous: None })
     }
 
-    /// A command that starts it.
+    /// A command that starts the program.
     pub(super) fn command(&self) -> Command {
         command(&self.current)
     }
 
-    /// Makes it the one that is on the disk now; answers with its version.
+    /// Changes to the program that is on the disk now, and answers with its version.
     pub(super) fn renew(&mut self) -> anyhow::Result<String> {
         let doing = || format!("try {}", self.path.display());
         let next = File::open(&self.path).with_context(doing)?;
         let version = version(&next).with_context(doing)?;
         let last = std::mem::replace(&mut self.current, next);
-        // Two at once, and neither has served: the older one has.
+        // After two upgrades of which neither has served, the oldest program is the one that has.
         self.previous.get_or_insert(last);
         Ok(version)
     }
 
-    /// It serves.
+    /// The current program serves.
     pub(super) fn works(&mut self) {
         self.previous = None;
     }
 
-    /// Makes it the one before, if there is one.
+    /// Changes back to the program before, if there is one.
     pub(super) fn fall_back(&mut self) -> bool {
         self.previous.take().map(|previous| self.current = previous).is_some()
     }
 }
 
-/// The path that the program was called by, if it is still there: where that is a link to one of several versions, the
-/// next one is what it leads to then. The kernel knows only where it led to.
+/// The path that the program was called by, if the program is still there. If the path is a link to one of several versions,
+/// an upgrade follows the link again. The kernel knows only where the link led to.
 fn named(program: &File) -> Option<PathBuf> {
     let word = PathBuf::from(env::args_os().next()?);
     let own = program.metadata().ok()?;

@@ -1,4 +1,4 @@
-//! Signals as something that can be waited for.
+//! Signals as descriptors that the supervisor can wait for.
 
 use std::{
     io::{self, Read},
@@ -21,7 +21,7 @@ pub(super) enum SignalRequest {
     Upgrade,
 }
 
-/// SIGTERM and SIGINT, and SIGHUP, from now on.
+/// SIGTERM and SIGINT stop the daemon, SIGHUP upgrades it.
 #[derive(Debug)]
 pub(super) struct Signals {
     stop: UnixStream,
@@ -47,7 +47,7 @@ impl Signals {
         [self.stop.as_fd(), self.upgrade.as_fd()]
     }
 
-    /// What was asked for since the last time.
+    /// What signals have asked for since the last call.
     pub(super) fn take(&self) -> Vec<SignalRequest> {
         let came = |mut stream: &UnixStream| stream.read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0);
         let each = [(&self.stop, SignalRequest::Stop), (&self.upgrade, SignalRequest::Upgrade)];

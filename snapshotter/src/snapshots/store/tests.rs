@@ -154,7 +154,7 @@ fn another_process_finds_everything_and_gives_no_number_twice() {
 }
 
 #[test]
-fn a_damaged_record_is_in_the_way_of_nobody_else() {
+fn a_damaged_record_leaves_the_others_readable() {
     let (folder, store) = store();
     active(&store, "good", "").unwrap();
     active(&store, "bad", "").unwrap();
@@ -169,7 +169,7 @@ fn a_damaged_record_is_in_the_way_of_nobody_else() {
     store.get("good").unwrap();
     active(&store, "new", "").unwrap();
     assert_eq!(store.get("bad").unwrap_err().kind(), ErrorKind::Internal);
-    assert!(store.all().is_err() && store.ids().is_err(), "nobody takes its folder for rubbish");
+    assert!(store.all().is_err() && store.ids().is_err(), "its folder must not be removed as unused");
 }
 
 /// A disk of its own, as long as this lives.
