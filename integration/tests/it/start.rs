@@ -114,7 +114,7 @@ fn containerd_all_layers_are_opened_when_the_first_is_asked_for() -> Result<()> 
     ensure!(daemon.prepared() == [true; 6], "{:?}", daemon.prepared());
     // Everything comes by itself, each layer and each ztoc once. What is complete is compared as a whole with what the
     // image's configuration names, layer by layer.
-    let right = |line: &Value| line["msg"] == "the layer is complete, and is what the image names";
+    let right = |line: &Value| line["msg"] == "the layer is complete and matches the image";
     wait_until("all of it", LOG_LIMIT, || {
         Ok((daemon.logs().iter().filter(|line| right(line)).count() == 6).then_some(()))
     })?;

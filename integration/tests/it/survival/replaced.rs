@@ -69,7 +69,7 @@ fn fuse_a_program_that_does_not_work_does_not_stay() -> Result<()> {
     let before = daemon.starts();
     install(Path::new("/bin/true"), &place)?;
     daemon.signal(Signal::HUP);
-    said("back to the one before")?;
+    said("the program before it is started again")?;
     daemon.wait_for_start(before)?;
     ensure!(daemon.workers() != workers);
     // The command sees both: what becomes of a program, and why another one is not taken.
