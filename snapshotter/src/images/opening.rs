@@ -26,13 +26,15 @@ use crate::{
         image_index::Image,
         plan::{self, Fallback, FromIndex},
     },
-    layers::Layers,
+    layers::{Layers, stoppable::Stop},
     reason::{NotLazy, Reason},
     sync::lock,
 };
 
 /// How long an opened layer is kept for a request, counted from when the last layer of its image was opened.
 const KEEP: Duration = Duration::from_secs(120);
+
+const LEFT_BELOW: &str = "a layer below it is left to containerd";
 
 /// A layer that can be shown.
 #[derive(Debug, Clone)]
@@ -64,8 +66,28 @@ pub(crate) struct Opening {
 struct Pulls {
     /// The image is held with its key, so that no other image gets its address.
     tasks: HashMap<LayerKey, (Arc<Image>, OpenTask)>,
-    /// By image: ends the streams of layers above the lowest one that is left to containerd.
+    /// By image: ends the streams of layers.
     stops: HashMap<usize, Vec<StreamStop>>,
+    /// By image: position of the lowest layer that is left to containerd.
+    left: HashMap<usize, usize>,
+}
+
+impl Pulls {
+    /// Forgets a layer that was opened. With its last layer, all of a pull is forgotten.
+    fn remove(&mut self, key: &LayerKey) -> Option<(Arc<Image>, OpenTask)> {
+        let removed = self.tasks.remove(key);
+        if !self.tasks.keys().any(|(address, _)| *address == key.0) {
+            self.left.remove(&key.0);
+        }
+        removed
+    }
+
+    /// A layer is opened anew: what happened to it in an earlier pull no longer counts.
+    fn begin(&mut self, address: usize, position: usize) {
+        if self.left.get(&address).is_some_and(|left| *left >= position) {
+            self.left.remove(&address);
+        }
+    }
 }
 
 /// Ends the stream of the layer at a position of its image.
@@ -95,8 +117,11 @@ impl Opening {
         let task = {
             let mut pulls = lock(&self.pulls);
             for (above, descriptor) in image.contents.layers.iter().enumerate().skip(position) {
-                let start = || (image.clone(), self.start(image, above, descriptor.clone()));
-                pulls.tasks.entry(key(&descriptor.digest)).or_insert_with(start);
+                if !pulls.tasks.contains_key(&key(&descriptor.digest)) {
+                    pulls.begin(address(image), above);
+                    let task = self.start(image, above, descriptor.clone());
+                    let _ = pulls.tasks.insert(key(&descriptor.digest), (image.clone(), task));
+                }
             }
             pulls.tasks.get(&key(layer)).map(|(_, task)| task.clone())
         };
@@ -105,7 +130,7 @@ impl Opening {
         };
         let opened = task.await;
         // The next pull of the image opens the layer anew.
-        lock(&self.pulls).tasks.remove(&key(layer));
+        drop(lock(&self.pulls).remove(&key(layer)));
         opened
     }
 
@@ -143,7 +168,7 @@ impl Opening {
             {
                 let mut pulls = lock(&opening.pulls);
                 if pulls.tasks.get(&key).is_some_and(|(_, known)| known.ptr_eq(&task)) {
-                    drop(pulls.tasks.remove(&key));
+                    drop(pulls.remove(&key));
                 }
             }
             if let Some(Ok(opened)) = task.now_or_never() {
@@ -206,18 +231,33 @@ impl Opening {
                 return Err(NotLazy::new(reason, "the layer cannot be fetched whole either"));
             }
         };
-        let (stop, stopped) = watch::channel(None);
-        lock(&self.pulls).stops.entry(address(image)).or_default().push(StreamStop { position, stop });
+        let stopped = self.add_stop(image, position)?;
         let streamed = self.layers.stream(&image.registry, &layer, compression, stopped).await;
         self.remove_stop(image, position);
         Ok(Opened { layer: streamed?, descriptor: layer, ztoc: None, reason: Some(reason) })
     }
 
+    /// Notes a stream that is about to begin.
+    ///
+    /// # Errors
+    /// When a layer below it is left to containerd.
+    fn add_stop(&self, image: &Arc<Image>, position: usize) -> Result<Stop, NotLazy> {
+        let mut pulls = lock(&self.pulls);
+        if pulls.left.get(&address(image)).is_some_and(|left| *left < position) {
+            return Err(NotLazy::new(Reason::UnsupportedLayer, LEFT_BELOW));
+        }
+        let (stop, stopped) = watch::channel(None);
+        pulls.stops.entry(address(image)).or_default().push(StreamStop { position, stop });
+        Ok(stopped)
+    }
+
     fn stop_streams_above(&self, image: &Arc<Image>, left: usize) {
-        let pulls = lock(&self.pulls);
+        let mut pulls = lock(&self.pulls);
+        let lowest = pulls.left.entry(address(image)).or_insert(left);
+        *lowest = left.min(*lowest);
         let stops = pulls.stops.get(&address(image)).map_or(&[][..], Vec::as_slice);
         for above in stops.iter().filter(|stop| stop.position > left) {
-            above.stop.send_replace(Some("a layer below it is left to containerd".to_owned()));
+            above.stop.send_replace(Some(LEFT_BELOW.to_owned()));
         }
     }
 

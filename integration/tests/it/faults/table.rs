@@ -1,9 +1,12 @@
 //! What can go wrong between the registry and the daemon, and what comes of it at each stage: the rows that `cells`
-//! runs, and that `docs/semantics.md` shows to users (a tidy test compares the two).
+//! runs, and that `docs/semantics.md` shows to users (a test below compares the two).
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
-use integration::link::{Answer, Fault};
+use integration::{
+    link::{Answer, Fault},
+    machine::root,
+};
 
 /// What is being fetched when the fault is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,3 +282,20 @@ pub(crate) const ROWS: &[Row] = &[
         cells: AWAY,
     },
 ];
+
+#[test]
+fn the_documented_faults_are_the_faults() {
+    let page = std::fs::read_to_string(root().join("docs/semantics.md")).expect("read the page");
+    let documented: BTreeSet<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let given: BTreeSet<String> = ROWS
+        .iter()
+        .map(|row| {
+            let outcomes = row.cells.map(|outcome| outcome.to_string()).join(" | ");
+            format!("| `{}` | {} | {outcomes} |", row.name, row.words)
+        })
+        .collect();
+    let given: BTreeSet<&str> = given.iter().map(String::as_str).collect();
+    assert_eq!(documented, given, "the rows of the table in docs/semantics.md");
+    let head = STAGES.map(|stage| stage.to_string()).join(" | ");
+    assert!(page.contains(&format!(" | {head} |\n")), "the columns are {head}");
+}

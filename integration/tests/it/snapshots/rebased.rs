@@ -22,10 +22,14 @@ use crate::{
         client::{Stage, code},
         content::{Change, Mounted, apply, file},
     },
-    image::{SMALL, stage, zoo},
+    image::{SMALL, noise, stage, zoo},
     read_path::{NO_FILL, reasons},
 };
-use integration::images::{Layer, Tar, tar::Entry};
+use integration::{
+    images::{Image, Layer, Tar, push_image, tar::Entry},
+    link::{Fault, Link, When},
+    registry::Registry,
+};
 
 #[test]
 fn fuse_snapshots_made_without_a_parent_get_it_with_the_commit() -> Result<()> {
@@ -102,6 +106,78 @@ fn containerd_lazy_layers_without_their_parent_are_left_to_containerd_with_white
     // Asked again, by another pull: it is there, and the new key is not.
     ensure!(code(ask(1, &chains[0].to_string())) == Code::AlreadyExists);
     ensure!(client.names(&["kind!=committed"])?.is_empty());
+    Ok(())
+}
+
+/// An image without an index, and a containerd that does not have its manifest: the registry tells of the layers below.
+#[test]
+fn containerd_a_layer_without_index_or_parent_gets_whiteouts_if_only_the_registry_has_its_manifest()
+-> Result<()> {
+    let lab = Lab::new("parentless-plain")?;
+    let layers: Vec<_> = (0..2)
+        .map(|n| Layer::gzip(&Tar::new([Entry::file(format!("{n}"), vec![n; 1000])]).bytes()))
+        .collect();
+    let low = layers[0].diff_id;
+    let high = Digest::sha256(format!("{low} {}", layers[1].diff_id).as_bytes());
+    let registry = Registry::start(&lab)?;
+    let pushed = push_image(registry.host(), "app:plain", &Image::new(layers))?;
+    let (daemon, _containerd) = with_containerd(&lab, NO_FILL)?;
+    let client = Stage::of(lab, daemon)?;
+    let image = format!("{}/app:plain", registry.host());
+    let ask = |chain: &Digest, number: usize| {
+        let (chain, manifest) = (chain.to_string(), pushed.manifest.digest.to_string());
+        let layer = pushed.layers[number].digest.to_string();
+        let labels = [
+            ("containerd.io/snapshot.ref", chain.as_str()),
+            ("containerd.io/snapshot/cri.image-ref", image.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", manifest.as_str()),
+            ("containerd.io/snapshot/cri.layer-digest", layer.as_str()),
+        ];
+        client.prepare_with(&format!("default/{number}/extract {chain}"), "", &labels)
+    };
+    let lowest = ask(&low, 0)?;
+    ensure!(lowest[0].r#type == "bind", "{lowest:?}");
+    let above = ask(&high, 1)?;
+    ensure!(reasons(&client.daemon) == ["no_index", "no_index"], "{:?}", reasons(&client.daemon));
+    ensure!(above[0].r#type == "overlay" && option(&above, "lowerdir").is_none(), "{above:?}");
+    Ok(())
+}
+
+/// containerd fetches every layer above one that is left to it. Streams of those end, even one that stands still.
+#[test]
+fn containerd_streams_end_above_a_layer_that_turns_out_to_be_unreadable() -> Result<()> {
+    let lab = Lab::new("left-below")?;
+    let tar = Tar::new([Entry::file("low", b"low")]).bytes();
+    // Its first bytes are those of gzip, and the rest is not.
+    let unreadable = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3][..], &noise(8, 50_000)].concat();
+    let low = Layer::compressed(unreadable, Digest::sha256(&tar));
+    let high = Layer::gzip(&Tar::new([Entry::file("high", noise(9, 500_000))]).bytes());
+    let chains = [low.diff_id, Digest::sha256(format!("{} {}", low.diff_id, high.diff_id).as_bytes())];
+    let registry = Registry::start(&lab)?;
+    let pushed = push_image(registry.host(), "app:plain", &Image::new(vec![low, high]))?;
+    let link = Link::new(&lab, registry.host())?;
+    let stalled = pushed.layers[1].digest.to_string();
+    let stall = link.inject(Fault::Stall { after: 1000 }, When::path(&stalled));
+    let (daemon, _containerd) = with_containerd(&lab, &format!("[unindexed]\nmode = \"store\"\n{NO_FILL}"))?;
+    let client = Stage::of(lab, daemon)?;
+    let image = format!("{}/app:plain", link.host());
+    let ask = |number: usize, parent: &str| {
+        let (chain, manifest) = (chains[number].to_string(), pushed.manifest.digest.to_string());
+        let layer = pushed.layers[number].digest.to_string();
+        let labels = [
+            ("containerd.io/snapshot.ref", chain.as_str()),
+            ("containerd.io/snapshot/cri.image-ref", image.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", manifest.as_str()),
+            ("containerd.io/snapshot/cri.layer-digest", layer.as_str()),
+        ];
+        client.prepare_with(&format!("default/{number}/extract {chain}"), parent, &labels)
+    };
+    ensure!(code(ask(0, "")) == Code::Ok, "containerd unpacks it");
+    client.commit(&chains[0].to_string(), &format!("default/0/extract {}", chains[0]))?;
+    // With the stream it would wait for the end of the stall, which never comes.
+    ensure!(code(ask(1, &chains[0].to_string())) == Code::Ok, "so it unpacks the layer above, too");
+    ensure!(reasons(&client.daemon).last().is_some_and(|reason| reason == "unsupported_layer"));
+    stall.lift();
     Ok(())
 }
 
