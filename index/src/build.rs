@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use oci::image::media_type::{DOCKER_LAYER, OCI_LAYER, OCI_LAYER_PREFIX};
 use oci::store::read_blob;
 use oci::{Descriptor, Digest, Manifest, Store};
 use tracing::{debug, info};
 use ztoc::{Compression, MAX_ZTOC_BYTES, Whole, Ztoc};
 
 use crate::error::{Error, ErrorKind};
+use crate::layer_format::{self, algorithm};
 use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
 use crate::pass::Pass;
 use crate::prefetch::{self, Prefetch, Spans, Wanted};
@@ -105,6 +105,10 @@ pub enum Skip {
     Compression(String),
     /// the layer is sound and a ztoc cannot express it
     Inexpressible(String),
+    /// its bytes have its digest, and are not what its media type says, or are damaged
+    Unreadable(String),
+    /// it is to be fetched from its URLs, and the source does not have it
+    Foreign,
 }
 
 impl fmt::Display for Skip {
@@ -118,6 +122,10 @@ impl fmt::Display for Skip {
                 )
             }
             Skip::Inexpressible(why) => write!(f, "cannot be indexed: {why}"),
+            Skip::Unreadable(why) => write!(f, "cannot be read: {why}"),
+            Skip::Foreign => {
+                write!(f, "is to be fetched from the URLs that the manifest names, and is not in the source")
+            }
         }
     }
 }
@@ -260,6 +268,9 @@ impl<'a> Layers<'a> {
             Ok(compression) => compression,
             Err(name) => return skipped(Skip::Compression(name)),
         };
+        if !layer.urls.is_empty() && !self.from.has_blob(layer).await? {
+            return skipped(Skip::Foreign);
+        }
         if let Some((bytes, ztoc)) = self.known(layer, compression).await {
             let descriptor = self.describe(layer, &bytes, Xattrs::of(&ztoc));
             let files = prefetch::spans_of(&ztoc, &self.files);
@@ -279,7 +290,11 @@ impl<'a> Layers<'a> {
                 ztoc::ErrorKind::Unsupported | ztoc::ErrorKind::TooLarge => {
                     return skipped(Skip::Inexpressible(error.to_string()));
                 }
-                ztoc::ErrorKind::Corrupt | ztoc::ErrorKind::Io => return Err(failed(error, &doing)),
+                // The bytes have the layer's digest: they are what the image has, and other layers can be indexed.
+                ztoc::ErrorKind::Corrupt => {
+                    return skipped(Skip::Unreadable(self.unreadable(layer, compression, &error).await));
+                }
+                ztoc::ErrorKind::Io => return Err(failed(error, &doing)),
             },
         };
         let xattrs = if built.has_xattrs || built.has_opaque { Xattrs::Some } else { Xattrs::None };
@@ -293,6 +308,21 @@ impl<'a> Layers<'a> {
         };
         self.to.write_blob(&descriptor, bytes).await?;
         Ok(Done { outcome: Outcome::Ztoc(Box::new(descriptor)), files })
+    }
+
+    /// Why a layer's bytes cannot be read: they are of another format, which their beginning tells, or they are damaged.
+    async fn unreadable(&self, layer: &Descriptor, expected: Compression, error: &ztoc::Error) -> String {
+        let beginning = 0..layer.size.min(layer_format::BEGINNING);
+        let first = match self.from.blob(layer).read_range(beginning).await {
+            Ok(stream) => oci::blob::collect(stream, layer_format::BEGINNING, "read layer").await,
+            Err(error) => Err(error),
+        };
+        match first.ok().and_then(|first| layer_format::by_bytes(&first)) {
+            Some(found) if found != layer_format::name(expected) => {
+                format!("its bytes are {found}, and its media type is {:?}", layer.media_type)
+            }
+            _ => error.to_string(),
+        }
     }
 
     /// Whether the layer is to be copied while it is read: not where it is there already, nor where a registry can
@@ -376,73 +406,4 @@ pub(crate) fn failed(error: ztoc::Error, doing: &str) -> Error {
 
 fn key(layer: &Descriptor) -> (Digest, String) {
     (layer.digest, layer.media_type.clone())
-}
-
-/// How a layer of this media type is compressed, if it is one that can be read.
-pub fn compression_of(media_type: &str) -> Option<Compression> {
-    algorithm(media_type).ok()?.ok()
-}
-
-/// How a layer of this media type is compressed, or the name of a compression we cannot index. A media type
-/// that is no layer's is an error: the image is of a kind we do not know.
-pub(crate) fn algorithm(media_type: &str) -> Result<Result<Compression, String>, Error> {
-    let (base, suffixes) = media_type.split_once('+').unwrap_or((media_type, ""));
-    if let Some(rest) = base.strip_prefix("application/vnd.docker.image.rootfs.")
-        && let Some(kind) = rest.strip_prefix("foreign.diff.").or_else(|| rest.strip_prefix("diff."))
-    {
-        match kind {
-            "tar" => return Ok(Ok(Compression::Uncompressed)),
-            "tar.gzip" => return Ok(Ok(Compression::Gzip)),
-            "tar.zstd" if media_type.starts_with(DOCKER_LAYER) => return Ok(Err("zstd".to_owned())),
-            _ => {}
-        }
-    }
-    if let Some(kind) = base.strip_prefix(OCI_LAYER_PREFIX) {
-        // Of several suffixes the Go tool looks at the last in the order of the alphabet.
-        let last = suffixes.split('+').max().unwrap_or_default();
-        return match (kind, last) {
-            ("v1.tar" | "nondistributable.v1.tar", "gzip") => Ok(Ok(Compression::Gzip)),
-            ("v1.tar", "") if media_type == OCI_LAYER => Ok(Ok(Compression::Uncompressed)),
-            ("v1.tar" | "nondistributable.v1.tar", "") => Ok(Err("unknown".to_owned())),
-            ("v1.tar" | "nondistributable.v1.tar", other) => Ok(Err(other.to_owned())),
-            _ => not_a_layer(media_type),
-        };
-    }
-    not_a_layer(media_type)
-}
-
-fn not_a_layer<T>(media_type: &str) -> Result<T, Error> {
-    let why = format!("not a layer mediaType: {media_type:?}");
-    Err(Error::new(ErrorKind::Unsupported, "build ztocs").because(why))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn algorithms() {
-        let check = |media_type: &str, expected: Option<Result<Compression, &str>>| {
-            let found = algorithm(media_type).ok();
-            let found = found.as_ref().map(|found| found.as_ref().map_err(String::as_str));
-            let expected = expected.as_ref().map(|expected| expected.as_ref().map_err(|name| *name));
-            assert_eq!(found, expected, "{media_type}");
-        };
-        use Compression::{Gzip, Uncompressed};
-        check("application/vnd.oci.image.layer.v1.tar+gzip", Some(Ok(Gzip)));
-        check("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Some(Ok(Gzip)));
-        check("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Some(Ok(Gzip)));
-        check("application/vnd.oci.image.layer.v1.tar", Some(Ok(Uncompressed)));
-        check("application/vnd.oci.image.layer.nondistributable.v1.tar", Some(Err("unknown")));
-        check("application/vnd.oci.image.layer.v1.tar+zstd", Some(Err("zstd")));
-        check("application/vnd.oci.image.layer.v1.tar+lz4", Some(Err("lz4")));
-        check("application/vnd.oci.image.layer.v2.tar", None);
-        check("application/vnd.docker.image.rootfs.diff.tar", Some(Ok(Uncompressed)));
-        check("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Ok(Gzip)));
-        check("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Some(Ok(Gzip)));
-        check("application/vnd.docker.image.rootfs.diff.tar.zstd", Some(Err("zstd")));
-        check("application/vnd.docker.image.rootfs.foreign.diff.tar.zstd", None);
-        check("application/vnd.in-toto+json", None);
-        check("", None);
-    }
 }

@@ -16,13 +16,11 @@ use tracing::{debug, info};
 use crate::build::{BuildOptions, Copies, Layers, Observer};
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{EMPTY_CONFIG, Version, encode_v2};
-use crate::rewrite::{NewIndex, Rewritten, rewrite};
-use crate::source::{Missing, Platforms, Source};
+use crate::rewrite::{Nested, NewIndex, Rewritten, rewrite};
+use crate::source::{Missing, NESTING_MAX, Platforms, Source};
 
 /// Blobs copied side by side: two keep a link busy while one waits for its registry to settle.
 const COPIES_AT_ONCE: usize = 3;
-/// An image index inside an image index inside … : nobody makes more.
-const NESTING_MAX: usize = 4;
 
 /// From where to where.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +87,8 @@ pub async fn convert(
     if built.is_empty() {
         return Err(Error::new(ErrorKind::NoZtocs, format!("convert {}", route.source)));
     }
-    let rewritten = rewrite(source.index.clone(), &source.manifests, &built);
+    let nested = Nested { indexes: &source.nested, manifests: &source.inner };
+    let rewritten = rewrite(source.index.clone(), &source.manifests, nested, &built);
     let chosen: BTreeSet<Digest> = platforms.iter().map(|(_, digest, _)| *digest).collect();
     write(route, &source, &chosen, &built, &rewritten).await?;
     let mut indexes = built.iter();
@@ -119,6 +118,9 @@ async fn write(
     for (digest, manifest) in others {
         copy_rest(route, digest, manifest).await?;
     }
+    let inside = source.inner.iter().filter(|(digest, _)| chosen.contains(digest));
+    copy_blobs(route, inside.flat_map(|(_, manifest)| blobs_of(manifest))).await?;
+    copy_beside(route, source, rewritten).await?;
     // Entries that were not rewritten and stay: earlier SOCI indexes, image indexes inside this one.
     let kept = |entry: &&Descriptor| {
         let mut new = rewritten.manifests.iter().map(|(descriptor, _)| descriptor.digest);
@@ -138,6 +140,17 @@ async fn write(
     let (descriptor, bytes) = &rewritten.index;
     to.write_tag(route.tag, descriptor, bytes.clone().into()).await?;
     info!(image = %descriptor.digest, tag = route.tag, "converted");
+    Ok(())
+}
+
+/// What stays as it is in nested indexes that were rewritten: attestations, images of other platforms.
+async fn copy_beside(route: Route<'_>, source: &Source, rewritten: &Rewritten) -> Result<(), Error> {
+    let changed = source.nested.iter().filter(|(digest, _)| rewritten.renamed.contains_key(digest));
+    for entry in changed.flat_map(|(_, index)| index.manifests()) {
+        if !rewritten.renamed.contains_key(&entry.digest) {
+            copy_tree(route, entry, NESTING_MAX).await?;
+        }
+    }
     Ok(())
 }
 

@@ -22,6 +22,9 @@ pub mod build;
 
 mod pass;
 
+/// How layers are compressed, by media type and by first bytes.
+mod layer_format;
+
 pub mod prefetch;
 
 pub mod locate;
@@ -32,12 +35,11 @@ pub mod manifest;
 
 pub mod error;
 
-pub use build::{
-    BuildOptions, Event, LayerReport, Observer, Outcome, Skip, XattrOptimization, compression_of,
-};
+pub use build::{BuildOptions, Event, LayerReport, Observer, Outcome, Skip, XattrOptimization};
 pub use convert::{ConvertOptions, Indexed, Report, Route, convert};
 pub use create::{CreateRoute, Created, create};
 pub use error::{Error, ErrorKind};
+pub use layer_format::compression_of;
 pub use locate::{Source, Sources, locate};
 pub use manifest::{SociIndex, Version};
 pub use prefetch::Prefetch;

@@ -41,7 +41,7 @@ impl NewIndex {
 /// Everything to be written, in that order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewritten {
-    /// the image manifests, each once
+    /// the image manifests, each once, and behind them the nested indexes that name them
     pub manifests: Vec<(Descriptor, Vec<u8>)>,
     /// the image index, last
     pub index: (Descriptor, Vec<u8>),
@@ -61,32 +61,35 @@ pub fn is_soci_index(entry: &Descriptor) -> bool {
     entry.artifact_type == ARTIFACT_V2
 }
 
+/// The image indexes inside an image index, at any depth, and the manifests in them.
+#[derive(Debug, Clone, Copy)]
+pub struct Nested<'a> {
+    pub indexes: &'a BTreeMap<Digest, Index>,
+    pub manifests: &'a BTreeMap<Digest, Manifest>,
+}
+
 /// Rewrites `index`. `manifests` holds, by digest, the manifests of the entries that were there to be read;
-/// entries without one stay as they are. `built` is in the order of the platforms.
-pub fn rewrite(mut index: Index, manifests: &BTreeMap<Digest, Manifest>, built: &[NewIndex]) -> Rewritten {
+/// entries without one stay as they are. `built` is in the order of the platforms. Of the nested indexes, those are
+/// rewritten that have an image that got an index, and in them those images alone.
+pub fn rewrite(
+    mut index: Index,
+    manifests: &BTreeMap<Digest, Manifest>,
+    nested: Nested<'_>,
+    built: &[NewIndex],
+) -> Rewritten {
     let mut renamed = BTreeMap::new();
     let mut written = Vec::new();
     let mut entries = index.manifests.take().unwrap_or_default();
     for entry in entries.iter_mut().filter(|entry| !is_soci_index(entry)) {
+        if let Some(inner) = nested.indexes.get(&entry.digest) {
+            rewrite_nested(entry, inner.clone(), nested, built, &mut renamed, &mut written);
+            continue;
+        }
         let Some(manifest) = manifests.get(&entry.digest) else { continue };
         let soci = built.iter().rev().find(|new| new.image == entry.digest);
-        let (bytes, annotations) = rewrite_manifest(manifest.clone(), soci);
-        let new = Descriptor::of(OCI_MANIFEST, &bytes);
-        if renamed.insert(entry.digest, new.digest).is_none() {
-            written.push((new.clone(), bytes));
-        }
-        entry.annotations.retain(|key, _| key.starts_with(ATTESTATION_PREFIX));
-        entry.annotations.extend(annotations);
-        (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
+        rewrite_entry(entry, manifest, soci, &mut renamed, &mut written);
     }
-    for entry in &mut entries {
-        let key = if is_soci_index(entry) { IMAGE_MANIFEST_DIGEST } else { ATTESTATION_DIGEST };
-        if let Some(value) = entry.annotations.get_mut(key)
-            && let Some(new) = value.parse().ok().and_then(|old: Digest| renamed.get(&old))
-        {
-            *value = new.to_string();
-        }
-    }
+    follow(&mut entries, &renamed);
     for new in built {
         place(&mut entries, describe(new, &renamed));
     }
@@ -94,6 +97,72 @@ pub fn rewrite(mut index: Index, manifests: &BTreeMap<Digest, Manifest>, built: 
     index.manifests = Some(entries);
     let bytes = canonical_json(&index);
     Rewritten { manifests: written, index: (Descriptor::of(OCI_INDEX, &bytes), bytes), renamed }
+}
+
+/// Rewrites the manifest of an entry, and has the entry name it by its new digest.
+fn rewrite_entry(
+    entry: &mut Descriptor,
+    manifest: &Manifest,
+    soci: Option<&NewIndex>,
+    renamed: &mut BTreeMap<Digest, Digest>,
+    written: &mut Vec<(Descriptor, Vec<u8>)>,
+) {
+    let (bytes, annotations) = rewrite_manifest(manifest.clone(), soci);
+    let new = Descriptor::of(OCI_MANIFEST, &bytes);
+    if renamed.insert(entry.digest, new.digest).is_none() {
+        written.push((new.clone(), bytes));
+    }
+    entry.annotations.retain(|key, _| key.starts_with(ATTESTATION_PREFIX));
+    entry.annotations.extend(annotations);
+    (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
+}
+
+/// Rewrites a nested index if an image in it got an index. What is in it is written before it.
+fn rewrite_nested(
+    entry: &mut Descriptor,
+    mut index: Index,
+    nested: Nested<'_>,
+    built: &[NewIndex],
+    renamed: &mut BTreeMap<Digest, Digest>,
+    written: &mut Vec<(Descriptor, Vec<u8>)>,
+) {
+    let mut has_changed = false;
+    let mut entries = index.manifests.take().unwrap_or_default();
+    for inner in &mut entries {
+        let before = inner.digest;
+        if let Some(index) = nested.indexes.get(&before) {
+            rewrite_nested(inner, index.clone(), nested, built, renamed, written);
+        } else if let Some(manifest) = nested.manifests.get(&before)
+            && let Some(soci) = built.iter().rev().find(|new| new.image == before)
+        {
+            rewrite_entry(inner, manifest, Some(soci), renamed, written);
+        }
+        has_changed |= inner.digest != before;
+    }
+    if !has_changed {
+        return;
+    }
+    follow(&mut entries, renamed);
+    index.media_type = OCI_INDEX.to_owned();
+    index.manifests = Some(entries);
+    let bytes = canonical_json(&index);
+    let new = Descriptor::of(OCI_INDEX, &bytes);
+    if renamed.insert(entry.digest, new.digest).is_none() {
+        written.push((new.clone(), bytes));
+    }
+    (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
+}
+
+/// Attestations and SOCI indexes name their image by its new digest.
+fn follow(entries: &mut [Descriptor], renamed: &BTreeMap<Digest, Digest>) {
+    for entry in entries {
+        let key = if is_soci_index(entry) { IMAGE_MANIFEST_DIGEST } else { ATTESTATION_DIGEST };
+        if let Some(value) = entry.annotations.get_mut(key)
+            && let Some(new) = value.parse().ok().and_then(|old: Digest| renamed.get(&old))
+        {
+            *value = new.to_string();
+        }
+    }
 }
 
 fn rewrite_manifest(mut manifest: Manifest, soci: Option<&NewIndex>) -> (Vec<u8>, BTreeMap<String, String>) {

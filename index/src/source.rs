@@ -14,6 +14,10 @@ use crate::rewrite::{index_of_one, is_soci_index};
 /// Manifests of one image that are read at most: platforms, attestations and SOCI indexes of all there are.
 const MANIFESTS_MAX: usize = 512;
 
+/// How deep image indexes may lie in each other. A builder that puts an image and its attestation into an index of their
+/// own makes two.
+pub(crate) const NESTING_MAX: usize = 4;
+
 /// Bytes of them, together: hundreds of platforms with hundreds of layers each.
 const MANIFEST_BYTES_TOTAL: u64 = 64 << 20;
 
@@ -70,9 +74,34 @@ pub(crate) struct Source {
     pub(crate) index: Index,
     /// of the index's entries those that are there and are manifests of images (or attestations)
     pub(crate) manifests: BTreeMap<Digest, Manifest>,
-    /// each entry's platform, where it has one or its configuration says
+    /// The image indexes inside it, at any depth, that are there.
+    pub(crate) nested: BTreeMap<Digest, Index>,
+    /// The manifests in those that are there.
+    pub(crate) inner: BTreeMap<Digest, Manifest>,
+    /// each manifest's platform, where it has one or its configuration says
     platforms: Vec<(Platform, Digest)>,
     single: bool,
+}
+
+/// What is still allowed to be read of an image.
+struct Budget {
+    manifests: usize,
+    bytes: u64,
+}
+
+impl Budget {
+    fn take(&mut self, bytes: usize, doing: &str) -> Result<(), Error> {
+        let too_much = |why: String| Error::new(ErrorKind::Unsupported, doing).because(why);
+        self.manifests = self
+            .manifests
+            .checked_sub(1)
+            .ok_or_else(|| too_much(format!("it has more than {MANIFESTS_MAX} manifests")))?;
+        self.bytes = self
+            .bytes
+            .checked_sub(bytes as u64)
+            .ok_or_else(|| too_much(format!("its manifests have more than {MANIFEST_BYTES_TOTAL} bytes")))?;
+        Ok(())
+    }
 }
 
 impl Source {
@@ -103,6 +132,8 @@ impl Source {
         Ok(Source {
             index: index_of_one(&target, platform.clone()),
             manifests: BTreeMap::from([(target.digest, manifest)]),
+            nested: BTreeMap::new(),
+            inner: BTreeMap::new(),
             platforms: vec![(platform, target.digest)],
             single: true,
             target,
@@ -119,33 +150,72 @@ impl Source {
             let why = format!("it has more than {MANIFESTS_MAX} manifests");
             return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
         }
-        let (mut manifests, mut platforms) = (BTreeMap::new(), Vec::new());
-        let mut left = MANIFEST_BYTES_TOTAL;
+        let mut source = Source {
+            target,
+            index: Index::of(Vec::new()),
+            manifests: BTreeMap::new(),
+            nested: BTreeMap::new(),
+            inner: BTreeMap::new(),
+            platforms: Vec::new(),
+            single: false,
+        };
+        let mut budget = Budget { manifests: MANIFESTS_MAX, bytes: MANIFEST_BYTES_TOTAL };
         for entry in index.manifests().iter().filter(|entry| !is_soci_index(entry)) {
-            if !manifests.contains_key(&entry.digest) && is_manifest(&entry.media_type) {
-                match from.read_manifest(entry).await {
-                    Ok(bytes) => {
-                        left = left.checked_sub(bytes.len() as u64).ok_or_else(|| {
-                            let why = format!("its manifests have more than {MANIFEST_BYTES_TOTAL} bytes");
-                            Error::new(ErrorKind::Unsupported, doing).because(why)
-                        })?;
-                        manifests.insert(entry.digest, Manifest::parse(&bytes, doing)?);
-                    }
-                    Err(error) if error.kind() == oci::ErrorKind::NotFound => {
-                        debug!(digest = %entry.digest, "entry is not there");
-                    }
-                    Err(error) => return Err(error.into()),
-                }
+            if is_index(&entry.media_type) {
+                source
+                    .read_nested(from, entry, entry.platform.as_ref(), NESTING_MAX, &mut budget, doing)
+                    .await?;
+                continue;
             }
-            let platform = match (&entry.platform, manifests.get(&entry.digest)) {
-                (Some(platform), _) => Some(platform.clone()),
-                // An artifact without a platform is nobody's image.
-                (None, Some(manifest)) if is_image(manifest) => Some(read_platform(from, manifest).await?),
-                (None, _) => None,
+            let manifest = match source.manifests.get(&entry.digest) {
+                Some(manifest) => Some(manifest.clone()),
+                None => read_entry(from, entry, &mut budget, doing).await?,
             };
-            platforms.extend(platform.map(|platform| (platform, entry.digest)));
+            let platform = platform_of(from, entry, None, manifest.as_ref()).await?;
+            source.platforms.extend(platform.map(|platform| (platform, entry.digest)));
+            source.manifests.extend(manifest.map(|manifest| (entry.digest, manifest)));
         }
-        Ok(Source { target, index, manifests, platforms, single: false })
+        source.index = index;
+        Ok(source)
+    }
+
+    /// Reads an image index inside the image index. `platform` is that of the entry that names it.
+    async fn read_nested(
+        &mut self,
+        from: &dyn Store,
+        nested: &Descriptor,
+        platform: Option<&Platform>,
+        depth: usize,
+        budget: &mut Budget,
+        doing: &str,
+    ) -> Result<(), Error> {
+        if self.nested.contains_key(&nested.digest) {
+            return Ok(());
+        }
+        if depth == 0 {
+            let why = format!("image indexes nested more than {NESTING_MAX} deep");
+            return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
+        }
+        let bytes = match from.read_manifest(nested).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == oci::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        budget.take(bytes.len(), doing)?;
+        let index = Index::parse(&bytes, doing)?;
+        for entry in index.manifests().iter().filter(|entry| !is_soci_index(entry)) {
+            let own = entry.platform.as_ref().or(platform);
+            if is_index(&entry.media_type) {
+                Box::pin(self.read_nested(from, entry, own, depth - 1, budget, doing)).await?;
+                continue;
+            }
+            let Some(manifest) = read_entry(from, entry, budget, doing).await? else { continue };
+            let found = platform_of(from, entry, platform, Some(&manifest)).await?;
+            self.platforms.extend(found.map(|found| (found, entry.digest)));
+            self.inner.insert(entry.digest, manifest);
+        }
+        self.nested.insert(nested.digest, index);
+        Ok(())
     }
 
     /// The platforms wanted, each with its image manifest; each platform once.
@@ -180,19 +250,61 @@ impl Source {
 
     /// The manifest of a platform that was chosen.
     pub(crate) fn manifest(&self, platform: &Platform, digest: &Digest) -> Result<&Manifest, Error> {
-        self.manifests.get(digest).ok_or_else(|| absent(platform))
+        self.manifests.get(digest).or_else(|| self.inner.get(digest)).ok_or_else(|| absent(platform))
     }
 
-    /// The manifest as the image index has it, or as the name alone does.
+    /// The manifest as an image index has it, or as the name alone does.
     pub(crate) fn entry(&self, digest: &Digest) -> Descriptor {
-        let listed = self.index.manifests().iter().find(|entry| entry.digest == *digest);
+        let indexes = std::iter::once(&self.index).chain(self.nested.values());
+        let listed = indexes.flat_map(Index::manifests).find(|entry| entry.digest == *digest);
         listed.unwrap_or(&self.target).clone()
     }
 
     /// Whether any layer of these platforms is big enough for a ztoc.
     pub(crate) fn has_candidate(&self, targets: &[(Platform, Digest)], min: u64) -> bool {
-        let images = targets.iter().filter_map(|(_, digest)| self.manifests.get(digest));
+        let images = targets.iter().filter_map(|(platform, digest)| self.manifest(platform, digest).ok());
         images.flat_map(Manifest::layers).any(|layer| layer.size >= min)
+    }
+}
+
+/// The manifest of an entry; none if the store does not have it, or it is something else.
+async fn read_entry(
+    from: &dyn Store,
+    entry: &Descriptor,
+    budget: &mut Budget,
+    doing: &str,
+) -> Result<Option<Manifest>, Error> {
+    if !is_manifest(&entry.media_type) {
+        return Ok(None);
+    }
+    match from.read_manifest(entry).await {
+        Ok(bytes) => {
+            budget.take(bytes.len(), doing)?;
+            Ok(Some(Manifest::parse(&bytes, doing)?))
+        }
+        Err(error) if error.kind() == oci::ErrorKind::NotFound => {
+            debug!(digest = %entry.digest, "entry is not there");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The platform of an entry: its own, that of the index it is in, or the one that its configuration names.
+async fn platform_of(
+    from: &dyn Store,
+    entry: &Descriptor,
+    around: Option<&Platform>,
+    manifest: Option<&Manifest>,
+) -> Result<Option<Platform>, Error> {
+    match (&entry.platform, manifest) {
+        (Some(platform), _) => Ok(Some(platform.clone())),
+        // An artifact without a platform is no image.
+        (None, Some(manifest)) if is_image(manifest) => match around {
+            Some(platform) => Ok(Some(platform.clone())),
+            None => Ok(Some(read_platform(from, manifest).await?)),
+        },
+        (None, _) => Ok(None),
     }
 }
 

@@ -9,8 +9,9 @@ use oci::store::read_blob;
 use oci::{Descriptor, Store};
 use ztoc::{MAX_ZTOC_BYTES, Whole, Ztoc};
 
-use crate::build::{Event, Observer, algorithm, failed};
+use crate::build::{Event, Observer, failed};
 use crate::error::Error;
+use crate::layer_format::algorithm;
 use crate::manifest::disables_xattrs;
 use crate::pass::Pass;
 

@@ -164,7 +164,9 @@ fn told(report: &LayerReport) -> String {
         Outcome::Skipped(skip) => {
             let size = match skip {
                 Skip::TooSmall { .. } => format!("size {} ", layer.size),
-                Skip::Compression(_) | Skip::Inexpressible(_) => String::new(),
+                Skip::Compression(_) | Skip::Inexpressible(_) | Skip::Unreadable(_) | Skip::Foreign => {
+                    String::new()
+                }
             };
             // The image's own words: none of them may pass for a line of ours.
             let media_type = layer.media_type.escape_debug();

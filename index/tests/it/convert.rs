@@ -231,7 +231,7 @@ async fn layers_that_get_no_ztoc() {
     let global = ("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&tar("x", b'g')));
     check(&[global, good()], 0, Ok(()), &["cannot be indexed", "ztoc"]).await;
     let broken = ("application/vnd.oci.image.layer.v1.tar+gzip", b"no gzip".to_vec());
-    check(&[broken], 0, Err(ErrorKind::Corrupt), &[]).await;
+    check(&[broken], 0, Err(ErrorKind::NoZtocs), &["cannot be read"]).await;
     check(&[("text/plain", vec![1])], 0, Err(ErrorKind::Unsupported), &[]).await;
     let prefetch = ("application/vnd.amazon.soci.prefetch.v1+json", b"{}".to_vec());
     check(&[prefetch, good()], 0, Ok(()), &["ztoc"]).await;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod convert;
+mod odd_images;
 mod create;
 mod images;
 mod locate;
