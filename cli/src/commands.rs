@@ -1,7 +1,6 @@
 //! One file a command. Here is the junction: the command as typed picks one of them; the limit on the whole is
 //! put around it.
 
-mod building;
 mod convert;
 mod create;
 mod image;
@@ -13,6 +12,7 @@ mod daemon;
 mod status;
 mod verify;
 mod ztoc;
+mod building;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -4,24 +4,25 @@
 //!
 //! The modules stand in the order in which a command meets them; imports point down the list.
 
+/// One file a command.
 pub mod commands;
-
+/// The local store: where builds go, and where `list`, `info` and `push` find them.
 mod local;
-
+/// Flags as typed.
 pub mod args;
-
+/// Where an image lies, as the user names it.
 mod place;
-
+/// The list of artifacts that were built on this machine.
 mod artifacts;
-
+/// containerd's services as a store.
 mod store;
-
+/// Calls to the daemon.
 mod control;
-
+/// Files that are read whole, with a limit.
 mod files;
-
+/// Tables and JSON: everything that is printed.
 pub mod output;
-
+/// Times since 1970, in UTC.
 mod time;
-
+/// The error of this crate, its kinds and exit codes.
 pub mod error;

@@ -16,8 +16,8 @@ use ztoc::{Compression, MAX_ZTOC_BYTES, Whole, Ztoc};
 use crate::error::{Error, ErrorKind};
 use crate::layer_format::{self, algorithm};
 use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
-use crate::pass::Pass;
 use crate::prefetch::{self, Prefetch, Spans, Wanted};
+use crate::tee::TeeBlob;
 
 /// Layers built side by side: enough to keep two processors busy while a third layer waits for its network.
 const LAYERS_AT_ONCE: usize = 2;
@@ -280,7 +280,7 @@ impl<'a> Layers<'a> {
         }
         info!(layer = %layer.digest, size = layer.size, "build ztoc");
         let doing = format!("build ztoc of layer {}", layer.digest);
-        let pass = Pass::new(self.from, layer, compression, self.ztoc_options());
+        let pass = TeeBlob::new(self.from, layer, compression, self.ztoc_options());
         let to = if self.wants(layer).await? { Some(self.to) } else { None };
         observer(Event::Begun(layer));
         let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
@@ -326,7 +326,7 @@ impl<'a> Layers<'a> {
     }
 
     /// Whether the layer is to be copied while it is read: not where it is there already, nor where a registry can
-    /// mount it from a neighbour.
+    /// mount it from a neighbor.
     async fn wants(&self, layer: &Descriptor) -> Result<bool, Error> {
         if self.copies == Copies::Nothing || !layer.urls.is_empty() {
             return Ok(false);

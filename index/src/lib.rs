@@ -10,29 +10,29 @@
 //!
 //! The modules stand in the order in which a conversion meets them; imports point down the list.
 
+/// An image becomes the same image with SOCI indexes.
 pub mod convert;
-
+/// Indexes beside an image that stays as it is.
 pub mod create;
-
+/// Whether a ztoc is true.
 pub mod verify;
-
+/// An image as it is in its store.
 pub mod source;
-
+/// The layers of an image become ztocs.
 pub mod build;
-
-mod pass;
-
+/// A layer is read once: copied and built from on the way.
+mod tee;
 /// How layers are compressed, by media type and by first bytes.
 mod layer_format;
-
+/// Artifacts that name the spans to fetch first.
 pub mod prefetch;
-
+/// Finds the index of an image.
 pub mod locate;
-
+/// The old image index becomes the new one. Pure.
 pub mod rewrite;
-
+/// The SOCI index manifest.
 pub mod manifest;
-
+/// The error of this crate, and its kinds.
 pub mod error;
 
 pub use build::{BuildOptions, Event, LayerReport, Observer, Outcome, Skip, XattrOptimization};

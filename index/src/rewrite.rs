@@ -187,7 +187,7 @@ fn describe(new: &NewIndex, renamed: &BTreeMap<Digest, Digest>) -> Descriptor {
 fn place(entries: &mut Vec<Descriptor>, new: Descriptor) {
     let same = |entry: &&mut Descriptor| {
         let platforms = entry.platform.as_ref().zip(new.platform.as_ref());
-        is_soci_index(entry) && platforms.is_some_and(|(a, b)| a.normalised() == b.normalised())
+        is_soci_index(entry) && platforms.is_some_and(|(a, b)| a.normalized() == b.normalized())
     };
     match entries.iter_mut().find(same) {
         Some(entry) => *entry = new,

@@ -84,14 +84,16 @@ pub(crate) struct Source {
 }
 
 /// What is still allowed to be read of an image.
-struct Budget {
+struct Budget<'a> {
     manifests: usize,
     bytes: u64,
+    /// For errors.
+    doing: &'a str,
 }
 
-impl Budget {
-    fn take(&mut self, bytes: usize, doing: &str) -> Result<(), Error> {
-        let too_much = |why: String| Error::new(ErrorKind::Unsupported, doing).because(why);
+impl Budget<'_> {
+    fn take(&mut self, bytes: usize) -> Result<(), Error> {
+        let too_much = |why: String| Error::new(ErrorKind::Unsupported, self.doing).because(why);
         self.manifests = self
             .manifests
             .checked_sub(1)
@@ -159,17 +161,15 @@ impl Source {
             platforms: Vec::new(),
             single: false,
         };
-        let mut budget = Budget { manifests: MANIFESTS_MAX, bytes: MANIFEST_BYTES_TOTAL };
+        let mut budget = Budget { manifests: MANIFESTS_MAX, bytes: MANIFEST_BYTES_TOTAL, doing };
         for entry in index.manifests().iter().filter(|entry| !is_soci_index(entry)) {
             if is_index(&entry.media_type) {
-                source
-                    .read_nested(from, entry, entry.platform.as_ref(), NESTING_MAX, &mut budget, doing)
-                    .await?;
+                source.read_nested(from, entry, entry.platform.as_ref(), NESTING_MAX, &mut budget).await?;
                 continue;
             }
             let manifest = match source.manifests.get(&entry.digest) {
                 Some(manifest) => Some(manifest.clone()),
-                None => read_entry(from, entry, &mut budget, doing).await?,
+                None => read_entry(from, entry, &mut budget).await?,
             };
             let platform = platform_of(from, entry, None, manifest.as_ref()).await?;
             source.platforms.extend(platform.map(|platform| (platform, entry.digest)));
@@ -186,30 +186,29 @@ impl Source {
         nested: &Descriptor,
         platform: Option<&Platform>,
         depth: usize,
-        budget: &mut Budget,
-        doing: &str,
+        budget: &mut Budget<'_>,
     ) -> Result<(), Error> {
         if self.nested.contains_key(&nested.digest) {
             return Ok(());
         }
         if depth == 0 {
             let why = format!("image indexes nested more than {NESTING_MAX} deep");
-            return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
+            return Err(Error::new(ErrorKind::Unsupported, budget.doing).because(why));
         }
         let bytes = match from.read_manifest(nested).await {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == oci::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        budget.take(bytes.len(), doing)?;
-        let index = Index::parse(&bytes, doing)?;
+        budget.take(bytes.len())?;
+        let index = Index::parse(&bytes, budget.doing)?;
         for entry in index.manifests().iter().filter(|entry| !is_soci_index(entry)) {
             let own = entry.platform.as_ref().or(platform);
             if is_index(&entry.media_type) {
-                Box::pin(self.read_nested(from, entry, own, depth - 1, budget, doing)).await?;
+                Box::pin(self.read_nested(from, entry, own, depth - 1, budget)).await?;
                 continue;
             }
-            let Some(manifest) = read_entry(from, entry, budget, doing).await? else { continue };
+            let Some(manifest) = read_entry(from, entry, budget).await? else { continue };
             let found = platform_of(from, entry, platform, Some(&manifest)).await?;
             self.platforms.extend(found.map(|found| (found, entry.digest)));
             self.inner.insert(entry.digest, manifest);
@@ -231,12 +230,12 @@ impl Source {
         };
         let mut chosen: Vec<(Platform, Digest)> = Vec::new();
         for platform in platforms {
-            let wanted = platform.normalised();
-            if chosen.iter().any(|(other, _)| other.normalised() == wanted) {
+            let wanted = platform.normalized();
+            if chosen.iter().any(|(other, _)| other.normalized() == wanted) {
                 continue;
             }
             // Of an image with and one without a feature, the one that was asked for.
-            let same = self.platforms.iter().find(|(other, _)| other.normalised() == wanted);
+            let same = self.platforms.iter().find(|(other, _)| other.normalized() == wanted);
             let found = same.or_else(|| self.platforms.iter().find(|(other, _)| platform.matches(other)));
             let (_, digest) = found.ok_or_else(|| absent(&platform))?;
             chosen.push((platform, *digest));
@@ -271,16 +270,15 @@ impl Source {
 async fn read_entry(
     from: &dyn Store,
     entry: &Descriptor,
-    budget: &mut Budget,
-    doing: &str,
+    budget: &mut Budget<'_>,
 ) -> Result<Option<Manifest>, Error> {
     if !is_manifest(&entry.media_type) {
         return Ok(None);
     }
     match from.read_manifest(entry).await {
         Ok(bytes) => {
-            budget.take(bytes.len(), doing)?;
-            Ok(Some(Manifest::parse(&bytes, doing)?))
+            budget.take(bytes.len())?;
+            Ok(Some(Manifest::parse(&bytes, budget.doing)?))
         }
         Err(error) if error.kind() == oci::ErrorKind::NotFound => {
             debug!(digest = %entry.digest, "entry is not there");
@@ -325,7 +323,7 @@ async fn present(from: &dyn Store, mut index: Index, doing: &str) -> Result<Inde
     Ok(index)
 }
 
-/// The normalised platform an image's configuration names.
+/// The normalized platform an image's configuration names.
 async fn read_platform(from: &dyn Store, manifest: &Manifest) -> Result<Platform, Error> {
     let config = &manifest.config;
     let doing = format!("read configuration {}", config.digest);
@@ -334,7 +332,7 @@ async fn read_platform(from: &dyn Store, manifest: &Manifest) -> Result<Platform
         return Err(Error::new(ErrorKind::Unsupported, doing).because(why));
     }
     let bytes = read_blob(from, config, MANIFEST_BYTES_MAX, &doing).await?;
-    Ok(Config::parse(&bytes, &doing)?.platform.normalised())
+    Ok(Config::parse(&bytes, &doing)?.platform.normalized())
 }
 
 fn is_image(manifest: &Manifest) -> bool {

@@ -13,7 +13,7 @@ use crate::build::{Event, Observer, failed};
 use crate::error::Error;
 use crate::layer_format::algorithm;
 use crate::manifest::disables_xattrs;
-use crate::pass::Pass;
+use crate::tee::TeeBlob;
 
 /// What to think of a ztoc.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub async fn verify(
     }
     observer(Event::Begun(layer));
     let heard = |bytes| observer(Event::Read(&layer.digest, bytes));
-    let built = match Pass::new(layers, layer, compression, options).run(None, &heard).await? {
+    let built = match TeeBlob::new(layers, layer, compression, options).run(None, &heard).await? {
         Ok(built) => built,
         Err(error) if error.kind() == ztoc::ErrorKind::Corrupt => return Err(failed(error, &doing)),
         Err(error) => return Ok(Verdict::Unknown(error.to_string())),

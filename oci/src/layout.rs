@@ -6,9 +6,10 @@
 //! A tar is written anew, and there is nothing of it before its tag is written. What is read is as hostile here as
 //! from a registry: manifests are bounded and compared with their digests.
 
-mod archive;
 mod names;
-mod place;
+mod backing;
+mod archive;
+mod draft;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,8 +20,8 @@ use futures::stream;
 use serde::Deserialize;
 
 use self::archive::Archive;
+use self::backing::{Backing, blocking, pieces};
 use self::names::Found;
-use self::place::{Place, blocking, pieces};
 use crate::blob::{Blob, BoxFuture, ByteStream, collect, verified};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
@@ -36,7 +37,7 @@ const INDEX: &str = "index.json";
 /// `index.json` lists several platforms without names, the image index that they are together.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    place: Place,
+    backing: Backing,
     alone: Alone,
 }
 
@@ -50,7 +51,7 @@ enum Alone {
 impl Layout {
     /// A layout that is there, in a folder. `NotFound` where it is not, `Unsupported` where it is of another version.
     pub async fn open(folder: impl Into<PathBuf>) -> Result<Layout, Error> {
-        Layout { place: Place::Folder(folder.into()), alone: Alone::No }.checked().await
+        Layout { backing: Backing::Folder(folder.into()), alone: Alone::No }.checked().await
     }
 
     /// The same, made where it is not there yet.
@@ -63,8 +64,8 @@ impl Layout {
         let doing = format!("create OCI layout {}", folder.display());
         let blobs = folder.join("blobs").join("sha256");
         tokio::fs::create_dir_all(&blobs).await.map_err(|cause| Error::io(doing, cause))?;
-        let layout = Layout { place: Place::Folder(folder), alone: Alone::No };
-        if layout.place.has(INDEX).await? {
+        let layout = Layout { backing: Backing::Folder(folder), alone: Alone::No };
+        if layout.backing.has(INDEX).await? {
             let error = Error::new(ErrorKind::Unsupported, format!("create OCI layout {}", layout.name()));
             return Err(error.because("there is an index.json that belongs to something else"));
         }
@@ -77,14 +78,14 @@ impl Layout {
     pub async fn open_archive(file: impl Into<PathBuf>) -> Result<Layout, Error> {
         let file = file.into();
         let archive = blocking("open OCI archive", move || Archive::open(&file)).await?;
-        Layout { place: Place::Archive(Arc::new(archive)), alone: Alone::No }.checked().await
+        Layout { backing: Backing::Archive(Arc::new(archive)), alone: Alone::No }.checked().await
     }
 
     /// A new one, in a tar that takes the place of `file` when its tag is written.
     pub async fn create_archive(file: impl Into<PathBuf>) -> Result<Layout, Error> {
         let file = file.into();
         let archive = blocking("create OCI archive", move || Archive::create(&file)).await?;
-        Ok(Layout { place: Place::Archive(Arc::new(archive)), alone: Alone::No })
+        Ok(Layout { backing: Backing::Archive(Arc::new(archive)), alone: Alone::No })
     }
 
     /// The same layout, in which the next image that is written becomes the only one that is listed.
@@ -110,7 +111,7 @@ impl Layout {
     /// Takes a blob away, and its mention in `index.json`; nothing to do where it is not there.
     pub async fn remove(&self, digest: &Digest) -> Result<(), Error> {
         let doing = format!("remove {digest} from {}", self.name());
-        let Place::Folder(folder) = &self.place else {
+        let Backing::Folder(folder) = &self.backing else {
             let error = Error::new(ErrorKind::Unsupported, doing);
             return Err(error.because("an archive cannot be changed"));
         };
@@ -130,7 +131,7 @@ impl Layout {
     /// The digests of all blobs, in no order.
     pub async fn blobs(&self) -> Result<Vec<Digest>, Error> {
         let doing = format!("list blobs of {}", self.name());
-        let Place::Folder(folder) = &self.place else {
+        let Backing::Folder(folder) = &self.backing else {
             let error = Error::new(ErrorKind::Unsupported, doing);
             return Err(error.because("it is an archive"));
         };
@@ -147,8 +148,8 @@ impl Layout {
     /// A blob in memory, compared with its digest; larger than `limit` is `Corrupt`.
     pub async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Bytes, Error> {
         let name = file_of(digest);
-        let doing = format!("read {}", self.place.say(&name));
-        let (file, range) = self.place.open(&name, &doing).await?;
+        let doing = format!("read {}", self.backing.say(&name));
+        let (file, range) = self.backing.open(&name, &doing).await?;
         let bytes = collect(pieces(file, range, doing.clone()), limit, &doing).await?;
         digest.verify(&bytes, &doing)?;
         Ok(bytes)
@@ -157,8 +158,8 @@ impl Layout {
     /// The first `length` bytes of a blob, or all of them where they are fewer.
     pub async fn head(&self, digest: &Digest, length: u64) -> Result<ByteStream, Error> {
         let name = file_of(digest);
-        let doing = format!("read {}", self.place.say(&name));
-        let (file, range) = self.place.open(&name, &doing).await?;
+        let doing = format!("read {}", self.backing.say(&name));
+        let (file, range) = self.backing.open(&name, &doing).await?;
         let end = range.end.min(range.start.saturating_add(length));
         Ok(pieces(file, range.start..end, doing))
     }
@@ -181,12 +182,12 @@ impl Layout {
     }
 
     async fn read(&self, name: &str, doing: &str) -> Result<Bytes, Error> {
-        let (file, range) = self.place.open(name, doing).await?;
+        let (file, range) = self.backing.open(name, doing).await?;
         collect(pieces(file, range, doing.to_owned()), MANIFEST_BYTES_MAX, doing).await
     }
 
     async fn read_index(&self) -> Result<Index, Error> {
-        let doing = format!("read {}", self.place.say(INDEX));
+        let doing = format!("read {}", self.backing.say(INDEX));
         match self.read(INDEX, &doing).await {
             Ok(bytes) => Index::parse(&bytes, &doing),
             // An archive that is being written has none yet.
@@ -196,7 +197,7 @@ impl Layout {
     }
 
     fn is_draft(&self) -> bool {
-        matches!(&self.place, Place::Archive(archive) if archive.member(MARKER).is_none())
+        matches!(&self.backing, Backing::Archive(archive) if archive.member(MARKER).is_none())
     }
 
     async fn write_index(&self, index: &Index) -> Result<(), Error> {
@@ -210,12 +211,12 @@ impl Layout {
 
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), Error> {
         let size = bytes.len() as u64;
-        self.place.put(name, size, Box::pin(stream::once(std::future::ready(Ok(bytes))))).await
+        self.backing.put(name, size, Box::pin(stream::once(std::future::ready(Ok(bytes))))).await
     }
 
     /// The image index that entries of `index.json` are together: that very document where there is nothing else in it.
     async fn together(&self, entries: Vec<Descriptor>) -> Result<Bytes, Error> {
-        let doing = format!("read {}", self.place.say(INDEX));
+        let doing = format!("read {}", self.backing.say(INDEX));
         let bytes = self.read(INDEX, &doing).await?;
         let whole = Index::parse(&bytes, &doing)?;
         if whole.manifests() == entries {
@@ -246,7 +247,7 @@ impl Layout {
 
 impl Store for Layout {
     fn name(&self) -> String {
-        self.place.path().display().to_string()
+        self.backing.path().display().to_string()
     }
 
     fn origin(&self) -> Option<Origin> {
@@ -281,11 +282,11 @@ impl Store for Layout {
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
         let Descriptor { digest, size, .. } = *descriptor;
-        Arc::new(FileBlob { place: self.place.clone(), name: file_of(&digest), digest, size })
+        Arc::new(FileBlob { backing: self.backing.clone(), name: file_of(&digest), digest, size })
     }
 
     fn has_blob<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(async move { self.place.has(&file_of(&descriptor.digest)).await })
+        Box::pin(async move { self.backing.has(&file_of(&descriptor.digest)).await })
     }
 
     fn write_blob<'a>(
@@ -296,7 +297,7 @@ impl Store for Layout {
         Box::pin(async move {
             descriptor.verify(&bytes, &format!("write blob {}", descriptor.digest))?;
             // In an archive a member twice is a member too many.
-            if matches!(self.place, Place::Archive(_)) && self.has_blob(descriptor).await? {
+            if matches!(self.backing, Backing::Archive(_)) && self.has_blob(descriptor).await? {
                 return Ok(());
             }
             self.put(&file_of(&descriptor.digest), bytes).await
@@ -310,7 +311,7 @@ impl Store for Layout {
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let source = verified(source.read_all().await?, descriptor.digest, descriptor.size);
-            self.place.put(&file_of(&descriptor.digest), descriptor.size, source).await
+            self.backing.put(&file_of(&descriptor.digest), descriptor.size, source).await
         })
     }
 
@@ -349,7 +350,7 @@ impl Store for Layout {
             };
             names::name(&mut index, tag, descriptor);
             self.write_index(&index).await?;
-            let Place::Archive(archive) = self.place.clone() else { return Ok(()) };
+            let Backing::Archive(archive) = self.backing.clone() else { return Ok(()) };
             self.write_marker().await?;
             blocking("write OCI archive", move || archive.finish()).await
         })
@@ -364,7 +365,7 @@ fn file_of(digest: &Digest) -> String {
 /// A blob that is a file, or part of one.
 #[derive(Debug)]
 struct FileBlob {
-    place: Place,
+    backing: Backing,
     name: String,
     digest: Digest,
     size: u64,
@@ -381,12 +382,12 @@ impl Blob for FileBlob {
 
     fn read_range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(async move {
-            let doing = format!("read {}", self.place.say(&self.name));
+            let doing = format!("read {}", self.backing.say(&self.name));
             if range.start > range.end || range.end > self.size {
                 let why = format!("the blob has {} bytes, asked for {range:?}", self.size);
                 return Err(Error::new(ErrorKind::Invalid, doing).because(why));
             }
-            let (file, whole) = self.place.open(&self.name, &doing).await?;
+            let (file, whole) = self.backing.open(&self.name, &doing).await?;
             if range.end > whole.end - whole.start {
                 let error = Error::new(ErrorKind::Corrupt, doing);
                 return Err(error.because("the file is shorter than its blob"));

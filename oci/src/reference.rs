@@ -13,7 +13,7 @@ const NAME_LENGTH_MAX: usize = 255;
 /// The same for tags.
 const TAG_LENGTH_MAX: usize = 128;
 
-/// A parsed, normalised image name.
+/// A parsed, normalized image name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     registry: String,
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn normalises() {
+    fn normalizes() {
         let check = |text: &str, expected: &str| {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(reference.to_string(), expected, "{text}");

@@ -11,7 +11,7 @@ mod session;
 mod auth;
 mod credentials;
 mod http;
-mod patience;
+mod timeout;
 mod hosts;
 
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::store::{MANIFEST_BYTES_MAX, Origin, Store, read_blob};
 pub use credentials::{Anonymous, Credential, Credentials, DockerConfig};
 pub use hosts::PlainHttp;
 pub use http::{Client, ClientOptions};
-pub use patience::Patience;
+pub use timeout::Timeouts;
 
 use self::auth::Auth;
 use self::hosts::Endpoint;
@@ -47,7 +47,7 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
 /// An image with more pages of referrers than this is not looked through to the end.
 const REFERRER_PAGES_MAX: u32 = 32;
 
-/// One repository, authorised. Cheap to clone; clones share logins.
+/// One repository, authorized. Cheap to clone; clones share logins.
 #[derive(Debug, Clone)]
 pub struct Registry {
     session: Arc<Session>,

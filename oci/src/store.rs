@@ -21,7 +21,7 @@ pub const MANIFEST_BYTES_MAX: u64 = 8 << 20;
 /// Where a registry's repository is: what another repository needs to mount a blob from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// `host[:port]`, normalised
+    /// `host[:port]`, normalized
     pub registry: String,
     pub repository: String,
 }

@@ -214,7 +214,11 @@ impl Layers {
         let blob = StoppableBlob::new(registry.blob(&layer.digest, Some(layer.size)), stop);
         let origin = registry.name();
         let streamed = Layer::stream(&self.store, &self.engine, &origin, blob, compression).await;
-        let streamed = streamed.map_err(|e| NotLazy::of_layer(&e))?;
+        let streamed = streamed.map_err(|e| match e.kind() {
+            // No ztoc is involved: the bytes are damaged, or not what the media type says.
+            layerfs::ErrorKind::Corrupt => NotLazy::new(Reason::UnsupportedLayer, e.to_string()),
+            _ => NotLazy::of_layer(&e),
+        })?;
         Ok(self.with_source(streamed, registry, layer))
     }
 

@@ -16,8 +16,8 @@ use crate::codec::tar_zinfo;
 use crate::codec::ztoc::{Content, Row, VERSION, VTABLES, encode, encoded_len};
 use crate::error::{Error, ErrorKind};
 use crate::gzip::{Checkpoint, Scanner, Step};
-use crate::plain;
 use crate::toc::{Collected, TarReader, XATTR_PREFIX};
+use crate::uncompressed;
 use crate::units::UncompressedOffset;
 use crate::zinfo::{Compression, MAX_OFFSET};
 use crate::ztoc::{MAX_ZTOC_BYTES, Ztoc};
@@ -196,7 +196,7 @@ impl Builder {
                 (Compression::Gzip, checkpoints.finish(span_size), taken)
             }
             Source::Plain { .. } => {
-                plain::spans(self.compressed_size, span_size)
+                uncompressed::spans(self.compressed_size, span_size)
                     .ok_or_else(|| Error::too_large("build ztoc: too many spans"))?;
                 let zinfo = tar_zinfo::encode(signed(span_size), signed(self.compressed_size));
                 (Compression::Uncompressed, zinfo.into(), self.digests.finish(&[]))

@@ -59,6 +59,8 @@ pub(crate) struct Scanner {
     checkpoints: u64,
     last_output: u64,
     between_members: bool,
+    /// A member has ended, and nothing has come out of the one behind it.
+    is_behind_member: bool,
     /// [`WINDOW`] bytes of history, then the output up to `filled`, of which the bytes up to `taken` were taken.
     buffer: Vec<u8>,
     taken: usize,
@@ -80,6 +82,7 @@ impl Scanner {
             checkpoints: 0,
             last_output: 0,
             between_members: false,
+            is_behind_member: false,
             buffer: vec![0; WINDOW + OUTPUT],
             taken: WINDOW,
             filled: WINDOW,
@@ -96,11 +99,20 @@ impl Scanner {
             if self.between_members && !input.is_empty() {
                 self.inflater.reset(Wrapper::Gzip);
                 self.between_members = false;
+                self.is_behind_member = true;
             }
             let (stop, room) = self.stop_and_room();
             let output = &mut self.buffer[self.filled..self.filled + room];
-            let progress = self.inflater.inflate(input, output, stop)?;
+            let progress = match self.inflater.inflate(input, output, stop) {
+                Err(_) if self.is_behind_member => {
+                    return Err(Error::corrupt(
+                        "inflate: something that is not gzip follows the gzip stream",
+                    ));
+                }
+                progress => progress?,
+            };
             *input = &input[progress.consumed..];
+            self.is_behind_member &= progress.produced == 0;
             self.filled += progress.produced;
             self.total_in += progress.consumed as u64;
             self.total_out += progress.produced as u64;

@@ -23,16 +23,27 @@
 //! ```
 
 // The order in which a layer meets them; imports point down this list.
+/// A layer's bytes become a ztoc, in one pass.
 mod build;
+/// The wire format.
 mod codec;
+/// The value: table of files, span table, sizes.
 mod ztoc;
+/// Tar headers become the table of files.
 mod toc;
+/// Which spans a range of bytes lies in.
 mod zinfo;
+/// Checkpoints of a gzip stream, and inflating from them.
 mod gzip;
-mod plain;
-mod flat;
-mod stack;
+/// Spans of an uncompressed layer: arithmetic.
+mod uncompressed;
+/// Reading FlatBuffers that may be hostile.
+mod flatbuffer;
+/// A vector that gives its memory back while it is emptied.
+mod shrinking_vec;
+/// Offsets and spans as types.
 mod units;
+/// The error of this crate, and its kinds.
 mod error;
 
 pub use build::{Builder, Built, DEFAULT_BUILD_TOOL, DEFAULT_SPAN_SIZE, Options, Whole, WholeDigests, build};

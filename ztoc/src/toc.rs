@@ -11,6 +11,7 @@ mod header;
 mod pax;
 mod sparse;
 mod time;
+mod record;
 
 use std::mem;
 
@@ -18,7 +19,7 @@ use crate::error::Error;
 use header::{Header, Kind};
 
 pub(crate) use collected::{Collected, CollectedEntry};
-pub(crate) use pax::{Record, XATTR_PREFIX};
+pub(crate) use record::{Record, XATTR_PREFIX};
 pub use time::MTime;
 
 /// The unit in which a tar is written.

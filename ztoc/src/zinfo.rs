@@ -2,7 +2,7 @@
 //! bytes a span is, and what their digest has to be.
 //!
 //! A [`SpanTable`] is made when a ztoc is opened, from its checkpoints or by arithmetic, and never changes.
-//! Every span but the last has at least one byte on either side. Compressed ranges of neighbours overlap by
+//! Every span but the last has at least one byte on either side. Compressed ranges of neighbors overlap by
 //! one byte where a span begins in the middle of a byte. The last span ends where the layer ends; its
 //! uncompressed range may be empty, when the tar ended long before the layer did.
 
@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::error::Error;
 use crate::gzip::Checkpoint;
-use crate::plain;
+use crate::uncompressed;
 use crate::units::{CompressedOffset, SpanId, UncompressedOffset};
 
 /// How a layer is compressed.
@@ -70,7 +70,7 @@ impl SpanTable {
 
     /// The spans of a layer that is not compressed; `size` is the one its zinfo states.
     pub(crate) fn plain(stated: Stated, size: u64) -> Result<SpanTable, Error> {
-        let Some(count) = plain::spans(size, stated.span_size) else {
+        let Some(count) = uncompressed::spans(size, stated.span_size) else {
             return Err(Error::corrupt("read span table: impossible span size"));
         };
         SpanTable::new(stated, count as usize, Places::Arithmetic)
@@ -115,7 +115,9 @@ impl SpanTable {
                 let after = checkpoints.partition_point(|checkpoint| checkpoint.output <= offset.0);
                 after.saturating_sub(1) as u32
             }
-            Places::Arithmetic => plain::span_of(offset.0, self.span_size).min(self.len().saturating_sub(1)),
+            Places::Arithmetic => {
+                uncompressed::span_of(offset.0, self.span_size).min(self.len().saturating_sub(1))
+            }
         })
     }
 
@@ -134,7 +136,7 @@ impl SpanTable {
     pub fn end_span_as_listed(&self, end: UncompressedOffset) -> SpanId {
         match &self.places {
             Places::Checkpoints(_) => self.span_of(end),
-            Places::Arithmetic => SpanId(plain::span_of(end.0, self.span_size)),
+            Places::Arithmetic => SpanId(uncompressed::span_of(end.0, self.span_size)),
         }
     }
 
@@ -169,7 +171,7 @@ impl SpanTable {
     }
 
     fn arithmetic(&self, span: SpanId, last: bool, size: u64) -> (u64, u64) {
-        let start = plain::start(span.0, self.span_size);
+        let start = uncompressed::start(span.0, self.span_size);
         (start, if last { size } else { start.saturating_add(self.span_size) })
     }
 

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::flat::Table;
+use crate::flatbuffer::Table;
 use crate::gzip;
 use crate::units::CompressedOffset;
 use crate::units::SpanId;

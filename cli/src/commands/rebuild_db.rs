@@ -92,7 +92,7 @@ async fn platform_of(local: &Local, manifest: &Digest) -> Option<String> {
     let bytes = local.read(manifest, MANIFEST_BYTES_MAX).await.ok()?;
     let config = Manifest::parse(&bytes, doing).ok()?.config.digest;
     let bytes = local.read(&config, MANIFEST_BYTES_MAX).await.ok()?;
-    Some(Config::parse(&bytes, doing).ok()?.platform.normalised().to_string())
+    Some(Config::parse(&bytes, doing).ok()?.platform.normalized().to_string())
 }
 
 fn entries(image: Digest, bytes: &[u8]) -> Vec<(Digest, Place)> {

@@ -58,15 +58,15 @@ async fn a_damaged_layer_is_left_out() {
     let mut wrong_checksum = good.clone();
     let at = good.len() - 6;
     wrong_checksum[at] ^= 1;
-    for (what, bytes) in [
-        ("something behind the gzip stream", [&good[..], &[0; 512]].concat()),
-        ("text behind the gzip stream", [&good[..], b"text"].concat()),
-        ("a gzip stream that ends early", good[..good.len() - 20].to_vec()),
-        ("a wrong checksum", wrong_checksum),
-        ("a tar that ends early", gzip(&tar("file", b'0')[..515])),
+    for (bytes, expected) in [
+        ([&good[..], &[0; 512]].concat(), "something that is not gzip follows the gzip stream"),
+        ([&good[..], b"text"].concat(), "something that is not gzip follows the gzip stream"),
+        (good[..good.len() - 20].to_vec(), "unexpected end of the stream"),
+        (wrong_checksum, "a damaged one"),
+        (gzip(&tar("file", b'0')[..515]), "unexpected end"),
     ] {
         let found = reason(OCI_LAYER_GZIP, bytes).await;
-        assert!(found.starts_with("cannot be read: "), "{what}: {found}");
+        assert!(found.starts_with("cannot be read: ") && found.contains(expected), "{expected}: {found}");
     }
 }
 

@@ -33,11 +33,11 @@ async fn serving(rules: Rules) -> TestRegistry {
 const CONVERTED: &str = "sha256:9728721189b12f18b7e1c26c8c22549b20fec7d96c2d68ee6c1e04f24e235e25";
 
 #[tokio::test]
-async fn to_a_neighbour_and_to_another_registry() {
+async fn to_a_neighbor_and_to_another_registry() {
     let source = serving(Rules { redirect_uses: Some(1), ..Rules::default() }).await;
     let from = open(&source, "src");
-    let neighbour = open(&source, "dst/a");
-    let report = run(&from, "example", &neighbour, &options()).await.unwrap();
+    let neighbor = open(&source, "dst/a");
+    let report = run(&from, "example", &neighbor, &options()).await.unwrap();
     assert_eq!(report.image.digest.to_string(), CONVERTED);
     assert_eq!(source.manifest("dst/a", "converted"), source.manifest("dst/a", CONVERTED));
 

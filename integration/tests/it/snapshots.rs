@@ -3,7 +3,7 @@
 mod load;
 mod mapped;
 mod rebased;
-mod unlabelled;
+mod unlabeled;
 
 use std::{
     collections::BTreeSet,

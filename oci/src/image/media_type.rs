@@ -26,7 +26,7 @@ pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
-/// The media type a manifest or image index gives itself, or is recognised by: with `manifests` it is
+/// The media type a manifest or image index gives itself, or is recognized by: with `manifests` it is
 /// an image index, with `config` a manifest. None for anything else.
 pub fn of_document(bytes: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]

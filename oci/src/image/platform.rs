@@ -59,10 +59,10 @@ impl Platform {
 
     /// The one spelling of several: `x86_64` is `amd64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`.
     #[must_use]
-    pub fn normalised(&self) -> Platform {
-        let (architecture, variant) = normalise_architecture(&self.architecture, &self.variant);
+    pub fn normalized(&self) -> Platform {
+        let (architecture, variant) = normalize_architecture(&self.architecture, &self.variant);
         Platform {
-            os: normalise_os(&self.os),
+            os: normalize_os(&self.os),
             architecture,
             variant,
             os_version: self.os_version.clone(),
@@ -70,11 +70,11 @@ impl Platform {
         }
     }
 
-    /// Whether `other` is what this asks for, once both are normalised; features that it needs must be asked for, too.
+    /// Whether `other` is what this asks for, once both are normalized; features that it needs must be asked for, too.
     /// The version of the operating system counts for Windows only, where an image runs on one version and not on
     /// another.
     pub fn matches(&self, other: &Platform) -> bool {
-        let (a, b) = (self.normalised(), other.normalised());
+        let (a, b) = (self.normalized(), other.normalized());
         let same = a.os == b.os && a.architecture == b.architecture && a.variant == b.variant;
         let features = b.os_features.iter().all(|feature| a.os_features.contains(feature));
         same && features && (a.os != "windows" || a.os_version.is_empty() || a.os_version == b.os_version)
@@ -111,12 +111,12 @@ impl FromStr for Platform {
         }
         match parts[..] {
             [one] => {
-                let os = normalise_os(one);
+                let os = normalize_os(one);
                 if OPERATING_SYSTEMS.contains(&os.as_str()) {
                     let host = Platform::host();
                     return Ok(Platform::new(&os, &host.architecture, &host.variant));
                 }
-                let (architecture, variant) = normalise_architecture(one, "");
+                let (architecture, variant) = normalize_architecture(one, "");
                 if ARCHITECTURES.contains(&architecture.as_str()) {
                     let variant = if architecture == "arm" && variant == "v7" { "" } else { &variant };
                     return Ok(Platform::new(host_os(), &architecture, variant));
@@ -124,16 +124,16 @@ impl FromStr for Platform {
                 Err(invalid("it is neither an operating system nor an architecture"))
             }
             [os, architecture] => {
-                let (architecture, variant) = normalise_architecture(architecture, "");
+                let (architecture, variant) = normalize_architecture(architecture, "");
                 let variant = if architecture == "arm" && variant == "v7" { "" } else { &variant };
-                Ok(Platform::new(&normalise_os(os), &architecture, variant))
+                Ok(Platform::new(&normalize_os(os), &architecture, variant))
             }
             [os, architecture, variant] => {
-                let (architecture, mut variant) = normalise_architecture(architecture, variant);
+                let (architecture, mut variant) = normalize_architecture(architecture, variant);
                 if architecture == "arm64" && variant.is_empty() {
                     variant = "v8".to_owned();
                 }
-                Ok(Platform::new(&normalise_os(os), &architecture, &variant))
+                Ok(Platform::new(&normalize_os(os), &architecture, &variant))
             }
             _ => Err(invalid("it has more than three parts")),
         }
@@ -171,7 +171,7 @@ fn host_os() -> &'static str {
     }
 }
 
-fn normalise_os(os: &str) -> String {
+fn normalize_os(os: &str) -> String {
     match os.to_lowercase().as_str() {
         "" => host_os().to_owned(),
         "macos" => "darwin".to_owned(),
@@ -179,7 +179,7 @@ fn normalise_os(os: &str) -> String {
     }
 }
 
-fn normalise_architecture(architecture: &str, variant: &str) -> (String, String) {
+fn normalize_architecture(architecture: &str, variant: &str) -> (String, String) {
     let (architecture, variant) = (architecture.to_lowercase(), variant.to_lowercase());
     let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
         ("i386", _) => ("386", ""),

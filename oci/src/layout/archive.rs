@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::place::draft_beside;
+use super::draft::Draft;
 use crate::error::{Error, ErrorKind};
 
 /// A layout with more members is none: an image has a few hundred blobs.
@@ -31,12 +31,15 @@ pub(super) struct Archive {
 #[derive(Debug)]
 struct State {
     members: BTreeMap<String, Range<u64>>,
-    draft: Option<Draft>,
+    /// None once the archive is finished.
+    unfinished: Option<Unfinished>,
 }
 
+/// An archive that is being written.
 #[derive(Debug)]
-struct Draft {
-    path: PathBuf,
+struct Unfinished {
+    draft: Draft,
+    /// Where the next member begins.
     end: u64,
 }
 
@@ -63,7 +66,7 @@ impl Archive {
             }
             _ => Error::io(&doing, cause),
         })?;
-        let state = Mutex::new(State { members, draft: None });
+        let state = Mutex::new(State { members, unfinished: None });
         Ok(Archive { path: path.to_owned(), file: Arc::new(file), state })
     }
 
@@ -75,8 +78,8 @@ impl Archive {
             let error = Error::new(ErrorKind::Unsupported, doing);
             return Err(error.because("there is something that is not a file"));
         }
-        let (draft, file) = draft_beside(&path).map_err(|cause| Error::io(doing, cause))?;
-        let state = State { members: BTreeMap::new(), draft: Some(Draft { path: draft, end: 0 }) };
+        let (draft, file) = Draft::beside(&path).map_err(|cause| Error::io(doing, cause))?;
+        let state = State { members: BTreeMap::new(), unfinished: Some(Unfinished { draft, end: 0 }) };
         Ok(Archive { path, file: Arc::new(file), state: Mutex::new(state) })
     }
 
@@ -96,12 +99,12 @@ impl Archive {
         let doing = format!("write {} to {}", name, self.path.display());
         let at = {
             let mut state = self.state();
-            let Some(draft) = &mut state.draft else {
+            let Some(unfinished) = &mut state.unfinished else {
                 let error = Error::new(ErrorKind::Unsupported, doing);
                 return Err(error.because("an archive that is finished cannot be changed; write a new one"));
             };
-            let at = draft.end;
-            draft.end = at + BLOCK + size.div_ceil(BLOCK) * BLOCK;
+            let at = unfinished.end;
+            unfinished.end = at + BLOCK + size.div_ceil(BLOCK) * BLOCK;
             at
         };
         let header = header(name, size).map_err(|cause| Error::io(&doing, cause))?;
@@ -118,31 +121,15 @@ impl Archive {
     pub(super) fn finish(&self) -> Result<(), Error> {
         let doing = format!("write {}", self.path.display());
         let io = |cause| Error::io(&doing, cause);
-        let Some(draft) = self.state().draft.take() else { return Ok(()) };
-        let finished = (|| {
-            // the padding of the last member, and the two blocks of zeros
-            self.file.set_len(draft.end + 2 * BLOCK)?;
-            self.file.sync_all()?;
-            std::fs::rename(&draft.path, &self.path)
-        })();
-        if finished.is_err() {
-            // The first error is the one to tell.
-            let _ = std::fs::remove_file(&draft.path);
-        }
-        finished.map_err(io)
+        let Some(Unfinished { draft, end }) = self.state().unfinished.take() else { return Ok(()) };
+        // The padding of the last member, and the two blocks of zeros.
+        self.file.set_len(end + 2 * BLOCK).map_err(io)?;
+        self.file.sync_all().map_err(io)?;
+        draft.move_to(&self.path).map_err(io)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Archive {
-    fn drop(&mut self) {
-        if let Some(draft) = self.state().draft.take() {
-            // What is left of a draft harms nobody.
-            let _ = std::fs::remove_file(draft.path);
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::{sleep, timeout};
 
 use super::hosts::{PlainHttp, is_loopback};
-use super::patience::heard;
+use super::timeout::heard;
 use crate::blob::{ByteStream, collect};
 use crate::error::{Error, ErrorKind};
 

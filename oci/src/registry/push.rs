@@ -1,5 +1,5 @@
 //! Writing to a repository: blobs by one PUT, or in pieces where the registry wants no long ones, or mounted from
-//! a neighbour; manifests by digest or tag. The registry compares the digest of what it is sent; a stream is
+//! a neighbor; manifests by digest or tag. The registry compares the digest of what it is sent; a stream is
 //! compared here as well, so that a lying source ends the upload before the registry is asked to believe it.
 //! Missing courtesies are tolerated: no `Location` after a manifest, no digest header.
 
@@ -69,8 +69,8 @@ pub(super) async fn copy_blob(
     if origin.as_ref() == Some(&here) || has_blob(session, &descriptor.digest).await? {
         return Ok(());
     }
-    let neighbour = origin.filter(|origin| origin.registry == here.registry);
-    let location = match neighbour {
+    let neighbor = origin.filter(|origin| origin.registry == here.registry);
+    let location = match neighbor {
         None => None,
         Some(origin) => match mount(session, descriptor, &origin.repository).await? {
             Mounted::Done => return Ok(()),
@@ -152,7 +152,7 @@ async fn mount(session: &Session, descriptor: &Descriptor, from: &str) -> Result
     request.scope = format!("{} repository:{from}:pull", session.scope(Access::Push));
     let answer = match session.send(&request).await {
         Ok(answer) => answer,
-        // Not allowed to read the neighbour that way; an upload needs no leave of it.
+        // Not allowed to read the neighbor that way; an upload needs no leave of it.
         Err(error) if error.kind() == ErrorKind::Denied => return Ok(Mounted::Continue(None)),
         Err(error) => return Err(error),
     };

@@ -15,7 +15,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use oci::{Client, Credentials, Digest, Manifest, Patience, Reference, Registry};
+use oci::{Client, Credentials, Digest, Manifest, Reference, Registry, Timeouts};
 
 use crate::{
     config::Unindexed,
@@ -33,7 +33,7 @@ const KEEP_FOUND: Duration = Duration::from_secs(600);
 const KEEP_NOT_FOUND: Duration = Duration::from_secs(5);
 /// A lookup is three small requests, each answered within a second or repeated within a few. A registry that is silent
 /// for longer, or takes minutes for kilobytes, would delay a pull that can do without it.
-const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
+const PATIENCE: Timeouts = Timeouts { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
 /// For a registry that the client has not named, or a question that is asked for caution's sake.
 const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Images that a node pulls at the same time, generously.

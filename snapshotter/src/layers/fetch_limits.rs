@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use oci::{Patience, Registry, Store as _};
+use oci::{Registry, Store as _, Timeouts};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::sync::lock;
@@ -121,9 +121,9 @@ impl FetchLimits {
 }
 
 /// How long the daemon waits for a ztoc of `bytes` bytes.
-pub(crate) fn ztoc_patience(bytes: u64) -> Patience {
+pub(crate) fn ztoc_patience(bytes: u64) -> Timeouts {
     let total = ZTOC_TOTAL + Duration::from_secs(bytes / ZTOC_BYTES_PER_SECOND);
-    Patience { silence: ZTOC_SILENCE, total }
+    Timeouts { silence: ZTOC_SILENCE, total }
 }
 
 fn host(registry: &Registry) -> String {

@@ -73,9 +73,9 @@ fuzz_target!(|data: &[u8]| {
         assert!(canonical_json(&again) == bytes);
     }
     if let Ok(config) = Config::parse(data, "fuzz") {
-        let normalised = config.platform.normalised();
-        assert_eq!(normalised.normalised(), normalised);
-        assert!(normalised.matches(&config.platform));
+        let normalized = config.platform.normalized();
+        assert_eq!(normalized.normalized(), normalized);
+        assert!(normalized.matches(&config.platform));
         // what is written may be no platform that a person can ask for, but asking must not panic
         let _ = config.platform.to_string().parse::<Platform>();
     }

@@ -7,7 +7,7 @@
 
 use crate::error::Error;
 use crate::gzip::{Checkpoint, WINDOW};
-use crate::stack::Stack;
+use crate::shrinking_vec::ShrinkingVec;
 
 const HEADER: usize = 12;
 /// The length of a record, and so the distance between two windows.
@@ -17,13 +17,13 @@ pub(crate) const FIRST_WINDOW: usize = HEADER + RECORD - WINDOW;
 
 /// Collects checkpoints as they are found.
 pub(crate) struct Writer {
-    blob: Stack<u8>,
+    blob: ShrinkingVec<u8>,
     count: i32,
 }
 
 impl Writer {
     pub(crate) fn new() -> Writer {
-        let mut blob = Stack::default();
+        let mut blob = ShrinkingVec::default();
         blob.extend_from_slice(&[0; HEADER]);
         Writer { blob, count: 0 }
     }
@@ -45,7 +45,7 @@ impl Writer {
         self.count += 1;
     }
 
-    pub(crate) fn finish(mut self, span_size: u64) -> Stack<u8> {
+    pub(crate) fn finish(mut self, span_size: u64) -> ShrinkingVec<u8> {
         self.blob[..4].copy_from_slice(&self.count.to_le_bytes());
         self.blob[4..HEADER].copy_from_slice(&span_size.to_le_bytes());
         self.blob

@@ -5,7 +5,7 @@ use flatbuffers::FlatBufferBuilder;
 
 use super::slot;
 use crate::error::Error;
-use crate::flat::Table;
+use crate::flatbuffer::Table;
 
 /// Written, and not looked at when read.
 const VERSION: i32 = 2;

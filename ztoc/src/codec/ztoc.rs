@@ -11,8 +11,8 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, TableFinishedWIPOffset, Ve
 
 use super::{gzip_zinfo, slot, tar_zinfo};
 use crate::error::Error;
-use crate::flat::{Table, Vector as FlatVector};
-use crate::stack::Stack;
+use crate::flatbuffer::{Table, Vector as FlatVector};
+use crate::shrinking_vec::ShrinkingVec;
 use crate::toc::{BLOCK, CollectedEntry, EntryKind, FileEntry};
 use crate::zinfo::{Compression, MAX_OFFSET, SpanTable, Stated};
 use crate::ztoc::{Bytes, MAX_ZTOC_BYTES, Parts, Windows, Ztoc, fields};
@@ -30,7 +30,7 @@ pub(crate) struct Content<'a> {
     pub(crate) max_span_id: i32,
     pub(crate) digests: &'a [[u8; 32]],
     /// let go as they are written
-    pub(crate) checkpoints: Stack<u8>,
+    pub(crate) checkpoints: ShrinkingVec<u8>,
 }
 
 /// One entry, to be written.
@@ -187,7 +187,10 @@ fn encode_row(fbb: &mut FlatBufferBuilder<'_>, row: &Row<'_>) -> Finished {
 }
 
 /// A vector of bytes, written from its end as every vector is.
-fn encode_bytes<'f>(fbb: &mut FlatBufferBuilder<'f>, mut bytes: Stack<u8>) -> WIPOffset<Vector<'f, u8>> {
+fn encode_bytes<'f>(
+    fbb: &mut FlatBufferBuilder<'f>,
+    mut bytes: ShrinkingVec<u8>,
+) -> WIPOffset<Vector<'f, u8>> {
     /// So many are written before they are let go.
     const PART: usize = 1 << 20;
     let len = bytes.len();

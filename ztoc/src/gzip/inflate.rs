@@ -96,7 +96,7 @@ impl Inflater {
 
     /// Begins a new stream.
     pub(crate) fn reset(&mut self, wrapper: Wrapper) {
-        // SAFETY: the stream was initialised by `new`.
+        // SAFETY: the stream was initialized by `new`.
         let code = unsafe { zlib::inflateReset2(&raw mut *self.stream, wrapper.window_bits()) };
         assert_eq!(code, zlib::Z_OK, "inflateReset2 with constant arguments");
     }
@@ -105,7 +105,7 @@ impl Inflater {
     /// bits), and the last [`WINDOW`] bytes of output. To be called on a new or a reset raw stream.
     pub(crate) fn enter(&mut self, bits: u8, value: u8, window: &[u8]) -> Result<(), Error> {
         debug_assert!(bits < 8 && window.len() <= WINDOW);
-        // SAFETY: the stream was initialised by `new`.
+        // SAFETY: the stream was initialized by `new`.
         let primed =
             unsafe { zlib::inflatePrime(&raw mut *self.stream, c_int::from(bits), c_int::from(value)) };
         // at most `WINDOW` bytes are used; the cast cannot truncate what is a constant at every caller
@@ -121,8 +121,8 @@ impl Inflater {
 
     /// Inflates from `input` to `output` as far as either reaches.
     pub(crate) fn inflate(&mut self, input: &[u8], output: &mut [u8], stop: Stop) -> Result<Progress, Error> {
-        // SAFETY: initialised bytes are a special case of perhaps initialised bytes, and zlib writes only
-        // initialised ones.
+        // SAFETY: initialized bytes are a special case of perhaps initialized bytes, and zlib writes only
+        // initialized ones.
         let room = unsafe { &mut *(std::ptr::from_mut(output) as *mut [MaybeUninit<u8>]) };
         self.run(input, room, stop)
     }
@@ -158,7 +158,7 @@ impl Inflater {
             Stop::StreamEnd => zlib::Z_NO_FLUSH,
             Stop::Block => zlib::Z_BLOCK,
         };
-        // SAFETY: the stream was initialised by `new`; `next_in` is readable and `next_out` writable for the
+        // SAFETY: the stream was initialized by `new`; `next_in` is readable and `next_out` writable for the
         // lengths given, which are at most those of the slices.
         let code = unsafe { zlib::inflate(stream, flush) };
         stream.next_in = std::ptr::null();
@@ -183,7 +183,7 @@ impl Inflater {
 
 impl Drop for Inflater {
     fn drop(&mut self) {
-        // SAFETY: the stream was initialised by `new` and is not used afterwards.
+        // SAFETY: the stream was initialized by `new` and is not used afterwards.
         unsafe { zlib::inflateEnd(&raw mut *self.stream) };
     }
 }

@@ -3,13 +3,13 @@
 //! written, so that it is never there twice.
 
 use super::{EntryKind, FileEntry, MTime};
-use crate::stack::Stack;
+use crate::shrinking_vec::ShrinkingVec;
 
 /// All entries so far, in archive order.
 #[derive(Default)]
 pub(crate) struct Collected {
-    rows: Stack<Row>,
-    text: Stack<u8>,
+    rows: ShrinkingVec<Row>,
+    text: ShrinkingVec<u8>,
 }
 
 struct Row {

@@ -5,7 +5,7 @@
 //! know whether there are holes. A ztoc has no place for holes, so [`Map::finish`] tells of them and the
 //! builder refuses the layer.
 
-use super::{BLOCK, FileEntry, MAX_SPECIAL, pax};
+use super::{BLOCK, FileEntry, MAX_SPECIAL, record};
 use crate::error::Error;
 
 /// The record that holds the map of form 0.1, and into which form 0.0 is folded.
@@ -69,7 +69,7 @@ pub(super) fn apply(entry: &mut FileEntry) -> Result<Option<Map>, Error> {
     } else {
         let map = value(MAP);
         let numbers = if map.is_empty() { Vec::new() } else { list(map, b',').ok_or_else(bad)? };
-        let count = pax::integer(value(b"GNU.sparse.numblocks")).ok_or_else(bad)?;
+        let count = record::integer(value(b"GNU.sparse.numblocks")).ok_or_else(bad)?;
         if count.checked_mul(2) != i64::try_from(numbers.len()).ok() {
             return Err(bad());
         }
@@ -81,7 +81,7 @@ pub(super) fn apply(entry: &mut FileEntry) -> Result<Option<Map>, Error> {
         size => size,
     };
     if !size.is_empty() {
-        entry.size = pax::integer(size).ok_or_else(bad)?;
+        entry.size = record::integer(size).ok_or_else(bad)?;
     }
     if !name.is_empty() {
         entry.name = name;
@@ -103,7 +103,7 @@ impl Map {
         // read once: the line may be as long as the map
         if *lines > 0 && announced.is_none() {
             let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-            let count = pax::integer(first).and_then(|count| u64::try_from(count).ok()).ok_or_else(bad)?;
+            let count = record::integer(first).and_then(|count| u64::try_from(count).ok()).ok_or_else(bad)?;
             *announced = Some(count.checked_mul(2).ok_or_else(bad)?);
         }
         if announced.is_some_and(|announced| announced < *lines) {
@@ -121,10 +121,10 @@ impl Map {
             Source::Records(numbers) => numbers,
             Source::Data { text, .. } => {
                 let mut lines = text.split(|byte| *byte == b'\n');
-                let count = lines.next().and_then(pax::integer).ok_or_else(bad)?;
+                let count = lines.next().and_then(record::integer).ok_or_else(bad)?;
                 let count = usize::try_from(count).ok().and_then(|count| count.checked_mul(2));
                 let lines = lines.take(count.ok_or_else(bad)?);
-                lines.map(pax::integer).collect::<Option<_>>().ok_or_else(bad)?
+                lines.map(record::integer).collect::<Option<_>>().ok_or_else(bad)?
             }
         };
         if size < 0 {
@@ -145,7 +145,7 @@ impl Map {
 }
 
 fn list(text: &[u8], separator: u8) -> Option<Vec<i64>> {
-    text.split(|byte| *byte == separator).map(pax::integer).collect()
+    text.split(|byte| *byte == separator).map(record::integer).collect()
 }
 
 fn bad() -> Error {

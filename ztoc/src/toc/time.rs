@@ -73,7 +73,7 @@ impl MTime {
             Some(point) => (&text[..point], &text[point + 1..]),
             None => (text, &text[text.len()..]),
         };
-        let seconds = super::pax::integer(whole)?;
+        let seconds = super::record::integer(whole)?;
         let nanoseconds = if fraction.is_empty() { 0 } else { nanoseconds_of(fraction)? };
         if whole.first() == Some(&b'-') && nanoseconds > 0 {
             // the fraction counts away from zero

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Ztoc, fields};
 use crate::error::{Error, ErrorKind};
-use crate::flat::{Table, Vector};
+use crate::flatbuffer::{Table, Vector};
 use crate::toc::{BLOCK, EntryKind, FileEntry, MTime, TarReader, XATTR_PREFIX};
 use crate::units::UncompressedOffset;
 

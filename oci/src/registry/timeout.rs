@@ -16,13 +16,13 @@ tokio::task_local! {
 
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct Timeouts {
     /// without a byte
     pub silence: Duration,
     pub total: Duration,
 }
 
-impl Patience {
+impl Timeouts {
     /// What `work` ends with, or `Unreachable`. Only what comes in this task counts, not in tasks that `work` starts.
     pub async fn bound<T>(self, doing: &str, work: impl Future<Output = T>) -> Result<T, Error> {
         let began = Instant::now();
@@ -74,7 +74,7 @@ mod tests {
         }
     }
 
-    async fn ends(patience: Patience, times: u32) -> String {
+    async fn ends(patience: Timeouts, times: u32) -> String {
         let work = async {
             hear(times).await;
             std::future::pending::<()>().await;
@@ -86,16 +86,16 @@ mod tests {
 
     #[tokio::test]
     async fn silence_ends_it_and_so_does_the_total() {
-        let silent = Patience { silence: SHORT, total: LONG };
+        let silent = Timeouts { silence: SHORT, total: LONG };
         assert!(ends(silent, 0).await.starts_with("nothing came"));
         assert!(ends(silent, 8).await.starts_with("nothing came"));
-        let slow = Patience { silence: LONG, total: SHORT };
+        let slow = Timeouts { silence: LONG, total: SHORT };
         assert!(ends(slow, u32::MAX).await.starts_with("not all of it came"));
     }
 
     #[tokio::test]
     async fn what_keeps_coming_may_take_longer_than_silence_may() {
-        let patience = Patience { silence: SHORT, total: LONG };
+        let patience = Timeouts { silence: SHORT, total: LONG };
         let began = Instant::now();
         patience.bound("do it", hear(40)).await.unwrap();
         assert!(began.elapsed() > SHORT * 5);

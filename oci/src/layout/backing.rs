@@ -1,7 +1,6 @@
 //! Where a layout's files are: in a folder, or in a tar. Names are relative: `index.json`, `blobs/sha256/…`.
 
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -14,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::spawn_blocking;
 
 use super::archive::Archive;
+use super::draft::Draft;
 use crate::blob::ByteStream;
 use crate::error::{Error, ErrorKind};
 
@@ -22,16 +22,16 @@ const PIECE_BYTES: u64 = 256 << 10;
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(super) enum Backing {
     Folder(PathBuf),
     Archive(Arc<Archive>),
 }
 
-impl Place {
+impl Backing {
     pub(super) fn path(&self) -> &Path {
         match self {
-            Place::Folder(path) => path,
-            Place::Archive(archive) => archive.path(),
+            Backing::Folder(path) => path,
+            Backing::Archive(archive) => archive.path(),
         }
     }
 
@@ -43,14 +43,14 @@ impl Place {
     /// A file's bytes: the file they lie in, and where.
     pub(super) async fn open(&self, name: &str, doing: &str) -> Result<(Arc<File>, Range<u64>), Error> {
         let folder = match self {
-            Place::Archive(archive) => {
+            Backing::Archive(archive) => {
                 let missing = || {
                     let error = Error::new(ErrorKind::NotFound, doing);
                     error.because(format!("{} has no member {name}", archive.path().display()))
                 };
                 return archive.member(name).ok_or_else(missing);
             }
-            Place::Folder(folder) => folder,
+            Backing::Folder(folder) => folder,
         };
         let (path, said) = (folder.join(name), doing.to_owned());
         blocking(doing, move || {
@@ -68,8 +68,8 @@ impl Place {
 
     pub(super) async fn has(&self, name: &str) -> Result<bool, Error> {
         match self {
-            Place::Archive(archive) => Ok(archive.member(name).is_some()),
-            Place::Folder(folder) => {
+            Backing::Archive(archive) => Ok(archive.member(name).is_some()),
+            Backing::Folder(folder) => {
                 let path = folder.join(name);
                 let found = tokio::fs::try_exists(&path).await;
                 found.map_err(|cause| Error::io(format!("look for {}", path.display()), cause))
@@ -80,33 +80,8 @@ impl Place {
     /// A file of `size` bytes, whole or not at all.
     pub(super) async fn put(&self, name: &str, size: u64, source: ByteStream) -> Result<(), Error> {
         match self {
-            Place::Folder(folder) => put_file(folder.join(name), source).await,
-            Place::Archive(archive) => put_member(archive, name, size, source).await,
-        }
-    }
-}
-
-/// A new file beside `path`, of a name that nobody else uses: not this process, and no other that sees the folder.
-pub(super) fn draft_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    loop {
-        let salt = RandomState::new().hash_one(path);
-        let draft = folder.join(format!(".draft-{salt:016x}"));
-        match File::options().read(true).write(true).create_new(true).open(&draft) {
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            opened => return opened.map(|file| (draft, file)),
-        }
-    }
-}
-
-/// A file that is not yet what it will be; gone if it never is.
-struct Draft(Option<PathBuf>);
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // What is left of a draft harms nobody.
-            let _ = std::fs::remove_file(path);
+            Backing::Folder(folder) => put_file(folder.join(name), source).await,
+            Backing::Archive(archive) => put_member(archive, name, size, source).await,
         }
     }
 }
@@ -115,18 +90,16 @@ async fn put_file(path: PathBuf, mut source: ByteStream) -> Result<(), Error> {
     let doing = format!("write {}", path.display());
     let io = |cause| Error::io(&doing, cause);
     let (said, beside) = (doing.clone(), path.clone());
-    let opened = blocking(&doing, move || draft_beside(&beside).map_err(|cause| Error::io(said, cause)));
-    let (name, file) = opened.await?;
-    let mut draft = Draft(Some(name.clone()));
+    let opened = blocking(&doing, move || Draft::beside(&beside).map_err(|cause| Error::io(said, cause)));
+    let (draft, file) = opened.await?;
     let mut file = tokio::fs::File::from_std(file);
     while let Some(piece) = source.try_next().await? {
         file.write_all(&piece).await.map_err(io)?;
     }
     file.flush().await.map_err(io)?;
     file.sync_all().await.map_err(io)?;
-    tokio::fs::rename(&name, path).await.map_err(io)?;
-    draft.0 = None;
-    Ok(())
+    let said = doing.clone();
+    blocking(&doing, move || draft.move_to(&path).map_err(|cause| Error::io(said, cause))).await
 }
 
 async fn put_member(

@@ -26,7 +26,7 @@ pub(crate) type Outcome = Result<Built, ztoc::Error>;
 
 /// A layer to be read. As a [`Blob`], reading all of it feeds a builder on the way.
 #[derive(Debug)]
-pub(crate) struct Pass {
+pub(crate) struct TeeBlob {
     layer: Arc<dyn Blob>,
     descriptor: Descriptor,
     compression: Compression,
@@ -44,14 +44,14 @@ struct State {
     whole: bool,
 }
 
-impl Pass {
+impl TeeBlob {
     pub(crate) fn new(
         from: &dyn Store,
         layer: &Descriptor,
         compression: Compression,
         options: Options,
-    ) -> Pass {
-        Pass {
+    ) -> TeeBlob {
+        TeeBlob {
             layer: from.blob(layer),
             descriptor: layer.clone(),
             compression,
@@ -138,7 +138,7 @@ impl Pass {
     }
 }
 
-impl Blob for Pass {
+impl Blob for TeeBlob {
     fn digest(&self) -> &Digest {
         &self.descriptor.digest
     }

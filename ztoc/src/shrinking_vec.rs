@@ -15,15 +15,15 @@ const SMALL: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Stack<T>(Vec<T>);
+pub(crate) struct ShrinkingVec<T>(Vec<T>);
 
-impl<T> Default for Stack<T> {
-    fn default() -> Stack<T> {
-        Stack(Vec::new())
+impl<T> Default for ShrinkingVec<T> {
+    fn default() -> ShrinkingVec<T> {
+        ShrinkingVec(Vec::new())
     }
 }
 
-impl<T> Stack<T> {
+impl<T> ShrinkingVec<T> {
     pub(crate) fn push(&mut self, item: T) {
         self.make_room(1);
         self.0.push(item);
@@ -47,14 +47,14 @@ impl<T> Stack<T> {
     }
 }
 
-impl<T: Copy> Stack<T> {
+impl<T: Copy> ShrinkingVec<T> {
     pub(crate) fn extend_from_slice(&mut self, items: &[T]) {
         self.make_room(items.len());
         self.0.extend_from_slice(items);
     }
 }
 
-impl<T> Deref for Stack<T> {
+impl<T> Deref for ShrinkingVec<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -62,15 +62,15 @@ impl<T> Deref for Stack<T> {
     }
 }
 
-impl<T> DerefMut for Stack<T> {
+impl<T> DerefMut for ShrinkingVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.0
     }
 }
 
-impl<T> From<Vec<T>> for Stack<T> {
-    fn from(items: Vec<T>) -> Stack<T> {
-        Stack(items)
+impl<T> From<Vec<T>> for ShrinkingVec<T> {
+    fn from(items: Vec<T>) -> ShrinkingVec<T> {
+        ShrinkingVec(items)
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn grows_and_gives_back() {
-        let mut stack = Stack::default();
+        let mut stack = ShrinkingVec::default();
         for number in 0..1_000_000_u64 {
             stack.push(number);
         }
