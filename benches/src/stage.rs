@@ -18,7 +18,7 @@ use integration::{
 pub const PLAIN: &str = "app:plain";
 pub const INDEXED: &str = "app:soci";
 
-/// Daemons that do not bring what nobody asked for.
+/// Daemons that fetch nothing in the background.
 pub const NO_FILL: &str = "[fill]\nenable = false\n";
 
 /// What all measurements share.

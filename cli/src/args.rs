@@ -17,7 +17,7 @@ use crate::output::Debug;
 
 pub use commands::*;
 
-/// Where containerd listens unless somebody says otherwise.
+/// Where containerd listens by default.
 pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
 
 /// What the command line asks for.

@@ -52,7 +52,7 @@ pub(crate) struct Artifact {
     pub(crate) span_size: u64,
     /// nanoseconds since 1970
     pub(crate) created: u64,
-    /// built here; what was only found in the store may be anybody's, and is not built upon
+    /// built on this machine. Builds do not reuse artifacts that were only found in the store
     #[serde(default)]
     pub(crate) built: bool,
 }
@@ -131,13 +131,13 @@ impl Artifacts {
         Ok(list)
     }
 
-    /// Ok if the list can be changed: for who would do long work first.
+    /// Ok if the list can be changed. Asked before long work.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let _lock = self.lock()?;
         self.read().map(drop)
     }
 
-    /// Changes the list, with nobody in between.
+    /// Changes the list while no other process does.
     pub(crate) fn change(&self, change: impl FnOnce(&mut List)) -> Result<(), Error> {
         let _lock = self.lock()?;
         let mut artifacts = self.read()?;

@@ -53,7 +53,7 @@ impl Tools<'_> {
         let leased = containerd.lease(&format!("soci-{purpose}-{}", time::unique())).await?;
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).push(leased.clone());
         let done = work(&leased).await;
-        // A lease that is lost, or stays until it expires, harms nobody.
+        // A lease that is lost, or stays until it expires, does no harm.
         if let Err(error) = leased.end_lease().await {
             debug!("{}", error.chain());
         }
@@ -62,7 +62,7 @@ impl Tools<'_> {
     }
 }
 
-/// Does what was asked for, unless it takes longer than it may, or somebody wants it to end (`interrupted`).
+/// Does what was asked for, unless it takes longer than it may, or a signal ends it (`interrupted`).
 pub async fn run(
     command: &Command,
     global: &Global,

@@ -21,7 +21,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// It first tries the other program.
 const UPGRADE_PATIENCE: Duration = Duration::from_secs(30);
-/// Some thousand layers with all who stand on them.
+/// Some thousand layers with the snapshots that use them.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// How everything stands.
@@ -165,9 +165,8 @@ fn is_denied(cause: &(dyn StdError + 'static)) -> bool {
 fn refusal(doing: &str, refused: &Refused) -> Error {
     match refused.code() {
         Code::Unimplemented => {
-            let why = format!(
-                "{doing}: who listens there is another server, the Go daemon perhaps, or an older release"
-            );
+            let why =
+                format!("{doing}: another server listens there, perhaps the Go daemon, or an older release");
             Error::new(ErrorKind::Unsupported, why)
         }
         Code::Unavailable => Error::new(ErrorKind::Unreachable, format!("{doing}: {}", refused.message())),

@@ -18,7 +18,7 @@ pub enum ErrorKind {
     Io,
     /// the libraries' own words say it all
     NoZtocs,
-    /// somebody wants the command to end
+    /// a signal ended the command
     Interrupted,
 }
 

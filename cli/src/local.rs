@@ -17,7 +17,7 @@ pub(crate) enum Local {
 }
 
 impl Local {
-    /// Opens the store that `--content-store` names, to read from it. A layout that nobody made yet holds nothing:
+    /// Opens the store that `--content-store` names, to read from it. A layout that does not exist yet holds nothing:
     /// `NotFound`.
     pub(crate) async fn open(global: &Global) -> Result<Local, Error> {
         Ok(match global.content_store {

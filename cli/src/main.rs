@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 /// Signals that ask us to end. They are heard on a thread of their own, since a command may be waiting for a disk, or
-/// for a pipe that nobody writes to: a second one, or a first that nothing follows, ends the process at once.
+/// for a pipe that no process writes to: a second one, or a first that nothing follows, ends the process at once.
 struct Ending {
     asked: Notify,
     signal: AtomicU8,

@@ -107,7 +107,7 @@ impl Output {
 
     /// A line for the user that is no result: an error, a hint.
     pub fn tell(&self, text: &str) {
-        // Where this cannot be written there is nobody to tell.
+        // If this cannot be written, nothing can be.
         let _ = self.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
     }
 
@@ -118,7 +118,7 @@ impl Output {
             Debug::Off => "warn",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-        // It fails where someone logs already, as in a test.
+        // It fails if there is a logger already, as in a test.
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
     }
 

@@ -105,7 +105,7 @@ impl BlobPlace {
     }
 }
 
-/// What registries are opened with: one pool of connections, and somebody's credentials.
+/// What registries are opened with: one pool of connections, and the user's credentials.
 #[derive(Clone)]
 pub(crate) struct Registries {
     client: Client,

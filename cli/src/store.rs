@@ -36,7 +36,7 @@ pub(crate) type Labels = HashMap<String, String>;
 /// How long containerd may take to answer for the first time; the Go tool's number.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A lease nobody gives back ends by itself: no conversion takes a day.
+/// A lease that is not given back ends by itself: no conversion takes a day.
 const LEASE_SECONDS: u64 = 24 * 60 * 60;
 
 /// A connection to one containerd, in one namespace.
@@ -57,7 +57,7 @@ impl Containerd {
             Error::new(ErrorKind::Unreachable, format!("{doing} (is it running? see --address)")).because(e)
         })?;
         let mut version = VersionClient::new(channel.clone());
-        // Somebody may listen there and answer nothing.
+        // The process that listens there may answer nothing.
         let answered = tokio::time::timeout(CONNECT_PATIENCE, version.version(())).await;
         let answered = answered.map_err(|_| {
             Error::new(ErrorKind::Unreachable, format!("{doing}: no answer within {CONNECT_PATIENCE:?}"))
@@ -83,7 +83,7 @@ impl Containerd {
         Ok(request)
     }
 
-    /// The same connection under a new lease, which expires if nobody gives it back.
+    /// The same connection under a new lease, which expires if it is not given back.
     pub(crate) async fn lease(&self, id: &str) -> Result<Self, Error> {
         let expire = time::rfc3339(time::seconds(time::now()).saturating_add(LEASE_SECONDS));
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expire)]);

@@ -17,7 +17,7 @@ pub(crate) fn seconds(nanoseconds: u64) -> u64 {
     nanoseconds / SECOND
 }
 
-/// A word that nobody else uses: not this process at another time, and not one with the same number in another
+/// A word that no other process uses: not this process at another time, and not one with the same number in another
 /// container.
 pub(crate) fn unique() -> String {
     static CALLS: AtomicU64 = AtomicU64::new(0);

@@ -61,7 +61,7 @@ impl Default for BuildOptions {
     }
 }
 
-/// What goes on, for whoever shows it.
+/// Progress, for a caller that shows it.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// a layer's bytes begin to come
@@ -342,7 +342,7 @@ impl<'a> Layers<'a> {
         ztoc::Options {
             span_size: self.options.span_size,
             build_tool: self.options.build_tool.clone(),
-            // Whoever reads the layer compares it with its digest.
+            // The reader of the layer compares it with its digest.
             whole: Whole::Ignored,
         }
     }

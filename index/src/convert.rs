@@ -1,6 +1,6 @@
 //! An image in a store -> the same image with SOCI indexes, in the same store or another. Read, build, rewrite,
 //! write, in that order and each once. The source is never touched; the same input and options give the same
-//! bytes. The tag is written last: whoever reads it sees the old image or the new one, whole.
+//! bytes. The tag is written last: a reader sees the old image or the new one, whole.
 //!
 //! A platform none of whose layers gets a ztoc stays in the image without an index; if that goes for every
 //! platform asked for, the conversion is an error ([`ErrorKind::NoZtocs`]) and nothing is tagged.
@@ -66,7 +66,7 @@ pub async fn convert(
     let source = Source::read(route.from, route.source, options.missing).await?;
     let targets = source.choose(&options.platforms)?;
     if source.has_candidate(&targets, options.build.min_layer_size) {
-        // First of all the smallest thing that has to be written: who may not write learns it now and not after
+        // First of all the smallest thing that has to be written: a caller that may not write learns it now and not after
         // the layers were read.
         let empty = Descriptor::of(Version::V2.artifact_type(), EMPTY_CONFIG);
         route.to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;

@@ -1,5 +1,5 @@
 //! A v1 index for each platform of an image: ztocs, and a manifest whose subject is the image manifest. The image
-//! stays as it is; who looks for its index asks what refers to it.
+//! stays as it is; a client finds the index by asking what refers to the image.
 
 use bytes::Bytes;
 use oci::image::media_type::OCI_MANIFEST;
@@ -21,7 +21,7 @@ pub struct Created {
     pub index: Descriptor,
 }
 
-/// From where to where, and for whom.
+/// From where to where, and for which platforms.
 #[derive(Debug, Clone, Copy)]
 pub struct CreateRoute<'a> {
     pub from: &'a dyn Store,
@@ -45,7 +45,7 @@ pub async fn create(
     let image = Source::read(from, source, missing).await?;
     let targets = image.choose(platforms)?;
     if image.has_candidate(&targets, options.min_layer_size) {
-        // Who may not write learns it before the layers were read.
+        // A caller that may not write learns it before the layers are read.
         let empty = Descriptor::of(Version::V1.artifact_type(), EMPTY_CONFIG);
         to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;
     }

@@ -6,7 +6,7 @@
 //! manifest that names, for each layer, its ztoc. The formats are those of the Go tools, digest for digest; the
 //! one place where we differ on purpose is told in [`rewrite`].
 //!
-//! Nothing here knows where a store lives or who asks; this crate prints nothing and keeps nothing.
+//! Nothing here knows where a store lives. This crate prints nothing and keeps nothing.
 //!
 //! The modules stand in the order in which a conversion meets them; imports point down the list.
 

@@ -1,6 +1,6 @@
 //! The SOCI index manifest, both versions: layer digest -> ztoc descriptor, written as an OCI manifest whose
 //! config's media type says what it is. Written, it is canonical (a consumer may re-encode it and compare
-//! digests); read, it is hostile: bounded in size by who fetched it, refused unless it says which version it is,
+//! digests); read, it is hostile: bounded in size by its fetcher, refused unless it says which version it is,
 //! and of its entries only those count that name a layer. Pure.
 
 use std::collections::BTreeMap;

@@ -23,7 +23,7 @@ pub struct Spans {
     pub start: i32,
     #[serde(rename = "end_span")]
     pub end: i32,
-    /// lower is more urgent; nobody sets it yet
+    /// lower is more urgent; no builder sets it yet
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i64,
 }

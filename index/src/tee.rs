@@ -197,7 +197,7 @@ impl Feed {
         }
         self.read.send_replace(self.taken);
         if self.taken == self.size {
-            // Who wants so many bytes need not ask again.
+            // A reader that wants so many bytes need not ask again.
             self.end();
         }
         Ok(Some((piece, self)))

@@ -1,5 +1,5 @@
-//! One blob, wherever it lives: its digest, its size if known, and any range of its bytes as a stream. Who reads
-//! a range compares what it gets itself (a span has its own digest); who reads the whole puts [`verified`]
+//! One blob, wherever it lives: its digest, its size if known, and any range of its bytes as a stream. A reader of
+//! a range verifies it itself (a span has its own digest); a reader of the whole puts [`verified`]
 //! around the stream. Implementations live in `registry`, in other crates' stores, and in `testing`.
 
 use std::fmt::Debug;
@@ -31,7 +31,7 @@ pub trait Blob: Send + Sync + Debug {
     /// The bytes are not compared with the digest.
     fn read_range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;
 
-    /// How often its place has said so far that it has too much to do (429, 503): who sees the number grow asks
+    /// How often its place has said so far that it has too much to do (429, 503): a caller that sees the number grow asks
     /// for less at once. Such answers are repeated here, so nothing else tells of them.
     fn busy_answers(&self) -> u64 {
         0
@@ -43,7 +43,7 @@ pub trait Blob: Send + Sync + Debug {
 
 /// The same stream, ending in `Corrupt` unless its bytes have `digest` (and are `size` many). A stream that
 /// grows past `size` is cut there, before the byte too many is handed on; and the last byte is handed on only when all
-/// are known to be right, since who wants `size` bytes does not ask for more.
+/// are known to be right, since a reader that wants `size` bytes does not ask for more.
 pub fn verified(source: ByteStream, digest: Digest, size: u64) -> ByteStream {
     let doing = format!("read blob {digest}");
     let start = Some((source, Some(Verifier::new(digest)), doing));

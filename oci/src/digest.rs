@@ -19,7 +19,7 @@ impl Digest {
         Digest(Sha256::digest(bytes).into())
     }
 
-    /// The digest whose 32 bytes someone else computed.
+    /// The digest with these 32 bytes, which were computed elsewhere.
     pub fn from_sha256(bytes: [u8; 32]) -> Digest {
         Digest(bytes)
     }

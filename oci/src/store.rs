@@ -97,7 +97,7 @@ pub trait Store: Send + Sync + Debug {
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// The same, for a manifest with a subject: whoever asks what refers to the subject finds it from now on. The
+    /// The same, for a manifest with a subject: a client that asks what refers to the subject finds it from now on. The
     /// descriptor says its artifact type.
     fn write_referrer<'a>(
         &'a self,

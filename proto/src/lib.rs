@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint, Error};
 /// A channel to the unix socket at `path`, connected; it connects again by itself when it has to.
 ///
 /// # Errors
-/// When nobody listens there.
+/// When no process listens there.
 pub async fn connect(path: PathBuf) -> Result<Channel, Error> {
     let connect = tower::service_fn(move |_| {
         let path = path.clone();

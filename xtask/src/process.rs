@@ -2,7 +2,7 @@
 //! killed: the kernel sends it SIGKILL when the thread that started it ends, so all of them are started by one
 //! thread that lives as long as the process. Each has its own process group, so that Ctrl-C reaches us alone
 //! and the order of stopping is ours. Waiting is always for a condition and always bounded.
-#![allow(unsafe_code)] // `pre_exec`, to ask for a signal at the parent's death; one system call that nobody wraps
+#![allow(unsafe_code)] // `pre_exec`, to ask for a signal at the parent's death; one system call that no library wraps
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -51,7 +51,7 @@ impl Default for Options {
 }
 
 /// Whether digests are taken of the layer as a whole, besides those of its spans. They cost a third of the building;
-/// who knows the layer's digest by other means, and does not want its diff ID, saves them.
+/// a caller that knows the layer's digest by other means, and does not want its diff ID, saves them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whole {
     Hashed,
@@ -270,7 +270,7 @@ fn cut_plain(digests: &mut Digests, mut bytes: &[u8], left: &mut u64, span_size:
     }
 }
 
-/// Layers and ztocs are shorter than 2^63 bytes: nobody has sent more.
+/// Layers and ztocs are shorter than 2^63 bytes: no stream is longer.
 fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }

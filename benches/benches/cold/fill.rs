@@ -1,4 +1,4 @@
-//! How fast an image comes that nobody reads, and what bounds it: the line, the processors, or neither.
+//! How fast an image comes while no container reads it, and what bounds it: the line, the processors, or neither.
 
 use std::{
     fmt::Write as _,
@@ -40,7 +40,7 @@ struct Filled {
     arrived: Duration,
     /// Until all was put away: some may be in memory as it came, and of a small image that is much.
     took: Duration,
-    /// Who has used how much of the processors.
+    /// Processor time by process.
     processor: Vec<(&'static str, Duration)>,
     /// Of all cores, while that was counted,
     idle: Duration,
@@ -189,7 +189,7 @@ impl Filled {
         }
         let ours: Duration = self.processor.iter().map(|(_, used)| *used).sum();
         let others = (self.counted * cores).saturating_sub(ours + self.idle);
-        let _ = write!(text, ", everybody else {others:.2?}");
+        let _ = write!(text, ", all others {others:.2?}");
         machine::say(&text);
         let seconds = |(name, used): &(&str, Duration)| ((*name).to_owned(), json!(used.as_secs_f64()));
         let processor: serde_json::Map<_, _> = self.processor.iter().map(seconds).collect();

@@ -4,12 +4,12 @@
 //!
 //! - 4 KiB at a random place of each span of the largest layer, in random order, one after the other, with fill off and
 //!   on, through containerd, the daemon, a registry and the line: p50, p99, bytes fetched per byte used;
-//! - fill of the whole image by the same daemon when nobody reads (`fill`): the rate against the line. Bar: 0.8;
+//! - fill of the whole image by the same daemon when no container reads (`fill`): the rate against the line. Bar: 0.8;
 //! - the same by the engine alone, from a blob in this process that is as fast as the line (`paced`).
 //!
 //! The line and the registry of the second run on the same cores as the daemon, which they do not in the field, so
 //! the third is the fairer rate; but it has neither sockets nor HTTP, which we do have to pay for. Both are shown, with
-//! the processor time of everyone, and with what the cores inflate when they do nothing else: nobody can fill faster.
+//! the processor time of all processes, and with what the cores inflate when they do nothing else: no fill can be faster.
 
 mod fill;
 mod paced;
@@ -116,7 +116,7 @@ impl Bench {
         let Some((place, _)) = sizes.enumerate().max_by_key(|(_, size)| *size) else { bail!("no layer") };
         let points = points::of(&self.layers[place].ztoc, &self.layers[place + 1..]);
         let plain = points::inflated(&self.layers[place])?;
-        // What nobody can do without who fetches whole spans.
+        // What a reader of whole spans cannot do without.
         let spans = self.layers[place].bytes() / u64::from(self.layers[place].ztoc.spans().len());
         let mut rows = Vec::new();
         for (what, configuration) in [("off", NO_FILL), ("on", "")] {

@@ -1,5 +1,5 @@
 //! Whether what is asked of one layer costs more when many are shown: three mounts of 10, 100 and 1 000 layers side by
-//! side, asked in turn. Who asks is a process of its own (this program again): one that waited for its own mount
+//! side, asked in turn. The asking process is another one (this program again): one that waited for its own mount
 //! could not be killed.
 
 use std::{

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-/// Where the daemon listens unless somebody says otherwise.
+/// Where the daemon listens by default.
 pub const DEFAULT_DAEMON_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 
 #[derive(Debug, Clone, Subcommand)]

@@ -44,7 +44,7 @@ pub(super) fn options(args: &Building, known: Option<&Artifacts>) -> Result<Buil
     }
     if let Some(known) = known.filter(|_| !args.force) {
         let list = known.read()?;
-        // Of what was only found nobody knows who has built it.
+        // It is unknown which tool built an artifact that was only found.
         let ztocs = list.values().filter(|artifact| artifact.kind == Kind::Ztoc && artifact.built);
         let ztocs = ztocs.filter(|artifact| artifact.span_size == span_size);
         options.known = ztocs.map(|ztoc| (ztoc.of, Descriptor::new("", ztoc.digest, ztoc.size))).collect();

@@ -129,7 +129,7 @@ fn target_of(destination: &ImagePlace) -> Result<(String, String), Error> {
             let reference: oci::Reference =
                 name.parse().map_err(|cause| Error::from_oci(format!("{form}: {name}"), cause))?;
             tagged(&reference)?;
-            // Under the very name that was given: who asked looks it up by that.
+            // Under the very name that was given: the caller looks it up by that name.
             Ok((name.clone(), name.clone()))
         }
     }

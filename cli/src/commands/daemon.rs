@@ -20,7 +20,7 @@ pub(super) async fn upgrade(args: &Args, tools: &Tools<'_>) -> Result<(), Error>
     let start = Instant::now();
     loop {
         tokio::time::sleep(PAUSE).await;
-        // In between nobody may be there, or be too busy with its start.
+        // In between there may be no worker, or one that is busy with its start.
         if let Ok(status) = control::status(address).await
             && status.daemon.pid != before.pid
         {

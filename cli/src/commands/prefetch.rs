@@ -35,7 +35,7 @@ struct Listed {
 pub(super) async fn list(json: bool, tools: &Tools<'_>) -> Result<(), Error> {
     let artifacts = Local::artifacts(tools.global)?.read()?;
     let artifacts: Vec<&Artifact> = artifacts.values().filter(|a| a.kind == Kind::Prefetch).collect();
-    // Without artifacts there is nobody to ask.
+    // Without artifacts there is nothing to ask for.
     let local = match artifacts.is_empty() {
         true => None,
         false => Some(Local::open(tools.global).await?),

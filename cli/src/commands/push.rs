@@ -106,7 +106,7 @@ async fn from_local(
                  like finch or nerdctl.",
             );
         }
-        // One that somebody else has left here does not get in the way of our own.
+        // An artifact that was only found here does not take the place of one that was built here.
         let newest = first.into_iter().max_by_key(|artifact| (artifact.built, artifact.created));
         let newest = newest.ok_or_else(|| nothing_for(&image.platform))?;
         found.push(Pushing { index: newest.digest, image: digest });

@@ -58,7 +58,7 @@ pub(super) async fn run(tools: &Tools<'_>) -> Result<(), Error> {
             found.insert(of_part(kind, layer, part));
         }
         if let Some(subject) = index.subject.filter(|subject| !places.contains_key(subject)) {
-            // An image that is a single manifest: nobody lists it, its configuration knows its platform.
+            // An image that is a single manifest: no index lists it, and its configuration names its platform.
             let platform = platform_of(&local, &subject).await.unwrap_or_default();
             places.insert(subject, vec![Place { of: subject, image: subject, platform }]);
         }

@@ -28,7 +28,7 @@ fn print(status: &Status, tools: &Tools<'_>) {
     )));
     if daemon.supervisor_pid == 0 {
         output.line(
-            "Its supervisor is gone: it serves on, and nobody would start it again. Start the daemon anew.",
+            "Its supervisor is gone. It still serves, but would not be started again: restart the daemon.",
         );
     }
     for remark in &daemon.config_remarks {

@@ -1,5 +1,5 @@
 //! `soci verify`: every ztoc of an image is built anew from its layer and compared with the one that the image's
-//! index names. For whoever wants to know what an index is worth that somebody else has built.
+//! index names. It tells whether an index that was built elsewhere can be trusted.
 
 use index::manifest::ARTIFACT_V1;
 use index::{Event, Image, Missing, Platforms, SociIndex, Verdict};

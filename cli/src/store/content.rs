@@ -128,7 +128,7 @@ impl Containerd {
         let doing = format!("write content {}", descriptor.digest);
         if self.size(&descriptor.digest).await?.is_some() {
             match self.adopt(&descriptor.digest, labels).await {
-                // The collector was quicker: what an earlier pull left behind, nobody holds.
+                // The collector was quicker: nothing holds what an earlier pull left behind.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => return done,
             }

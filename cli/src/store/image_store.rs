@@ -147,7 +147,7 @@ impl Store for ImageStore {
         descriptor: &'a Descriptor,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), oci::Error>> {
-        // containerd keeps no referrers; who creates one labels the image.
+        // containerd keeps no referrers; the command that creates one labels the image.
         self.write_manifest(descriptor, bytes)
     }
 

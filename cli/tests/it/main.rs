@@ -9,7 +9,7 @@ mod usage;
 
 use std::process::{Command, Output};
 
-/// Runs `soci`; nobody's configuration, proxy or credentials play a part.
+/// Runs `soci`; no configuration, proxy or credentials of the user play a part.
 fn soci(args: &[&str]) -> Told {
     let output = Command::new(env!("CARGO_BIN_EXE_soci"))
         .args(args)

@@ -161,7 +161,7 @@ async fn verified_and_found_out() {
     let wrong = wrong.unwrap().ztoc;
     let listed = index::manifest::describe_ztoc(&wrong, &layer, 4 << 20);
     store.write_blob(&listed, wrong.into()).await.unwrap();
-    let lie = index::manifest::encode_v1(vec![listed], &image, "nobody");
+    let lie = index::manifest::encode_v1(vec![listed], &image, "another tool");
     let mut descriptor = Descriptor::of(oci::image::media_type::OCI_MANIFEST, &lie);
     descriptor.artifact_type = index::manifest::ARTIFACT_V1.to_owned();
     store.write_referrer(&descriptor, lie.into()).await.unwrap();
@@ -222,7 +222,7 @@ async fn lists_of_nothing() {
     ] {
         assert_eq!(said(&[&local[..], command].concat()).await, head);
     }
-    assert!(!folder.path().join("root").exists(), "who only looks makes nothing");
+    assert!(!folder.path().join("root").exists(), "a command that only looks makes nothing");
     let missing = oci::Digest::sha256(b"").to_string();
     let told = refused(&[&local[..], &["index", "rm", &missing]].concat()).await;
     assert_eq!(told.stderr, format!("soci: the index of the digest {missing} doesn't exist\n"));

@@ -24,7 +24,7 @@ async fn verdicts() {
     let bytes = gzip(&tar("hello.txt", b'0'));
     let good = build(&bytes, &Options::default());
     assert_eq!(verdict(&store, &hello, good.clone()).await, Verdict::Same);
-    let odd = Options { span_size: 512, build_tool: "somebody else".to_owned(), ..Options::default() };
+    let odd = Options { span_size: 512, build_tool: "another tool".to_owned(), ..Options::default() };
     assert_eq!(verdict(&store, &hello, build(&bytes, &odd)).await, Verdict::Same);
 
     let check = async |ztoc: Vec<u8>, expected: &str| {

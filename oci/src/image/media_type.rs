@@ -13,7 +13,7 @@ pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json"
 pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
-/// What a blob is called that nobody looks into.
+/// The media type of a blob that no reader looks into.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
 /// Whether it names a list of manifests.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::null_as_default;
 use crate::error::{Error, ErrorKind};
 
-/// For whom an image is made.
+/// The machine that an image is made for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
     #[serde(default, deserialize_with = "null_as_default")]

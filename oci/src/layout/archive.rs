@@ -134,7 +134,7 @@ impl Archive {
 }
 
 /// The members of a tar and where they lie. Headers are read one by one, and nothing is believed of them but what is
-/// looked at here: the tar may be anybody's.
+/// looked at here: the tar may come from anywhere.
 fn list(file: &File) -> io::Result<BTreeMap<String, Range<u64>>> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let length = file.metadata()?.len();
@@ -217,7 +217,7 @@ impl Special {
     }
 }
 
-/// The same bytes for the same member, whoever writes it and when.
+/// The same member has the same bytes at any time, whichever process writes it.
 fn header(name: &str, size: u64) -> io::Result<[u8; BLOCK as usize]> {
     let mut header = tar::Header::new_ustar();
     header.set_path(name)?;

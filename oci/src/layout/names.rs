@@ -36,7 +36,7 @@ pub(super) fn find(index: &Index, name: &str) -> Found {
             let together = entries.iter().filter(fits).filter(|entry| entry.platform.is_some());
             Found::Platforms(together.cloned().collect())
         }
-        // Without a name nobody can tell which of several is meant; of a name that stands there twice the first is it.
+        // Without a name it is unknown which of several is meant; of a name that stands there twice the first is it.
         ([first, rest @ ..], _) if !name.is_empty() || rest.is_empty() => found(first),
         ([], [only]) if name.is_empty() => found(only),
         _ => Found::Nothing(entries.iter().filter_map(name_of).map(str::to_owned).collect()),
@@ -148,7 +148,7 @@ mod tests {
         );
         let all = [both[0].clone(), beside, both[1].clone()];
         assert_eq!(find(&listing(&all), ""), Found::Platforms(all.to_vec()));
-        // Two without a name of which one says no platform: which is meant, nobody knows.
+        // Two without a name of which one says no platform: it is unknown which is meant.
         let unclear = [both[0].clone(), entry("", "5")];
         assert!(matches!(find(&listing(&unclear), ""), Found::Nothing(_)));
     }

@@ -83,7 +83,7 @@ impl Auth {
         Ok(Some(Permit { header: token.header.clone(), scope: scope.to_owned(), cell }))
     }
 
-    /// The registry refused `used` (or nothing) and asks this. Someone else may have logged in anew meanwhile;
+    /// The registry refused `used` (or nothing) and asks this. Another task may have logged in again meanwhile;
     /// then that login stays.
     pub(super) fn challenged(&self, challenge: Challenge, used: Option<&Permit>) {
         let mut state = self.state();
@@ -118,7 +118,11 @@ impl Auth {
         }
     }
 
-    async fn fetch_token(&self, question: &Question<'_>, who: Option<&Credential>) -> Result<Token, Error> {
+    async fn fetch_token(
+        &self,
+        question: &Question<'_>,
+        credential: Option<&Credential>,
+    ) -> Result<Token, Error> {
         let registry = &self.endpoint.registry;
         let doing = format!("get a token for {registry}");
         let realm = Url::parse(question.realm)
@@ -129,20 +133,22 @@ impl Auth {
         }
         let mut backoff = self.client.backoff();
         let response = loop {
-            let sent = self.ask_token(realm.clone(), question, who, &doing).await;
+            let sent = self.ask_token(realm.clone(), question, credential, &doing).await;
             let pause = match sent {
                 Ok(response) if is_passing(response.status()) => retry_after(response.headers()),
                 Ok(response) => break response,
                 Err(_) => None,
             };
             if !backoff.again(pause).await {
-                break self.ask_token(realm.clone(), question, who, &doing).await?;
+                break self.ask_token(realm.clone(), question, credential, &doing).await?;
             }
         };
         if !response.status().is_success() {
             let error = self.client.refusal(response, &doing).await;
-            let remedy =
-                format!("log in to {registry} (credentials {})", if who.is_some() { "used" } else { "none" });
+            let remedy = format!(
+                "log in to {registry} (credentials {})",
+                if credential.is_some() { "used" } else { "none" }
+            );
             return Err(error.within(remedy));
         }
         let asked_at = Instant::now();
@@ -168,10 +174,10 @@ impl Auth {
         &self,
         mut realm: Url,
         question: &Question<'_>,
-        who: Option<&Credential>,
+        credential: Option<&Credential>,
         doing: &str,
     ) -> Result<Response, Error> {
-        let request = match who {
+        let request = match credential {
             // An identity token is traded by OAuth's refresh.
             Some(Credential { username, secret }) if username.is_empty() => {
                 let mut form = url::form_urlencoded::Serializer::new(String::new());
@@ -196,7 +202,7 @@ impl Auth {
                     }
                 }
                 let request = self.client.request(Method::GET, realm);
-                match who {
+                match credential {
                     Some(credential) => {
                         request.header("authorization", secret_header(&basic(credential), doing)?)
                     }

@@ -1,4 +1,4 @@
-//! Who we are at a registry. Credentials come from Docker's configuration file and the credential helpers it
+//! Credentials for registries. They come from Docker's configuration file and the credential helpers it
 //! names, and go to `auth`, which asks anew for each login: passwords of cloud registries live for hours, so
 //! nothing is kept here. A secret shows in no log, error or `Debug`.
 
@@ -38,14 +38,14 @@ impl Debug for Credential {
     }
 }
 
-/// Who knows credentials. Asked at every login; answers None for "go anonymously", also where looking them up
+/// A source of credentials. Asked at every login; answers None for "go anonymously", also where looking them up
 /// failed (which the implementation logs): the registry may not need any.
 pub trait Credentials: Send + Sync {
     /// `host` as image names have it: `host[:port]`, `docker.io`.
     fn for_host<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Option<Credential>>;
 }
 
-/// No credentials, for anyone.
+/// No credentials, for any registry.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Anonymous;
 

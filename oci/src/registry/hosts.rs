@@ -1,4 +1,4 @@
-//! Which URL a registry's name stands for. Plain HTTP is for this machine's own addresses, and for everyone only
+//! Which URL a registry's name stands for. Plain HTTP is for this machine's own addresses, and for other hosts only
 //! when the user said so; Docker Hub's API lives on another name than its images.
 
 use reqwest::Url;
@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 /// Which hosts are spoken to without TLS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// `localhost`, 127.0.0.0/8 and `[::1]`, where nobody listens on the way
+    /// `localhost`, 127.0.0.0/8 and `[::1]`, where no other machine can listen
     #[default]
     Loopback,
     /// every host: the user asked for it

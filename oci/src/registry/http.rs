@@ -17,7 +17,7 @@ use super::timeout::heard;
 use crate::blob::{ByteStream, collect};
 use crate::error::{Error, ErrorKind};
 
-/// A server may ask us to wait; longer than this nobody waits for a layer.
+/// A server may ask us to wait; no pull waits longer than this for a layer.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// The longest pause we choose ourselves.
 const PAUSE_MAX: Duration = Duration::from_secs(10);

@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(300);
 pub(super) async fn has_blob(session: &Session, digest: &Digest) -> Result<bool, Error> {
     let doing = format!("look for blob {}@{digest}", session.name());
     let mut request = session.request(Method::HEAD, &format!("blobs/{digest}"), doing)?;
-    // Who pushes asks as who pushes: a repository that is yet to be made may not be read.
+    // A push asks with the rights of a push: a repository that is yet to be made may not be read.
     request.scope = session.scope(Access::Push);
     let answer = session.send(&request).await?;
     match answer.response.status() {
@@ -264,7 +264,7 @@ async fn patch(session: &Session, descriptor: &Descriptor, to: Url, piece: Piece
 /// What a registry made of a manifest's subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subject {
-    /// whoever asks for its referrers is told of the manifest
+    /// a client that asks for its referrers is told of the manifest
     Noted,
     /// there was none, or the registry knows nothing of referrers
     Unnoted,

@@ -1,4 +1,4 @@
-//! How long somebody waits for a registry who could go another way: until the next byte, and in all. Work that is
+//! How long a caller waits for a registry if it can do without: until the next byte, and in all. Work that is
 //! waited for tries again, follows redirects and logs in as it likes; whatever comes meanwhile, `http` notes here. The
 //! note is the task's own, so that it need not be handed through everything that asks.
 

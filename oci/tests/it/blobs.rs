@@ -139,7 +139,7 @@ async fn redirects_end() {
 }
 
 #[tokio::test]
-async fn nobody_there() {
+async fn no_registry_listens() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let name = format!("{}/a:b", listener.local_addr().unwrap());
     drop(listener);

@@ -1,4 +1,4 @@
-//! Challenges, tokens, and who is shown what.
+//! Challenges, tokens, and which host sees which credentials.
 
 use std::sync::Arc;
 

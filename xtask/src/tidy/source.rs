@@ -12,7 +12,7 @@ use std::{
 use xtask::{machine::root, process::run};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Hosts that everyone knows; naming them tells nothing about a machine.
+/// Public hosts: naming them tells nothing about a machine.
 const PUBLIC_HOSTS: &[&str] =
     &["debian.org", "github.com", "crates.io", "golang.org", "pypi.org", "rust-lang.org"];
 

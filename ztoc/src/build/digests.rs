@@ -206,7 +206,7 @@ impl Worker {
             let mut hashes = state.recv().unwrap_or_default();
             for job in to_do {
                 if let Some(buffer) = hashes.take(job) {
-                    // nobody waits for it: dropped where there is no room
+                    // nothing waits for it: dropped where there is no room
                     drop(done.try_send(buffer));
                 }
             }

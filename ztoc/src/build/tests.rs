@@ -82,7 +82,7 @@ fn estimated_and_written() {
 /// A reader takes no more than a builder makes.
 #[test]
 fn a_ztoc_that_is_too_large() {
-    // zeros that nobody touches take no memory
+    // untouched zeros take no memory
     let bytes = vec![0; usize::try_from(MAX_ZTOC_BYTES).unwrap() + 1];
     assert_eq!(Ztoc::from_vec(bytes).unwrap_err().kind(), ErrorKind::TooLarge);
 }

@@ -339,7 +339,7 @@ fn decode_entries(bytes: &[u8], vector: FlatVector<'_>) -> Result<Vec<u32>, Erro
 }
 
 /// What all entries together may still hold. Tables and strings can be named many times over: without limits a
-/// small ztoc could stand for any number of long names, and whoever walks over them would not come back.
+/// small ztoc could stand for any number of long names, and a walk over them would not end.
 struct Left {
     records: usize,
     text: usize,

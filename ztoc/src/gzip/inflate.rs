@@ -1,7 +1,7 @@
 //! The one raw zlib stream: a safe face over `libz-rs-sys`, and the only `unsafe` of this crate.
 //!
 //! What is needed here (stop at the end of a deflate block, report the bit position, enter a stream in its
-//! middle) exists only in zlib's C interface. An [`Inflater`] owns its stream; nobody else has a pointer to
+//! middle) exists only in zlib's C interface. An [`Inflater`] owns its stream; no other value has a pointer to
 //! it, and pointers into the caller's slices are cleared before a call returns.
 //!
 //! How much `inflate` reads or writes is bounded by the lengths of the slices given with each call.

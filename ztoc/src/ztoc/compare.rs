@@ -1,4 +1,4 @@
-//! Whether a ztoc says of a layer what another one says: for somebody who has built one of the layer itself and
+//! Whether a ztoc says of a layer what another one says: for a caller that has built one of the layer itself and
 //! wants to know what to think of one that was found. How they are laid out in bytes does not matter.
 
 use super::{Entry, Ztoc};

@@ -323,7 +323,7 @@ mod tests {
         struct Guard;
         impl Drop for Guard {
             fn drop(&mut self) {
-                // whoever does not wait is faster
+                // a caller that does not wait is faster
                 (0..10_000).for_each(|_| thread::yield_now());
                 ALIVE.fetch_sub(1, Ordering::SeqCst);
             }

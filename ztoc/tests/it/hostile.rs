@@ -1,4 +1,4 @@
-//! Bytes from people who mean harm: nothing panics, nothing hangs, nothing is made up.
+//! Hostile bytes: nothing panics, nothing hangs, nothing is made up.
 
 use std::io;
 use std::sync::LazyLock;
