@@ -46,24 +46,13 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.doing)?;
-        causes(f, self)
+        let mut source = error::Error::source(self);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
-}
-
-fn causes(to: &mut impl fmt::Write, error: &dyn error::Error) -> fmt::Result {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        write!(to, ": {cause}")?;
-        source = cause.source();
-    }
-    Ok(())
-}
-
-/// Another crate's error with all its causes.
-pub(crate) fn with_causes(error: &dyn error::Error) -> String {
-    let mut text = error.to_string();
-    causes(&mut text, error).expect("a string takes everything");
-    text
 }
 
 impl error::Error for Error {

@@ -1,8 +1,6 @@
 //! Why a layer is not lazy: one name in logs, metrics, status and docs.
 
-use std::fmt;
-
-use crate::error::with_causes;
+use std::{error, fmt, iter};
 
 /// Every outcome of Prepare that is not a lazily loaded layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -134,9 +132,15 @@ impl NotLazy {
     }
 
     /// A failure of the daemon itself.
-    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn internal(error: &dyn error::Error) -> Self {
         Self::new(Reason::Internal, with_causes(error))
     }
+}
+
+/// Another crate's error with all its causes, in one line.
+fn with_causes(error: &dyn error::Error) -> String {
+    let causes = iter::successors(error.source(), |cause| cause.source());
+    iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }
 
 impl fmt::Display for Reason {

@@ -28,6 +28,7 @@ const CHORES: &[(&str, &str, &str)] = &[
         "build the fuzz targets with AddressSanitizer and run them, 5 seconds each if nothing is said",
     ),
     ("tidy", "", "the rules of the house, without building anything"),
+    ("map", "", "the modules of each crate, and what each imports, as ARCHITECTURE.md shows them"),
 ];
 
 fn main() -> ExitCode {
@@ -48,6 +49,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         ["demo", rest @ ..] => demo(rest),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Asked::parse(rest)?),
         ["tidy"] => tidy::run(),
+        ["map"] => tidy::map(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{}", usage());
             Ok(ExitCode::SUCCESS)

@@ -28,8 +28,15 @@ const RULES: &[Rule] = &[
     ("no tracked file names a path or a package host of one machine", pages::no_file_names_this_machine),
     ("every `cargo xtask ...` in the documentation exists", pages::documented_chores_exist),
     ("the table of reasons in docs/operating.md is complete", pages::documented_reasons_are_the_reasons),
+    ("the map in ARCHITECTURE.md is that of the imports", pages::the_map_is_that_of_the_imports),
     ("every test that a page names exists", pages::tests_that_pages_name_exist),
 ];
+
+/// Prints the map of the modules and their imports.
+pub(crate) fn map() -> Result<ExitCode> {
+    print!("{}", arrows::map());
+    Ok(ExitCode::SUCCESS)
+}
 
 pub(crate) fn run() -> Result<ExitCode> {
     check()?;

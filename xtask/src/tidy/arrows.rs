@@ -40,7 +40,7 @@ pub(super) fn crates_depend_along_the_arrows() -> Vec<String> {
     broken
 }
 
-/// A module as its path below the crate, `lib.rs` being the empty one.
+/// A module as its path below the crate. `main.rs` and `lib.rs` are both the empty one: their modules form one list.
 type Module = Vec<String>;
 
 /// The modules of one crate, and what each imports.
@@ -62,7 +62,7 @@ impl Crate {
     fn read(files: &[&Source]) -> Self {
         let mut all = Self::default();
         for file in files {
-            all.declared.insert(module(&file.path), declared(file));
+            all.declared.entry(module(&file.path)).or_default().extend(declared(file));
         }
         for file in files {
             let from = module(&file.path);
@@ -92,7 +92,9 @@ impl Crate {
             let (Some(own), Some(other)) = (from.get(common), to.get(common)) else { continue };
             let Some(order) = self.declared.get(&from[..common]) else { continue };
             let position = |name: &String| order.iter().position(|listed| listed == name);
-            if position(other) < position(own) {
+            if let (Some(to), Some(from)) = (position(other), position(own))
+                && to < from
+            {
                 broken.push(format!("{place}: `{own}` imports `{other}`, which stands above it"));
             }
         }
@@ -147,6 +149,30 @@ pub(super) fn files_form_no_circle() -> Vec<String> {
         );
     }
     broken
+}
+
+/// The crates whose rooms the map shows, from the roots to the leaves.
+const MAPPED: &[&str] = &["cli", "snapshotter", "index", "layerfs", "oci", "ztoc"];
+
+/// The top modules of each crate in their order, each with the modules that it imports: a drawing of the real imports.
+pub(super) fn map() -> String {
+    let mut map = String::new();
+    for name in MAPPED {
+        let all = Crate::of(name);
+        let order = all.declared.get(&Module::new()).cloned().unwrap_or_default();
+        map.push_str(&format!("{name}\n"));
+        for room in &order {
+            let used = order.iter().filter(|other| {
+                let from_room = |from: &Module| from.first() == Some(room);
+                *other != room
+                    && all.imports.iter().any(|(from, _, to)| from_room(from) && to.first() == Some(*other))
+            });
+            let used: Vec<&str> = used.map(String::as_str).collect();
+            map.push_str(format!("  {room:<14}{}", used.join(" ")).trim_end());
+            map.push('\n');
+        }
+    }
+    map
 }
 
 fn module(path: &str) -> Module {
@@ -273,6 +299,7 @@ mod tests {
     fn imports_up_the_list_are_found_at_every_level() {
         let all = read(&[
             ("a/src/lib.rs", "mod above;\nmod below;\n"),
+            ("a/src/main.rs", "use a::below::X;\n"),
             (
                 "a/src/above.rs",
                 "//! crate::below\nmod first;\nmod second;\nuse crate::{\n    below::X,\n};\n",

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fs};
 
 use xtask::machine::root;
 
-use super::source::{self, read};
+use super::{
+    arrows,
+    source::{self, read},
+};
 
 pub(super) fn no_file_names_this_machine() -> Vec<String> {
     let mut broken = Vec::new();
@@ -75,6 +78,13 @@ pub(super) fn tests_that_pages_name_exist() -> Vec<String> {
         unknown.extend(tests.filter(|word| !exists(word)).map(|word| format!("{page}: {word}")));
     }
     unknown
+}
+
+pub(super) fn the_map_is_that_of_the_imports() -> Vec<String> {
+    let page = read("ARCHITECTURE.md");
+    let map = arrows::map();
+    let is_right = page.contains(&format!("```text\n{map}```\n"));
+    if is_right { Vec::new() } else { vec![format!("put this in its place (cargo xtask map):\n{map}")] }
 }
 
 fn is_reason_head(line: &str) -> bool {
