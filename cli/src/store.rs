@@ -1,5 +1,5 @@
 //! containerd's services as the commands need them: leases here; content, images, snapshots and diffs below; and
-//! the image store they make together, for [`ImageStore`] to look like any other.
+//! the image store they make together, for `ImageStore` to look like any other.
 //!
 //! Every call carries the namespace, and the lease once there is one: what is written under a lease is safe
 //! from containerd's garbage collector until the lease is given back, even if we die (it expires by itself).

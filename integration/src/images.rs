@@ -1,5 +1,5 @@
-//! Images: small ones written by hand, entry by entry ([`Tar`]), and a real one, made from Debian's packages
-//! ([`debian_python_image`]). They are pushed through [`oci::Registry`], as everything here is that need not be
+//! Images: small ones written by hand, entry by entry (`Tar`), and a real one, made from Debian's packages
+//! (`debian_python_image`). They are pushed through `oci::Registry`, as everything here is that need not be
 //! foreign. A layer is held in memory; the largest has some forty megabytes.
 
 pub mod debian;

@@ -1,6 +1,6 @@
 //! A TCP proxy on loopback before a registry: the line that tests measure and break. It passes on what it gets,
 //! byte for byte and with the `Host` header unchanged (the registry's absolute URLs then lead back through it),
-//! and follows the HTTP/1.1 in it, so that it can tell what was asked for, count, and do a [`Fault`] to chosen
+//! and follows the HTTP/1.1 in it, so that it can tell what was asked for, count, and do a `Fault` to chosen
 //! requests and their answers. It can be slow (one budget of bytes a second for all connections, half a round
 //! trip each way, one more to connect), stand still, or be cut.
 

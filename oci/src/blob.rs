@@ -1,5 +1,5 @@
 //! One blob, wherever it lives: its digest, its size if known, and any range of its bytes as a stream. A reader of
-//! a range verifies it itself (a span has its own digest); a reader of the whole puts [`verified`]
+//! a range verifies it itself (a span has its own digest); a reader of the whole puts `verified`
 //! around the stream. Implementations live in `registry`, in other crates' stores, and in `testing`.
 
 use std::fmt::Debug;

@@ -1,7 +1,7 @@
 //! Manifests, image indexes, descriptors, platforms and the media types, as values; and the one way they are
 //! written. Bytes come from a store and go back to one; nothing here reads or writes. A document read here keeps
 //! the members the OCI specification names and no others: a caller that must keep a foreign document as it is keeps its
-//! bytes. [`canonical_json`] gives, for the same value, the same bytes as the Go tools, since digests depend on it.
+//! bytes. `canonical_json` gives, for the same value, the same bytes as the Go tools, since digests depend on it.
 
 pub mod media_type;
 mod json;

@@ -1,5 +1,5 @@
 //! A registry's repository over HTTP: manifests, blobs by range, referrers, and the pushes. Requests come from
-//! above as values and leave through [`Client`]'s pool; what comes back is checked (digest, length, size limit)
+//! above as values and leave through `Client`'s pool; what comes back is checked (digest, length, size limit)
 //! before it is handed on, except a blob's ranges, which their reader checks. Credentials are asked for when the
 //! registry asks, and shown to no other host.
 //!

@@ -3,7 +3,7 @@
 //! containerd's content store are others. A store holds *one* repository's worth of names.
 //!
 //! Writing is by content: what is written has the digest it was announced with, or the call fails and nothing
-//! is there. Writing twice is no error. Only [`Store::write_tag`] changes what a reader of a tag sees.
+//! is there. Writing twice is no error. Only `Store::write_tag` changes what a reader of a tag sees.
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ pub(crate) mod quarantine;
 
 use std::{
     collections::{HashMap, HashSet},
+    error,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -214,9 +215,9 @@ impl Layers {
         let blob = StoppableBlob::new(registry.blob(&layer.digest, Some(layer.size)), stop);
         let origin = registry.name();
         let streamed = Layer::stream(&self.store, &self.engine, &origin, blob, compression).await;
-        let streamed = streamed.map_err(|e| match e.kind() {
-            // No ztoc is involved: the bytes are damaged, or not what the media type says.
-            layerfs::ErrorKind::Corrupt => NotLazy::new(Reason::UnsupportedLayer, e.to_string()),
+        let streamed = streamed.map_err(|e| match error::Error::source(&e) {
+            // The builder could not read the bytes: they are damaged, or not what the media type says.
+            Some(cause) if cause.is::<ztoc::Error>() => NotLazy::new(Reason::UnsupportedLayer, e.to_string()),
             _ => NotLazy::of_layer(&e),
         })?;
         Ok(self.with_source(streamed, registry, layer))

@@ -1,6 +1,6 @@
 //! What this machine can do, and making it able: Debian's packages, the workspace's own binaries, folders for
 //! what is kept between runs. A hard part (Debian 12 has it) is installed, or the test fails; for a part that
-//! moves a test says [`skip`] and ends.
+//! moves a test says `skip` and ends.
 
 use std::collections::BTreeSet;
 use std::env;

@@ -1,11 +1,11 @@
 //! A layer's bytes in, its ztoc out, in one pass over them.
 //!
-//! [`Builder`] is pushed the compressed bytes in pieces of any size, as they come from a network or a file.
+//! `Builder` is pushed the compressed bytes in pieces of any size, as they come from a network or a file.
 //! As they go by it takes the layer's digest, every span's digest, the diff ID, the checkpoints and the tar
 //! headers, and hands the uncompressed bytes on to a sink. It keeps the checkpoints and the entries, nothing
 //! else. The bytes of the ztoc are those the original tool makes of the same layer.
 //!
-//! A ztoc that a reader could not use, or would misread, is not built: see the refusals in [`refuse`].
+//! A ztoc that a reader could not use, or would misread, is not built: see the refusals in `refuse`.
 
 mod digests;
 

@@ -3,7 +3,7 @@
 //! shrinks.
 //!
 //! An allocator gives back at once, and in part, only what is a mapping of its own. glibc makes one of every
-//! allocation above [`MAPPED`] bytes; it takes address space, and memory only as far as it is written to.
+//! allocation above `MAPPED` bytes; it takes address space, and memory only as far as it is written to.
 
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut};

@@ -1,6 +1,6 @@
 //! Tar headers to entries: the reader that fills a toc, and checks one member of it later.
 //!
-//! [`TarReader`] is pushed the bytes of a tar in pieces of any size and gives one [`FileEntry`] for each
+//! `TarReader` is pushed the bytes of a tar in pieces of any size and gives one `FileEntry` for each
 //! member, in archive order, with nothing skipped, merged, cleaned or sorted. It reads what Go's `archive/tar`
 //! reads and refuses what that refuses, because the original's ztocs are made with it and ours have to be the
 //! same bytes: V7, USTAR, STAR and GNU headers, PAX records, GNU long names, and the PAX forms of GNU sparse

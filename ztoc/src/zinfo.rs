@@ -1,7 +1,7 @@
 //! The zinfo, the half of a ztoc that cuts a layer into spans: which span an offset is in, which compressed
 //! bytes a span is, and what their digest has to be.
 //!
-//! A [`SpanTable`] is made when a ztoc is opened, from its checkpoints or by arithmetic, and never changes.
+//! A `SpanTable` is made when a ztoc is opened, from its checkpoints or by arithmetic, and never changes.
 //! Every span but the last has at least one byte on either side. Compressed ranges of neighbors overlap by
 //! one byte where a span begins in the middle of a byte. The last span ends where the layer ends; its
 //! uncompressed range may be empty, when the tar ended long before the layer did.
