@@ -147,25 +147,39 @@ impl Config {
     /// The values in force, with a remark for each key that has no effect.
     ///
     /// # Errors
-    /// For text that is not TOML, and for values of the wrong type or out of range.
+    /// For text that is not TOML, and for values of the wrong type or out of range: each in a line of its own.
     pub fn parse(text: &str) -> Result<Self, String> {
         let table = DeTable::parse(text).map_err(|e| e.to_string().trim_end().to_owned())?;
         let mut config = Self::default();
-        config.take("", table.get_ref(), &Page(text))?;
+        let mut errors = Vec::new();
+        config.take("", table.get_ref(), &Page(text), &mut errors);
+        if !errors.is_empty() {
+            errors.sort_by_key(|(line, _)| *line);
+            let all: Vec<_> = errors.into_iter().map(|(line, text)| format!("line {line}: {text}")).collect();
+            return Err(all.join("\n"));
+        }
         config.settle();
         config.remarks.sort_by_key(|remark| remark.line);
         Ok(config)
     }
 
-    fn take(&mut self, prefix: &str, table: &DeTable<'_>, page: &Page<'_>) -> Result<(), String> {
+    /// Takes a table, and notes each wrong value with its line.
+    fn take(
+        &mut self,
+        prefix: &str,
+        table: &DeTable<'_>,
+        page: &Page<'_>,
+        errors: &mut Vec<(usize, String)>,
+    ) {
         for (name, value) in table {
             let line = page.line(name.span().start);
             let name = name.get_ref();
             let key = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
             if let Some(known) = keys::used(&key) {
-                (known.set)(self, value.get_ref()).map_err(|expected| {
-                    format!("line {line}: {key} must be {expected}, not {}", page.value(&value.span()))
-                })?;
+                if let Err(expected) = (known.set)(self, value.get_ref()) {
+                    let found = page.value(&value.span());
+                    errors.push((line, format!("{key} must be {expected}, not {found}")));
+                }
                 continue;
             }
             if let Some(why) = keys::ignored(&key) {
@@ -174,10 +188,10 @@ impl Config {
             }
             let is_section = keys::is_section(&key);
             match value.get_ref() {
-                DeValue::Table(inner) if is_section => self.take(&key, inner, page)?,
+                DeValue::Table(inner) if is_section => self.take(&key, inner, page, errors),
                 _ if is_section => {
                     let found = page.value(&value.span());
-                    return Err(format!("line {line}: {key} must be a table ([{key}]), not {found}"));
+                    errors.push((line, format!("{key} must be a table ([{key}]), not {found}")));
                 }
                 DeValue::Table(_) => {
                     let meant = guess::section(&key).map(|meant| format!("; did you mean [{meant}]?"));
@@ -193,7 +207,6 @@ impl Config {
                 }
             }
         }
-        Ok(())
     }
 
     fn remark(&mut self, line: usize, text: String) {

@@ -5,6 +5,8 @@
 //! every layer is prepared with the labels of containerd's CRI plugin; what the snapshotter does not have
 //! afterwards is downloaded and unpacked as usual. The image record comes last.
 
+use std::time::{Duration, Instant};
+
 use futures::stream;
 use oci::{
     ByteStream, Descriptor, Digest, Index, Manifest, Platform, Reference, Registry, image::media_type,
@@ -20,6 +22,12 @@ use crate::{
     output::Output,
     store::{Containerd, Labels, Prepared},
 };
+
+/// How often the layers are gone through when containerd's collector removes one of them meanwhile.
+const ATTEMPTS: u32 = 3;
+/// containerd calls a snapshotter that was away again after at most some seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A config is JSON of some kilobytes; what registries allow for a manifest is plenty.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
@@ -74,12 +82,10 @@ impl Pulling<'_> {
             let whole: ByteStream = Box::pin(stream::iter([Ok(bytes.clone())]));
             self.containerd.write(descriptor, whole, labels).await?;
         }
-        let mut parent = String::new();
-        for (number, layer) in self.resolved.layers.iter().enumerate() {
-            let chain = chain_id(&parent, &self.resolved.diff_ids[number]);
-            let how = self.layer(number, &parent, &chain).await?;
-            output.line(&format!("layer {} {how}", layer.digest));
-            parent = chain;
+        let mut told = 0;
+        let mut attempts = 1;
+        while !self.layers(&mut told, attempts < ATTEMPTS, output).await? {
+            attempts += 1;
         }
         let name = self.options.image.to_string();
         self.containerd.tag(&name, &self.resolved.target).await?;
@@ -87,15 +93,67 @@ impl Pulling<'_> {
         Ok(())
     }
 
-    /// One layer; the answer says how it got there.
-    async fn layer(&self, number: usize, parent: &str, chain: &str) -> Result<&'static str, Error> {
+    /// All layers, from the lowest up. `told` counts those that a line was printed for. False: containerd's collector has
+    /// removed a layer that was there a moment ago, and `may_repeat`.
+    async fn layers(&self, told: &mut usize, may_repeat: bool, output: &Output) -> Result<bool, Error> {
         let snapshotter = self.options.snapshotter.as_str();
-        if self.containerd.has_snapshot(snapshotter, chain).await? {
+        let mut parent = String::new();
+        for (number, layer) in self.resolved.layers.iter().enumerate() {
+            let chain = chain_id(&parent, &self.resolved.diff_ids[number]);
+            let how = match self.layer(number, &parent, &chain, output).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && may_repeat && !parent.is_empty() => {
+                    if self.containerd.has_snapshot(snapshotter, &parent).await? {
+                        return Err(error);
+                    }
+                    return Ok(false);
+                }
+                how => how?,
+            };
+            if number >= *told {
+                output.line(&format!("layer {} {how}", layer.digest));
+                *told = number + 1;
+            }
+            parent = chain;
+        }
+        Ok(true)
+    }
+
+    /// Calls the snapshotter through containerd. After an outage of the snapshotter, containerd does not call it for some
+    /// seconds.
+    async fn patiently<T>(
+        &self,
+        output: &Output,
+        call: impl AsyncFn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let began = Instant::now();
+        loop {
+            match call().await {
+                Err(error) if error.kind() == ErrorKind::Unreachable && began.elapsed() < PATIENCE => {
+                    output.tell(&format!("soci: {}; trying again", error.chain()));
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// One layer; the answer says how it got there.
+    async fn layer(
+        &self,
+        number: usize,
+        parent: &str,
+        chain: &str,
+        output: &Output,
+    ) -> Result<&'static str, Error> {
+        let snapshotter = self.options.snapshotter.as_str();
+        let has = async || self.containerd.has_snapshot(snapshotter, chain).await;
+        if self.patiently(output, has).await? {
             return Ok("exists");
         }
         let key = format!("extract-{}-{number} {chain}", std::process::id());
         let labels = layer_labels(self.options, self.resolved, number, chain);
-        let mounts = match self.containerd.prepare(snapshotter, &key, parent, labels.clone()).await? {
+        let prepare = async || self.containerd.prepare(snapshotter, &key, parent, labels.clone()).await;
+        let mounts = match self.patiently(output, prepare).await? {
             Prepared::Exists if self.containerd.has_snapshot(snapshotter, chain).await? => return Ok("lazy"),
             Prepared::Exists => {
                 let doing = format!("prepare layer: snapshot key {key:?} is taken; remove it, or pull again");

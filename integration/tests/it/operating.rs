@@ -1,10 +1,18 @@
 //! What whoever operates a daemon sees of it: its configuration, its log, its health, its status.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Output, thread};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Output, Stdio},
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
     daemon::{Daemon, LOG_LIMIT, signal_pid, soci, with_containerd},
+    images::{Layer, Tar, tar::Entry},
     lab::Lab,
     link::{Fault, When},
     machine::{self, binaries},
@@ -18,7 +26,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    image::noise,
+    image::{SMALL, noise, stage},
     metrics::{SIZE, Stage, get},
     read_path::{NO_FILL, pull, reasons},
 };
@@ -97,6 +105,29 @@ fn a_daemon_that_cannot_start_says_so_in_the_format_asked_for() -> Result<()> {
     let (output, said) = run(&lab, &["-v"])?;
     let version = format!("soci-snapshotter-grpc version {} ", env!("CARGO_PKG_VERSION"));
     ensure!(output.status.success() && said.starts_with(&version), "{said}");
+    Ok(())
+}
+
+/// containerd remembers for some seconds that its snapshotter was away. A pull that begins then waits.
+#[test]
+fn containerd_a_pull_goes_on_when_the_daemon_is_back() -> Result<()> {
+    let lab = Lab::new("away")?;
+    let file = Layer::gzip(&Tar::new([Entry::file("file", noise(3, 200_000))]).bytes());
+    let stage = stage(&lab, vec![file], SMALL)?;
+    let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;
+    daemon.kill();
+    let mut command = lab.command(&binaries()?.soci);
+    command.args(["--address", path(containerd.address()), "--namespace", containerd.namespace()]);
+    command.args(["image", "pull", &stage.lazy]).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let mut pull = command.spawn()?;
+    let mut stderr = BufReader::new(pull.stderr.take().context("its errors")?);
+    let mut line = String::new();
+    stderr.read_line(&mut line)?;
+    ensure!(line.contains("trying again"), "{line}");
+    daemon.start_again()?;
+    let output = pull.wait_with_output()?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("lazy"), "{output:?}");
     Ok(())
 }
 

@@ -114,7 +114,7 @@ impl Spans {
     }
 
     fn note_diff_id(&self, digest: Digest) {
-        tracing::info!(layer = %self.files.id(), %digest, "the layer is complete");
+        tracing::debug!(layer = %self.files.id(), %digest, "the layer is complete");
         if let Err(error) = self.files.put_diff_id(&digest) {
             tracing::debug!(layer = %self.files.id(), %error, "keep the digest of a complete layer");
         }

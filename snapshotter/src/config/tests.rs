@@ -212,3 +212,16 @@ fn the_documented_keys_are_the_keys() {
     let ignored: Vec<_> = keys::IGNORED.iter().map(row).collect();
     assert_eq!(rows_below("| key | why it has no effect |"), ignored, "\n{}\n", ignored.join("\n"));
 }
+
+#[test]
+fn every_wrong_value_is_named() {
+    let text = "metrics_address = 1\n[fill]\nenable = 1\n[fetch]\nhedge = \"no\"\nmax_requests = 2\n";
+    let errors = Config::parse(text).unwrap_err();
+    let lines: Vec<_> = errors.lines().collect();
+    assert_eq!(lines.len(), 3, "{errors}");
+    for (line, expected) in
+        lines.iter().zip(["line 1: metrics_address", "line 3: fill.enable", "line 5: fetch.hedge"])
+    {
+        assert!(line.starts_with(expected), "{line}");
+    }
+}

@@ -217,14 +217,23 @@ impl Snapshotter {
     pub(super) fn compare_when_complete(&self, layer: &Layer, parent: &str, name: &str) {
         let (digest, parent, name) = (*layer.digest(), parent.to_owned(), name.to_owned());
         let outcomes = self.outcomes.clone();
+        // After a restart, layers that were compared before are no news.
+        let was_complete = layer.whole().is_some();
         layer.when_whole(move |diff_id| {
             let agrees = diff_id.and_then(|diff_id| chain_id::agrees(&parent, &name, diff_id));
             let diff_id = diff_id.map(display);
             outcomes.compared(agrees);
             match agrees {
+                Some(true) if was_complete => {
+                    tracing::debug!(layer = %digest, diff = diff_id, "the layer is complete and matches the image");
+                }
                 Some(true) => {
                     tracing::info!(layer = %digest, diff = diff_id, "the layer is complete and matches the image");
                 }
+                None if diff_id.is_none() => tracing::info!(
+                    layer = %digest, name,
+                    "the layer's diff ID could not be computed; it is not compared with the image"
+                ),
                 None => tracing::info!(
                     layer = %digest, diff = diff_id, name,
                     "the layer is complete; the snapshot's name does not tell whether it matches the image"
