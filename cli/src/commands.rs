@@ -12,7 +12,7 @@ mod daemon;
 mod status;
 mod verify;
 mod ztoc;
-mod building;
+mod index_options;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -20,10 +20,10 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::args::{Command, DaemonCommand, Global, ImageCommand, IndexCommand, PrefetchCommand, ZtocCommand};
+use crate::containerd::Containerd;
 use crate::error::{Error, ErrorKind};
+use crate::location::Registries;
 use crate::output::Output;
-use crate::place::Registries;
-use crate::store::Containerd;
 use crate::time;
 
 /// How long an answer to giving back a lease is waited for when the command ends early.

@@ -7,17 +7,17 @@
 /// One file a command.
 pub mod commands;
 /// The local store: where builds go, and where `list`, `info` and `push` find them.
-mod local;
+mod local_store;
 /// Flags as typed.
 pub mod args;
 /// Where an image lies, as the user names it.
-mod place;
+mod location;
 /// The list of artifacts that were built on this machine.
 mod artifacts;
 /// containerd's services as a store.
-mod store;
+mod containerd;
 /// Calls to the daemon.
-mod control;
+mod daemon_client;
 /// Files that are read whole, with a limit.
 mod files;
 /// Tables and JSON: everything that is printed.

@@ -1,5 +1,5 @@
 //! The layers of an image in, their ztocs out. Each layer is read once: on its way through the builder it is compared
-//! with its descriptor and, where it has to be copied, copied. Layers run side by side under a limit. A layer that
+//! with its descriptor and, where it has to be copied, copied. LayerIndexer run side by side under a limit. A layer that
 //! gets no ztoc is named with its reason; a layer that is not what its descriptor says fails the whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
 use crate::prefetch::{self, Prefetch, Spans, Wanted};
 use crate::tee::TeeBlob;
 
-/// Layers built side by side: enough to keep two processors busy while a third layer waits for its network.
+/// LayerIndexer built side by side: enough to keep two processors busy while a third layer waits for its network.
 const LAYERS_AT_ONCE: usize = 2;
 /// Smaller layers are quicker fetched whole; the Go tool's number.
 pub const MIN_LAYER_SIZE: u64 = 10 << 20;
@@ -131,7 +131,7 @@ impl fmt::Display for Skip {
 }
 
 /// Builds the ztocs of image after image, each layer once, however many images share it.
-pub struct Layers<'a> {
+pub struct LayerIndexer<'a> {
     from: &'a dyn Store,
     to: &'a dyn Store,
     copies: Copies,
@@ -143,7 +143,7 @@ pub struct Layers<'a> {
 /// Whether layers whose ztocs are built are copied on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copies {
-    Layers,
+    LayerIndexer,
     Nothing,
 }
 
@@ -153,17 +153,17 @@ struct Done {
     files: Vec<Option<Spans>>,
 }
 
-impl<'a> Layers<'a> {
-    /// Layers come from `from`; ztocs go to `to` as soon as they are made.
+impl<'a> LayerIndexer<'a> {
+    /// LayerIndexer come from `from`; ztocs go to `to` as soon as they are made.
     pub fn new(
         from: &'a dyn Store,
         to: &'a dyn Store,
         copies: Copies,
         options: &'a BuildOptions,
-    ) -> Layers<'a> {
+    ) -> LayerIndexer<'a> {
         let files = options.prefetch.iter();
         let files = files.filter_map(|path| Wanted::parse(path));
-        Layers { from, to, copies, options, files: files.collect(), done: BTreeMap::new() }
+        LayerIndexer { from, to, copies, options, files: files.collect(), done: BTreeMap::new() }
     }
 
     /// What an image's index lists: the ztocs in the order of the layers, then the prefetch artifacts in that order.
@@ -386,9 +386,9 @@ impl Xattrs {
     }
 }
 
-impl fmt::Debug for Layers<'_> {
+impl fmt::Debug for LayerIndexer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Layers")
+        f.debug_struct("LayerIndexer")
             .field("from", &self.from)
             .field("done", &self.done.len())
             .finish_non_exhaustive()

@@ -13,7 +13,7 @@ use oci::image::media_type::is_index;
 use oci::{Descriptor, Digest, Index, Manifest, Platform, Store};
 use tracing::{debug, info};
 
-use crate::build::{BuildOptions, Copies, Layers, Observer};
+use crate::build::{BuildOptions, Copies, LayerIndexer, Observer};
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{EMPTY_CONFIG, Version, encode_v2};
 use crate::rewrite::{Nested, NewIndex, Rewritten, rewrite};
@@ -72,7 +72,7 @@ pub async fn convert(
         route.to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;
     }
 
-    let mut layers = Layers::new(route.from, route.to, Copies::Layers, &options.build);
+    let mut layers = LayerIndexer::new(route.from, route.to, Copies::LayerIndexer, &options.build);
     let mut built = Vec::new();
     let mut platforms = Vec::new();
     for (platform, digest) in targets {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use oci::image::media_type::OCI_MANIFEST;
 use oci::{Descriptor, Platform, Store};
 
-use crate::build::{BuildOptions, Copies, Layers, Observer};
+use crate::build::{BuildOptions, Copies, LayerIndexer, Observer};
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{EMPTY_CONFIG, Version, encode_v1};
 use crate::source::{Missing, Platforms, Source};
@@ -49,7 +49,7 @@ pub async fn create(
         let empty = Descriptor::of(Version::V1.artifact_type(), EMPTY_CONFIG);
         to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;
     }
-    let mut layers = Layers::new(from, to, Copies::Nothing, options);
+    let mut layers = LayerIndexer::new(from, to, Copies::Nothing, options);
     let mut created = Vec::new();
     for (platform, digest) in targets {
         let entries = layers.build(image.manifest(&platform, &digest)?, observer).await?;

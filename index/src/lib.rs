@@ -40,7 +40,7 @@ pub use convert::{ConvertOptions, Indexed, Report, Route, convert};
 pub use create::{CreateRoute, Created, create};
 pub use error::{Error, ErrorKind};
 pub use layer_format::compression_of;
-pub use locate::{Source, Sources, locate};
+pub use locate::{Lookup, Sources, locate};
 pub use manifest::{SociIndex, Version};
 pub use prefetch::Prefetch;
 pub use source::{Image, Missing, Platforms, images};

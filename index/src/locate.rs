@@ -14,20 +14,20 @@ use crate::manifest::{ARTIFACT_V1, INDEX_DIGEST, SociIndex};
 pub struct Sources {
     /// an index named by hand: nothing else is looked at
     pub explicit: Option<Digest>,
-    pub annotation: Source,
-    pub referrers: Source,
+    pub annotation: Lookup,
+    pub referrers: Lookup,
 }
 
 /// Whether a source is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    Ask,
-    Skip,
+pub enum Lookup {
+    On,
+    Off,
 }
 
 impl Default for Sources {
     fn default() -> Sources {
-        Sources { explicit: None, annotation: Source::Ask, referrers: Source::Skip }
+        Sources { explicit: None, annotation: Lookup::On, referrers: Lookup::Off }
     }
 }
 
@@ -42,7 +42,7 @@ pub async fn locate(
     if let Some(digest) = &sources.explicit {
         return fetch(registry, digest).await.map(Some);
     }
-    if sources.annotation == Source::Ask {
+    if sources.annotation == Lookup::On {
         let fetched;
         let bytes = match manifest {
             Some(bytes) => bytes,
@@ -55,7 +55,7 @@ pub async fn locate(
             return fetch(registry, &digest).await.map(Some);
         }
     }
-    if sources.referrers == Source::Ask {
+    if sources.referrers == Lookup::On {
         let found = registry.referrers(image, Some(ARTIFACT_V1)).await?;
         if let Some(first) = found.first() {
             debug!(%image, index = %first.digest, of = found.len(), "referrer");

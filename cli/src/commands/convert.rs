@@ -4,13 +4,13 @@ use index::{ConvertOptions, Missing, Platforms, Report, Route, Version};
 use oci::Platform;
 
 use super::Tools;
-use super::building::{Hearing, index_artifact, list, options, platforms_of};
+use super::index_options::{BuildProgress, index_artifact, list, options, platforms_of};
 use crate::args::Convert;
 use crate::artifacts::Artifacts;
+use crate::containerd::Containerd;
 use crate::error::{Error, ErrorKind};
-use crate::local::containerd_artifacts;
-use crate::place::{ImagePlace, open_destination, open_source};
-use crate::store::Containerd;
+use crate::local_store::containerd_artifacts;
+use crate::location::{ImagePlace, open_destination, open_source};
 
 pub(super) async fn run(args: &Convert, tools: &Tools<'_>) -> Result<(), Error> {
     let (source, destination) = places(args)?;
@@ -67,7 +67,7 @@ async fn convert(
     let from = open_source(source, &tools.registries, containerd).await?;
     let to = open_destination(destination, &tools.registries, containerd).await?;
     let route = Route { from: &*from.store, source: &from.name, to: &*to, tag: &tag };
-    let hearing = Hearing::new(tools.output, &options.build);
+    let hearing = BuildProgress::new(tools.output, &options.build);
     let report = index::convert(route, &options, &|event| hearing.hear(event)).await?;
     tell(&report, &named, tools);
     if let Some(artifacts) = artifacts {

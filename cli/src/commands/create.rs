@@ -5,12 +5,12 @@ use index::{CreateRoute, Created, Missing, Platforms, Version};
 use oci::Platform;
 
 use super::Tools;
-use super::building::{Hearing, index_artifact, list, options, platforms_of};
+use super::index_options::{BuildProgress, index_artifact, list, options, platforms_of};
 use crate::args::Create;
+use crate::containerd::{Containerd, ImageStore, Labels};
 use crate::error::{Error, ErrorKind};
-use crate::local::Local;
-use crate::place::{ImagePlace, open_source};
-use crate::store::{Containerd, ImageStore, Labels};
+use crate::local_store::Local;
+use crate::location::{ImagePlace, open_source};
 
 /// By this label of an image containerd's garbage collector finds its index.
 const INDEX_LABEL: &str = "containerd.io/gc.ref.content.soci-index";
@@ -32,7 +32,7 @@ pub(super) async fn run(args: &Create, tools: &Tools<'_>) -> Result<(), Error> {
             let options = options(&args.building, None)?;
             let platforms = platforms_of(&args.building, Platforms::All)?;
             let opened = open_source(&place, &tools.registries, None).await?;
-            let hearing = Hearing::new(tools.output, &options);
+            let hearing = BuildProgress::new(tools.output, &options);
             let store = &*opened.store;
             let hear = |event: index::Event<'_>| hearing.hear(event);
             let missing = match place {
@@ -62,7 +62,7 @@ async fn in_containerd(
     let store = ImageStore::new(containerd.clone());
     let (name, target) = store.find(name).await?;
     let local = Local::for_writing(tools.global, containerd).await?;
-    let hearing = Hearing::new(tools.output, &options);
+    let hearing = BuildProgress::new(tools.output, &options);
     let hear = |event: index::Event<'_>| hearing.hear(event);
     let missing = Missing::Keep;
     let route =

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Tools;
 use crate::{
     args::Upgrade as Args,
-    control,
+    daemon_client,
     error::{Error, ErrorKind},
 };
 
@@ -15,13 +15,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) async fn upgrade(args: &Args, tools: &Tools<'_>) -> Result<(), Error> {
     let address = &args.daemon.daemon_address;
-    let before = control::status(address).await?.daemon;
-    control::upgrade(address).await?;
+    let before = daemon_client::status(address).await?.daemon;
+    daemon_client::upgrade(address).await?;
     let start = Instant::now();
     loop {
         tokio::time::sleep(PAUSE).await;
         // In between there may be no worker, or one that is busy with its start.
-        if let Ok(status) = control::status(address).await
+        if let Ok(status) = daemon_client::status(address).await
             && status.daemon.pid != before.pid
         {
             let now = status.daemon;

@@ -18,9 +18,9 @@ use proto::containerd::types::Mount;
 use super::Tools;
 use crate::{
     args::Pull,
+    containerd::{Containerd, Labels, Prepared},
     error::{Error, ErrorKind},
     output::Output,
-    store::{Containerd, Labels, Prepared},
 };
 
 /// How often the layers are gone through when containerd's collector removes one of them meanwhile.

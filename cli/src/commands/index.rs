@@ -10,11 +10,11 @@ use ztoc::Ztoc;
 use super::Tools;
 use crate::args::{IndexList, IndexRemove};
 use crate::artifacts::{Artifact, Kind};
+use crate::containerd::ImageStore;
 use crate::error::{Error, ErrorKind};
 use crate::files::read_file;
-use crate::local::Local;
-use crate::place::BlobPlace;
-use crate::store::ImageStore;
+use crate::local_store::Local;
+use crate::location::BlobPlace;
 use crate::time;
 
 /// A row of the list; an index whose image has several names has several.

@@ -9,8 +9,8 @@ use super::Tools;
 use crate::artifacts::{Artifact, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::files::read_file;
-use crate::local::Local;
-use crate::place::BlobPlace;
+use crate::local_store::Local;
+use crate::location::BlobPlace;
 use crate::time;
 
 /// An artifact of a million spans has less.

@@ -9,14 +9,14 @@ use index::{Missing, Platforms};
 use oci::{Descriptor, Digest, Layout, Manifest, Platform, Reference, Registry, Store};
 
 use super::Tools;
-use super::building::platforms;
+use super::index_options::platforms;
 use crate::args::Push;
 use crate::artifacts::{Artifact, Kind};
+use crate::containerd::ImageStore;
 use crate::error::{Error, ErrorKind};
-use crate::local::Local;
+use crate::local_store::Local;
+use crate::location::ImagePlace;
 use crate::output::Output;
-use crate::place::ImagePlace;
-use crate::store::ImageStore;
 
 /// Uploads side by side where the user says 0.
 const UPLOADS: usize = 3;

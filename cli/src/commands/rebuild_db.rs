@@ -12,9 +12,9 @@ use tracing::debug;
 
 use super::Tools;
 use crate::artifacts::{Artifact, Kind, List};
+use crate::containerd::Stored;
 use crate::error::Error;
-use crate::local::Local;
-use crate::store::Stored;
+use crate::local_store::Local;
 use crate::time;
 
 /// Nothing shorter is a manifest.

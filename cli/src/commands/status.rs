@@ -3,7 +3,7 @@
 use super::Tools;
 use crate::{
     args::Status as Args,
-    control::{self, Layer, Status},
+    daemon_client::{self, Layer, Status},
     error::Error,
 };
 
@@ -11,7 +11,7 @@ use crate::{
 const MOST_RECENT: usize = 10;
 
 pub(super) async fn run(args: &Args, tools: &Tools<'_>) -> Result<(), Error> {
-    let status = control::status(&args.daemon.daemon_address).await?;
+    let status = daemon_client::status(&args.daemon.daemon_address).await?;
     if args.json {
         tools.output.json(&status);
         return Ok(());

@@ -7,12 +7,12 @@ use oci::{Digest, Layout, Store};
 use serde::Serialize;
 
 use super::Tools;
-use super::building::platforms;
+use super::index_options::platforms;
 use crate::args::Verify;
 use crate::artifacts::Kind;
 use crate::error::{Error, ErrorKind};
-use crate::local::Local;
-use crate::place::{ImagePlace, Opened, open_source};
+use crate::local_store::Local;
+use crate::location::{ImagePlace, Opened, open_source};
 
 /// What was found of one layer.
 #[derive(Serialize)]
@@ -34,7 +34,7 @@ pub(super) async fn run(args: &Verify, tools: &Tools<'_>) -> Result<(), Error> {
     };
     let mut opened = open_source(&place, &tools.registries, containerd.as_ref()).await?;
     if let Some(containerd) = containerd {
-        opened.name = crate::store::ImageStore::new(containerd).find(&opened.name).await?.0;
+        opened.name = crate::containerd::ImageStore::new(containerd).find(&opened.name).await?.0;
     }
     let wanted = platforms(&args.platform, Platforms::All)?;
     // Elsewhere there may be a copy of some platforms.

@@ -16,12 +16,12 @@ use ztoc::{EntryKind, SpanId, UncompressedOffset, Ztoc};
 use super::Tools;
 use crate::args::{GetFile, ZtocList};
 use crate::artifacts::{Artifact, Kind, List};
+use crate::containerd::ImageStore;
 use crate::error::{Error, ErrorKind};
 use crate::files::read_file;
-use crate::local::Local;
+use crate::local_store::Local;
+use crate::location::BlobPlace;
 use crate::output::Output;
-use crate::place::BlobPlace;
-use crate::store::ImageStore;
 
 /// A ztoc takes a third of a percent of its layer and more; none of a layer that exists comes near this.
 const ZTOC_BYTES_MAX: u64 = 1 << 30;

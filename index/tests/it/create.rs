@@ -42,7 +42,7 @@ async fn a_registry_tells_of_it() {
         let registry = Registry::new(&client, &server.reference("a:t"), Arc::new(Anonymous)).unwrap();
         run(&store, &registry, &options().build).await.unwrap();
         let sources =
-            index::Sources { explicit: None, annotation: index::Source::Skip, referrers: index::Source::Ask };
+            index::Sources { explicit: None, annotation: index::Lookup::Off, referrers: index::Lookup::On };
         let found = index::locate(&registry, &source.digest, None, &sources).await.unwrap().unwrap();
         assert_eq!(found.version, index::Version::V1);
         assert_eq!(found.ztocs.len(), 1);

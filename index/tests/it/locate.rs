@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use index::locate::Source;
+use index::locate::Lookup;
 use index::manifest::{encode_v1, encode_v2};
 use index::{Error, ErrorKind, SociIndex, Sources, Version, locate};
 use oci::image::media_type::OCI_MANIFEST;
 use oci::testing::{Rules, TestRegistry};
 use oci::{Anonymous, Client, ClientOptions, Descriptor, Digest, Registry};
 
-const BOTH: Sources = Sources { explicit: None, annotation: Source::Ask, referrers: Source::Ask };
+const BOTH: Sources = Sources { explicit: None, annotation: Lookup::On, referrers: Lookup::On };
 
 struct Place {
     server: TestRegistry,
@@ -63,7 +63,7 @@ async fn in_order() {
     assert_eq!(found(&plain, &BOTH).await, Ok(Some(Version::V1)));
     let usual = Sources::default();
     assert_eq!(found(&plain, &usual).await, Ok(None), "referrers only when asked for");
-    let referrers_only = Sources { annotation: Source::Skip, ..BOTH };
+    let referrers_only = Sources { annotation: Lookup::Off, ..BOTH };
     assert_eq!(found(&annotated, &referrers_only).await, Ok(Some(Version::V1)));
     let explicit = Sources { explicit: Some(place.v2.digest), ..BOTH };
     assert_eq!(found(&plain, &explicit).await, Ok(Some(Version::V2)));

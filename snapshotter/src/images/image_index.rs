@@ -248,7 +248,7 @@ impl Lookup {
         let registry = registry.map_err(|e| NotLazy::new(Reason::NoLabels, e.to_string()))?;
         let (bytes, manifest) = self.manifest(namespace, request).await?;
         *layers = Some(digests(&manifest));
-        let ask = |open: bool| if open { index::Source::Ask } else { index::Source::Skip };
+        let ask = |open: bool| if open { index::Lookup::On } else { index::Lookup::Off };
         let sources = index::Sources {
             explicit: request.index,
             annotation: ask(self.modes.v2),

@@ -6,8 +6,8 @@ use oci::{Digest, Layout, Store};
 
 use crate::args::{ContentStore, DEFAULT_ADDRESS, Global};
 use crate::artifacts::Artifacts;
+use crate::containerd::{Containerd, ImageStore, Stored};
 use crate::error::{Error, ErrorKind};
-use crate::store::{Containerd, ImageStore, Stored};
 
 /// See the module.
 #[derive(Debug)]

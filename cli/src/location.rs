@@ -10,8 +10,8 @@ use oci::{
     Client, ClientOptions, Credential, Credentials, Digest, DockerConfig, Layout, Reference, Registry, Store,
 };
 
+use crate::containerd::{Containerd, ImageStore};
 use crate::error::{Error, ErrorKind};
-use crate::store::{Containerd, ImageStore};
 
 /// The transports that can be named.
 const SUPPORTED: &str = "supported are docker://HOST/REPOSITORY:TAG, oci:FOLDER[:NAME], oci-archive:FILE[:NAME] and a name in containerd";

@@ -77,15 +77,15 @@ pub(super) fn list(artifacts: &Artifacts, made: Vec<Artifact>, output: &Output) 
 }
 
 /// Hears what the builder tells.
-pub(super) struct Hearing<'a> {
+pub(super) struct BuildProgress<'a> {
     output: &'a Output,
     span_size: u64,
     made: Mutex<Vec<Artifact>>,
 }
 
-impl<'a> Hearing<'a> {
-    pub(super) fn new(output: &'a Output, options: &BuildOptions) -> Hearing<'a> {
-        Hearing { output, span_size: options.span_size, made: Mutex::default() }
+impl<'a> BuildProgress<'a> {
+    pub(super) fn new(output: &'a Output, options: &BuildOptions) -> BuildProgress<'a> {
+        BuildProgress { output, span_size: options.span_size, made: Mutex::default() }
     }
 
     pub(super) fn hear(&self, event: Event<'_>) {
