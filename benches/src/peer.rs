@@ -1,8 +1,9 @@
-//! The Go daemon, which we are measured against. One that is given in a folder (0.15) runs on our own indexes: they
-//! have its digests. Without one it is Debian unstable's 0.4.1, which knows only indexes of version 1 that its own
-//! tool has made, and pulls with that tool. It would ask a registry for them, and for layers that have none, over TLS
-//! and in no other way, which ours does not speak: it finds index and ztocs in its own store instead, and there is one
-//! for each layer. So they do not come over the line, which is to its advantage.
+//! The Go daemon, which ours is measured against.
+//!
+//! One that is given in a folder (0.15) runs on our own indexes: they have its digests. Without one it is Debian unstable's
+//! 0.4.1. That one knows only indexes of version 1 that its own tool has made, and pulls with that tool. It speaks to
+//! registries over TLS alone, and ours does not speak TLS. So it finds index and ztocs in its own store, one for each
+//! layer. They do not come over the line, which is to its advantage.
 
 use std::{
     fs,

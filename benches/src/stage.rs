@@ -1,5 +1,5 @@
-//! What measurements with real parts stand on: the product built as it is shipped, the newer containerd where it
-//! can be had, an image in a registry with and without its index, and a daemon with a containerd that uses it.
+//! The real parts of a measurement: the product as it is shipped, and the newer containerd if it can be had. An image is in
+//! a registry with and without its index. A daemon runs with a containerd that uses it.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
-//! The flags as typed; nothing computed. Spelled as the Go tool has them, and as freely: global flags before or
-//! after the command, one dash or two before a long name, `--flag=false`, lists repeated or with commas. This and
-//! `main` are the only rooms that know the parser.
+//! The flags as typed; nothing computed. They are spelled as freely as the Go tool's. Global flags stand before
+//! or after the command, a long name has one dash or two, and there are `--flag=false` and lists with commas. This and `main` are the
+//! only rooms that know the parser.
 
 mod commands;
 

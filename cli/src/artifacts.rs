@@ -1,8 +1,9 @@
-//! The list of artifacts that lie in a local store: what `list` prints, where an earlier build's ztocs are found, and
-//! which index belongs to which image. One file of JSON for each store (containerd's namespaces are stores of their
-//! own), `<root>/artifacts/<store>.json`; written beside its place and moved there, under a lock that is held for
-//! that long. It can always be made anew from the store itself (`soci rebuild-db`). The Go tool's `artifacts.db` in
-//! the same folder is left alone.
+//! The list of artifacts in a local store: what `list` prints, where an earlier build's ztocs are found, and which index
+//! belongs to which image.
+//!
+//! Each store has one file of JSON, `<root>/artifacts/<store>.json`; containerd's namespaces are stores of their own. The
+//! file is written beside its place and moved there, under a lock. It can always be made anew from the store itself
+//! (`soci rebuild-db`). The Go tool's `artifacts.db` in the same folder is left alone.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};

@@ -1,8 +1,8 @@
 //! containerd's services as the commands need them: leases here; content, images, snapshots and diffs below; and
 //! the image store they make together, for `ImageStore` to look like any other.
 //!
-//! Every call carries the namespace, and the lease once there is one: what is written under a lease is safe
-//! from containerd's garbage collector until the lease is given back, even if we die (it expires by itself).
+//! Every call carries the namespace, and the lease once there is one. Under a lease, containerd's garbage collector
+//! leaves what is written alone. The lease is given back at the end, and expires by itself if the command dies.
 
 mod image_store;
 mod content;

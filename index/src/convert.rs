@@ -2,8 +2,8 @@
 //! write, in that order and each once. The source is never touched; the same input and options give the same
 //! bytes. The tag is written last: a reader sees the old image or the new one, whole.
 //!
-//! A platform none of whose layers gets a ztoc stays in the image without an index; if that goes for every
-//! platform asked for, the conversion is an error (`ErrorKind::NoZtocs`) and nothing is tagged.
+//! A platform none of whose layers gets a ztoc stays in the image without an index. If that goes for every platform
+//! asked for, the conversion is an error (`ErrorKind::NoZtocs`), and nothing is tagged.
 
 use std::collections::{BTreeMap, BTreeSet};
 

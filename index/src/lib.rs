@@ -1,10 +1,12 @@
 //! An image's SOCI index: find it, build it, convert an image with it.
 //!
-//! [`convert()`] reads an image from one store and writes it, with an index for each platform, to another;
-//! [`create()`] builds indexes beside an image that stays as it is; [`locate()`] finds the index of an image that
-//! has one, and [`verify()`] says whether a ztoc is true. What an index *is* stands in [`manifest`]: a small
-//! manifest that names, for each layer, its ztoc. The formats are those of the Go tools, digest for digest; the
-//! one place where we differ on purpose is told in [`rewrite`].
+//! - [`convert()`] reads an image from one store and writes it, with an index for each platform, to another.
+//! - [`create()`] builds indexes beside an image that stays as it is.
+//! - [`locate()`] finds the index of an image that has one.
+//! - [`verify()`] says whether a ztoc is true.
+//!
+//! An index is a small manifest that names, for each layer, its ztoc ([`manifest`]). The formats are those of the Go
+//! tools, digest for digest. The one place where they differ on purpose is told in [`rewrite`].
 //!
 //! Nothing here knows where a store lives. This crate prints nothing and keeps nothing.
 //!

@@ -1,7 +1,8 @@
 //! The SOCI index manifest, both versions: layer digest -> ztoc descriptor, written as an OCI manifest whose
-//! config's media type says what it is. Written, it is canonical (a consumer may re-encode it and compare
-//! digests); read, it is hostile: bounded in size by its fetcher, refused unless it says which version it is,
-//! and of its entries only those count that name a layer. Pure.
+//! config's media type says what it is. Pure.
+//!
+//! It is written in canonical form, because a consumer may encode it again and compare digests. It is hostile when read:
+//! its fetcher bounds its size, it must say which version it is, and only entries count that name a layer.
 
 use std::collections::BTreeMap;
 

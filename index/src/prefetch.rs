@@ -1,6 +1,5 @@
-//! The prefetch artifact of a layer: spans that a container is known to want at its start. Written for the paths a
-//! user names, in the form that the Go tools write and read; read, it is hostile, and of its spans only those count
-//! that the layer has. Pure.
+//! The prefetch artifact of a layer: spans that a container is known to want at its start. It is written for the paths
+//! a user names, in the form of the Go tools. It is hostile when read: only spans count that the layer has. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 

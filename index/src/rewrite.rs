@@ -1,11 +1,12 @@
-//! Old image index and new SOCI indexes in, new image index out; pure. Every manifest that was read is written
-//! again in canonical form, with the names of the OCI types, and those that got an index point to it; the index's
-//! descriptor points back. The same input gives the same bytes, and those are the Go tool's, but for this:
+//! Old image index and new SOCI indexes in, new image index out; pure. Every manifest that was read is written again in
+//! canonical form, with the names of the OCI types. A manifest that got an index points to it, and the index's descriptor
+//! points back. The same input gives the same bytes, and those are the Go tool's, but for this:
 //!
 //! - The Go tool drops the annotations of attestation descriptors, and with them what they attest. Here they
 //!   stay, and point to the image manifest under its new digest.
 //! - The Go tool also rewrites the SOCI indexes already there, into nothing useful, before it replaces them; and
 //!   fails when one is not replaced. Here they are left alone until replaced.
+//! - The Go tool does not look into nested image indexes. Here the images in them get their indexes, too.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,5 @@
-//! One pass over a layer: its bytes go through a ztoc builder while they are read, and on to the store that the layer
-//! is copied to, if there is one. The processor's work is done away from the async threads, and what waits in between
-//! is bounded.
+//! One pass over a layer: its bytes go through a ztoc builder while they are read, and on to the store that the layer is
+//! copied to. The processor's work is done away from the async threads, and what waits in between is bounded.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

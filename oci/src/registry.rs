@@ -1,7 +1,8 @@
-//! A registry's repository over HTTP: manifests, blobs by range, referrers, and the pushes. Requests come from
-//! above as values and leave through `Client`'s pool; what comes back is checked (digest, length, size limit)
-//! before it is handed on, except a blob's ranges, which their reader checks. Credentials are asked for when the
-//! registry asks, and shown to no other host.
+//! A registry's repository over HTTP: manifests, blobs by range, referrers, and the pushes.
+//!
+//! Requests come from above as values and leave through `Client`'s pool. An answer is checked before it is handed on:
+//! digest, length, size limit. A blob's ranges are checked by their reader. Credentials are looked up when the registry
+//! asks for them, and shown to no other host.
 //!
 //! Refused here: documents larger than their limit, Docker's schema 1, a digest that does not fit.
 

@@ -1,7 +1,6 @@
-//! Fakes at the edge, for the tests of this crate and of those above it: blobs that break and lie
-//! (`FaultyBlob`), a store in memory (`MemoryStore`), and a small registry in this process
-//! (`TestRegistry`) that logs in, redirects and fails on cue. Nothing here is in a product's build: the feature
-//! `testing` asks for it.
+//! Fakes at the edge, for the tests of this crate and of those above it. Blobs break and lie (`FaultyBlob`), a store is in
+//! memory (`MemoryStore`), and a small registry in this process logs in, redirects and fails on cue (`TestRegistry`).
+//! Nothing here is in a product's build: the feature `testing` asks for it.
 
 mod registry;
 mod wire;

@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: the fuzz targets of `ztoc/fuzz`, built with AddressSanitizer and the coverage that libFuzzer
-//! steers by, and run for some seconds each. It needs no cargo-fuzz: the flags are the same. The sanitizer is not
-//! a stable feature, so the compiler is a nightly one if there is one that works, else the usual one told to
-//! accept such features; a machine where neither makes a program that runs has its run skipped, and says so.
+//! steers by, and run for some seconds each. It needs no cargo-fuzz: the flags are the same.
+//!
+//! The sanitizer is not a stable feature. The compiler is a nightly one if one works, else the usual one told to accept
+//! such features. A machine where neither makes a program that runs has its run skipped, and says so.
 
 use std::fs::{self, File};
 use std::io::Write;

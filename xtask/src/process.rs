@@ -1,7 +1,9 @@
-//! Foreign programs, each with a guard and a log file. A program started here dies with us, also when we are
-//! killed: the kernel sends it SIGKILL when the thread that started it ends, so all of them are started by one
-//! thread that lives as long as the process. Each has its own process group, so that Ctrl-C reaches us alone
-//! and the order of stopping is ours. Waiting is always for a condition and always bounded.
+//! Foreign programs, each with a guard and a log file.
+//!
+//! A program started here dies with this process, also after a SIGKILL: the kernel kills it when the thread that started
+//! it ends. So one thread starts all of them, and lives as long as the process. Each has its own process group, so that
+//! Ctrl-C reaches this process alone and it decides the order of stopping. Waiting is always for a condition and always
+//! bounded.
 #![allow(unsafe_code)] // `pre_exec`, to ask for a signal at the parent's death; one system call that no library wraps
 
 use std::fs::{self, File};

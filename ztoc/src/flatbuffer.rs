@@ -1,7 +1,7 @@
 //! Reading FlatBuffers in place: one table, its slots, its strings and vectors, straight from the bytes.
 //!
 //! Nothing is copied and nothing is trusted: every position is checked against the end of the bytes each time
-//! it is used, so a memory map whose file changes underneath yields wrong values, never a panic. `None` means
+//! it is used. So a memory map whose file changes underneath yields wrong values, never a panic. `None` means
 //! that the bytes are not a FlatBuffer here; a slot that is absent has its default. Alignment is not insisted
 //! on, UTF-8 neither: strings are bytes.
 

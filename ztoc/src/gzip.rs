@@ -1,10 +1,12 @@
 //! Random access into gzip: finding the places where an inflater can start, and starting there.
 //!
-//! `Scanner` inflates a whole layer once, in pieces of any size, and stops where checkpoints belong: after
-//! the first header, and then after the first block (or member header) at which more than `span_size` bytes
-//! were inflated since the last one. `Resumed` inflates from a checkpoint. A layer may be many gzip members
-//! one after another; the window of a checkpoint is the last 32768 bytes of the whole output, not of its
-//! member, with zeros in front while there are fewer. Bytes in, bytes out: knows nothing of tars and digests.
+//! `Scanner` inflates a whole layer once, in pieces of any size, and stops where checkpoints belong. The first is after
+//! the first header. Each other one is after the first block (or member header) with more than `span_size` bytes since
+//! the last one. `Resumed` inflates from a checkpoint.
+//!
+//! A layer may be many gzip members one after another. The window of a checkpoint is the last 32768 bytes of the whole
+//! output, not of its member, with zeros in front while there are fewer. Bytes in, bytes out: nothing here knows tars or
+//! digests.
 
 pub(crate) mod header;
 mod inflate;

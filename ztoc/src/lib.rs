@@ -1,8 +1,7 @@
 //! The ztoc of a layer: what lies where in it, and how to inflate any part of it alone.
 //!
-//! A layer is a tar, usually gzipped. Its ztoc has two halves: the *toc*, one entry for each member of the
-//! tar, and the *zinfo*, which cuts the compressed bytes into *spans* that can be fetched, checked and
-//! inflated on their own. This crate makes ztocs ([`Builder`]), reads them in place ([`Ztoc`]) and inflates
+//! A layer is a tar, usually gzipped. Its ztoc has two halves. The *toc* has one entry for each member of the tar. The
+//! *zinfo* cuts the compressed bytes into *spans* that can be fetched, checked and inflated on their own. This crate makes ztocs ([`Builder`]), reads them in place ([`Ztoc`]) and inflates
 //! spans. It does no I/O of its own: bytes in, values out; no async, no socket, no path, no clock. Everything
 //! it is given is hostile until checked: no input makes it panic, hang, or allocate more than in proportion
 //! to the input.

@@ -1,6 +1,5 @@
-//! A vector that gives its memory back while it is emptied from its end. What a layer's ztoc is made of is as large
-//! as the ztoc, and is not wanted any more once it stands in there: written from the end, the ztoc grows as this
-//! shrinks.
+//! A vector that gives its memory back while it is emptied from its end. The parts of a ztoc are as large as the ztoc,
+//! and are not needed once they are written. The ztoc is written from its end, and grows as this shrinks.
 //!
 //! An allocator gives back at once, and in part, only what is a mapping of its own. glibc makes one of every
 //! allocation above `MAPPED` bytes; it takes address space, and memory only as far as it is written to.

@@ -2,9 +2,8 @@
 //!
 //! `TarReader` is pushed the bytes of a tar in pieces of any size and gives one `FileEntry` for each
 //! member, in archive order, with nothing skipped, merged, cleaned or sorted. It reads what Go's `archive/tar`
-//! reads and refuses what that refuses, because the original's ztocs are made with it and ours have to be the
-//! same bytes: V7, USTAR, STAR and GNU headers, PAX records, GNU long names, and the PAX forms of GNU sparse
-//! files. Contents of files are stepped over. It holds one member at a time, at most about a mebibyte of it.
+//! reads and refuses what that refuses: the Go tool makes its ztocs with it, and ours have to be the same bytes. These
+//! are V7, USTAR, STAR and GNU headers, PAX records, GNU long names, and the PAX forms of GNU sparse files. Contents of files are stepped over. It holds one member at a time, at most about a mebibyte of it.
 
 mod collected;
 mod header;

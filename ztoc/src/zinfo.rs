@@ -1,4 +1,4 @@
-//! The zinfo, the half of a ztoc that cuts a layer into spans: which span an offset is in, which compressed
+//! The zinfo, the half of a ztoc that cuts a layer into spans. It tells which span an offset is in, which compressed
 //! bytes a span is, and what their digest has to be.
 //!
 //! A `SpanTable` is made when a ztoc is opened, from its checkpoints or by arithmetic, and never changes.

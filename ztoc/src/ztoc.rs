@@ -1,9 +1,8 @@
 //! The value: a ztoc that was checked, used in place over the bytes it owns.
 //!
-//! Kept beside the bytes are only the place of each entry (four bytes) and the span table, so that a memory
-//! map of a ztoc costs little memory of one's own. Entries are in the order of their offsets and do not
-//! overlap. Names, links and windows are read from the bytes each time they are asked for; should those bytes
-//! change under us, what comes back is wrong (empty, or other bytes), but nothing panics.
+//! Beside the bytes it keeps only the place of each entry (four bytes) and the span table, so a mapped ztoc costs little
+//! memory. Entries are in the order of their offsets and do not overlap. Names, links and windows are read from the
+//! bytes each time. If those bytes change meanwhile, the answer is wrong (empty, or other bytes), but nothing panics.
 
 mod compare;
 mod entry;

@@ -1,5 +1,5 @@
-//! `soci create`: v1 indexes for an image that stays as it is. In containerd they go to the local store and are held
-//! by a label of the image; in a registry or a layout they refer to the image where it is.
+//! `soci create`: v1 indexes for an image that stays as it is. In containerd they go to the local store, and a label of
+//! the image keeps them. In a registry or a layout they refer to the image where it is.
 
 use index::{CreateRoute, Created, Missing, Platforms, Version};
 use oci::Platform;

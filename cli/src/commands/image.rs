@@ -1,9 +1,9 @@
 //! `soci image pull`: what a client with the right labels does, against any containerd.
 //!
-//! containerd 1.6's own `ctr` sends no labels, so a remote snapshotter never learns which layer it is asked
-//! for. This command drives the same API as `ctr image pull`: manifest and config go into the content store,
-//! every layer is prepared with the labels of containerd's CRI plugin; what the snapshotter does not have
-//! afterwards is downloaded and unpacked as usual. The image record comes last.
+//! containerd 1.6's own `ctr` sends no labels, so a remote snapshotter never learns which layer is meant. This command
+//! makes the calls of `ctr image pull`. Manifest and config go into the content store, and every layer is prepared with
+//! the labels of containerd's CRI plugin. A layer that the snapshotter does not show is downloaded and unpacked as usual.
+//! The image record comes last.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,7 @@
-//! Credentials for registries. They come from Docker's configuration file and the credential helpers it
-//! names, and go to `auth`, which asks anew for each login: passwords of cloud registries live for hours, so
-//! nothing is kept here. A secret shows in no log, error or `Debug`.
+//! Credentials for registries, from Docker's configuration file and the credential helpers it names.
+//!
+//! They are looked up anew for each login (`auth`) and not kept: passwords of cloud registries live for hours. A secret
+//! shows in no log, error or `Debug`.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};

@@ -1,7 +1,8 @@
 //! Writing to a repository: blobs by one PUT, or in pieces where the registry wants no long ones, or mounted from
-//! a neighbor; manifests by digest or tag. The registry compares the digest of what it is sent; a stream is
-//! compared here as well, so that a lying source ends the upload before the registry is asked to believe it.
-//! Missing courtesies are tolerated: no `Location` after a manifest, no digest header.
+//! a neighbor; manifests by digest or tag.
+//!
+//! The registry compares the digest of what it receives. A stream is compared here as well, so that a lying source ends
+//! the upload first. Missing courtesies are tolerated: no `Location` after a manifest, no digest header.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

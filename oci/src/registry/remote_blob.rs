@@ -1,7 +1,8 @@
-//! A blob in a registry, read by ranges. Most registries answer with a redirect to a signed URL on another host;
-//! that URL is kept and asked directly, and renewed through the registry when it expires or is refused. A body
-//! that breaks is resumed at the byte reached. The server is not believed: the range it says it sends is
-//! compared with the one asked for, lengths are exact, and a server that ignores ranges is understood.
+//! A blob in a registry, read by ranges.
+//!
+//! Most registries redirect to a signed URL on another host. That URL is kept and asked directly. It is renewed through
+//! the registry when it expires or is refused. A body that breaks is resumed at the byte reached. The server is not
+//! believed: its range is compared with the one asked for, lengths are exact, and it may ignore ranges.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;

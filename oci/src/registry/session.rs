@@ -1,9 +1,9 @@
 //! One repository's requests: credentials put on, redirects followed, attempts repeated. A request goes in; an
 //! answer comes out whose status the caller still has to read, or an error when there will be none.
 //!
-//! Credentials are shown to the registry's own origin only, whatever a redirect says. A request is sent again
-//! after a new login (once), and after connection errors, 408, 429 and 5xx (a bounded number of times, with
-//! pauses), unless its body was a stream and is gone.
+//! Credentials are shown to the registry's own origin only, whatever a redirect says. A request is sent again once after
+//! a new login, and a bounded number of times, with pauses, after connection errors, 408, 429 and 5xx. One whose body was
+//! a stream is sent once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

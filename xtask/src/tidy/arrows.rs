@@ -1,7 +1,7 @@
 //! Which way imports point: between crates, and between the files and folders of a crate.
 //!
 //! The order of `mod` lines in a file is the order in which a request meets the modules. Imports point down that list,
-//! never up, at every level. No two files import each other, directly or around a corner; a file and the files of its own
+//! never up, at every level. No two files import each other, directly or around a corner. A file and the files of its own
 //! folder count as one there, because a part may use the type that it is a part of.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,8 +1,8 @@
-//! What the fuzz targets share: the layers of ztoc's own tests, the questions they ask, inputs cut into parts,
-//! ztocs put together around any zinfo, and mutations that keep what a parser checks first.
+//! What the fuzz targets share: the layers of ztoc's own tests, inputs cut into parts, ztocs around any zinfo, and
+//! mutations that keep what a parser checks first.
 //!
-//! Seeds are no files: each target's mutator now and then hands out one of its seeds instead of a mutation, so
-//! that a run needs nothing prepared and cannot be given stale ones.
+//! Seeds are no files. Each target's mutator now and then hands out one of its seeds instead of a mutation. So a run
+//! needs nothing prepared, and seeds are never stale.
 
 pub mod assemble;
 pub mod input;

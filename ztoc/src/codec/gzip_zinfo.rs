@@ -1,7 +1,7 @@
 //! The checkpoints of a gzipped layer as bytes: a header of two numbers, then one record for each checkpoint.
 //!
-//! The header is the count (`i32`) and the span size (`i64`); a record is the compressed offset (`i64`), the
-//! uncompressed offset (`i64`), the number of unused bits (`u8`) and the window (32768 bytes); all little
+//! The header is the count (`i32`) and the span size (`i64`). A record is the compressed offset (`i64`), the
+//! uncompressed offset (`i64`), the number of unused bits (`u8`) and the window (32768 bytes). All numbers are little
 //! endian. There is no version: the length tells whether the first checkpoint is there (today) or left out
 //! and implied to follow a gzip header of ten bytes (the old form). Windows are not copied, only located.
 

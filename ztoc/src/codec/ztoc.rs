@@ -1,8 +1,8 @@
 //! The ztoc as a FlatBuffer, in both directions.
 //!
-//! Writing creates objects in exactly the order of the original tool (entries from last to first, strings
-//! before the tables that hold them, nothing shared but vtables, defaults left out), so that the bytes, and
-//! the digest, are the same. Reading checks everything once, in one pass, and leaves the bytes where they
+//! Writing creates objects in exactly the order of the original tool, so that the bytes, and the digest, are the same.
+//! That is: entries from last to first, strings before the tables that hold them, nothing shared but vtables, defaults left
+//! out. Reading checks everything once, in one pass, and leaves the bytes where they
 //! are; see [`Ztoc`].
 
 use std::sync::Arc;

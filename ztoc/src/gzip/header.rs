@@ -1,5 +1,5 @@
-//! The header of a gzip member, as RFC 1952 has it: a pure parser, used to check the bytes in front of a
-//! layer's first span, which no span digest covers.
+//! The header of a gzip member, as RFC 1952 has it: a pure parser. It checks the bytes in front of a layer's first span,
+//! which no span digest covers.
 
 use crate::error::Error;
 

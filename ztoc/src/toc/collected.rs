@@ -1,5 +1,5 @@
-//! The entries of a tar while a ztoc is being built: numbers in one vector, text in another, so that a layer of
-//! several hundred thousand files costs tens of mebibytes and not hundreds. They go one by one while the ztoc is
+//! The entries of a tar while a ztoc is being built: numbers in one vector, text in another. A layer of several hundred
+//! thousand files costs tens of mebibytes so, and not hundreds. They go one by one while the ztoc is
 //! written, so that it is never there twice.
 
 use super::{EntryKind, FileEntry, MTime};

@@ -1,7 +1,7 @@
 //! Modification times: as PAX writes them, as a ztoc writes them, and as two numbers in between.
 //!
-//! A ztoc holds RFC 3339 text in UTC with the zeros at the end of the fraction left out, and an empty text
-//! when the year has more than four digits or is negative. Reading accepts any zone.
+//! A ztoc holds RFC 3339 text in UTC with the zeros at the end of the fraction left out. The text is empty when the year
+//! has more than four digits or is negative. Reading accepts any zone.
 
 /// A moment: seconds since 1970, rounded down, and the nanoseconds after them. Half a second before 1970 is
 /// second -1 and nanosecond 500 000 000.

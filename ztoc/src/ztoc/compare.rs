@@ -1,5 +1,4 @@
-//! Whether a ztoc says of a layer what another one says: for a caller that has built one of the layer itself and
-//! wants to know what to think of one that was found. How they are laid out in bytes does not matter.
+//! Whether two ztocs say the same of a layer. A caller that has built one itself compares it with one that it found. How they are laid out in bytes does not matter.
 
 use super::{Entry, Ztoc};
 use crate::units::SpanId;

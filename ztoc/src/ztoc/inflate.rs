@@ -1,7 +1,7 @@
 //! From compressed bytes to uncompressed ones: a span is compared with its digest, then inflated from its checkpoint.
 //!
-//! The caller brings the compressed bytes. What a span may inflate to is what the ztoc says, to the byte; a
-//! stream that ends early, or is damaged, is an error and never a short or padded answer.
+//! The caller brings the compressed bytes. A span inflates to what the ztoc says, to the byte. A stream
+//! that ends early, or is damaged, is an error and never a short or padded answer.
 
 use std::fmt;
 use std::ops::Range;
