@@ -44,7 +44,7 @@ pub struct Containerd {
     process: Mutex<Arc<Process>>,
 }
 
-/// Who calls `ctr`.
+/// The namespace that `ctr` is called with.
 #[derive(Debug, Clone)]
 struct Client {
     lab_folder: PathBuf,

@@ -1,4 +1,4 @@
-//! A look-alike of Amazon ECR, in front of a registry that asks nobody who they are. The API wants Basic
+//! A look-alike of Amazon ECR, in front of a registry that asks for no credentials. The API wants Basic
 //! credentials, user `AWS` and a token that expires, and says 403 to an expired one, in the words that ECR has for
 //! it. A blob is not sent: GET is answered with 307 to another port, the store, and a signature in the query; the
 //! store takes a signature until it expires, and says 403 in XML afterwards.
@@ -16,7 +16,7 @@ use crate::lab::Lab;
 use crate::link::{Answer, Link, Request};
 
 const USER: &str = "AWS";
-/// Nobody waits for that: expiry is on demand.
+/// No test waits for that: expiry is on demand.
 const SIGNATURE_SECONDS: u64 = 3600;
 
 /// See the module. Closed with its lab.
@@ -39,7 +39,7 @@ struct Gates {
 }
 
 impl Ecr {
-    /// Stands before the registry at `target`. Whoever belongs to the lab gets its first token.
+    /// Stands before the registry at `target`. Programs of the lab get its first token.
     pub fn start(lab: &Lab, target: &str) -> Result<Ecr> {
         let gates = Arc::new(Gates { token: Mutex::new((1, None)), signature: AtomicU64::new(1) });
         let at_store = gates.clone();
@@ -51,7 +51,7 @@ impl Ecr {
         Ok(ecr)
     }
 
-    /// The token that was good is not any more, and nobody has the new one.
+    /// The token that was good is not any more, and no program has the new one.
     pub fn expire_token(&self) {
         let mut token = self.gates.token();
         *token = (token.0 + 1, None);
@@ -67,7 +67,7 @@ impl Ecr {
         let secret = STANDARD.encode(format!("{USER}:{}", word(self.gates.token().0)));
         let file = json!({"auths": {self.api.host(): {"auth": secret}}});
         let folder = self.lab.folder(crate::lab::DOCKER_CONFIG)?;
-        // In one step: somebody may be reading it.
+        // In one step: a program may be reading it.
         let path = folder.join("config.json");
         fs::write(path.with_extension("new"), file.to_string())?;
         fs::rename(path.with_extension("new"), path).context("hand out a token")
@@ -117,7 +117,7 @@ impl Gates {
     fn store(&self, request: &Request) -> Option<Answer> {
         let good = format!("X-Amz-Signature={}", self.signature.load(Ordering::SeqCst));
         let is_signed = request.path.split(['?', '&']).any(|part| part == good);
-        // S3 refuses whoever shows it another's credentials, too.
+        // S3 refuses a request with credentials of another kind, too.
         if is_signed && request.header("authorization").is_none() {
             return None;
         }

@@ -59,7 +59,7 @@ impl Layer {
         Layer::compressed(bytes, Digest::sha256(tar))
     }
 
-    /// Compressed already, by someone else.
+    /// Compressed already, elsewhere.
     pub fn compressed(gzip: impl Into<Bytes>, diff_id: Digest) -> Layer {
         let bytes = gzip.into();
         let digest = Digest::sha256(&bytes);

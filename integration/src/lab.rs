@@ -23,7 +23,7 @@ use crate::process::{self, Process, tail};
 
 /// Set to keep a lab's files after its end.
 const KEEP: &str = "KEEP_LAB";
-/// In the environment of everything a lab starts: its folder. What has it belongs to the lab, whoever started it.
+/// In the environment of everything a lab starts: its folder. What has it belongs to the lab, whatever started it.
 const MARK: &str = "SOCI_LAB";
 const PREFIX: &str = "soci-lab-";
 /// Where a lab's programs look for Docker's configuration, so that the machine's own has no part in a test.
@@ -127,7 +127,7 @@ impl Lab {
         mount_bind(shared, shared).and_then(|()| mount_change(shared, MountPropagationFlags::SHARED))?;
         let mut command = self.command("unshare");
         command.args(["--mount", "--propagation", "unchanged", "sh", "-c"]);
-        // Nobody else is to see the first of its mounts, whatever /var/lib is a part of.
+        // No other process is to see the first of its mounts, whatever /var/lib is a part of.
         command.arg(
             "mount --make-private \"$(stat -c %m /var/lib)\" && mount --bind \"$0\" /var/lib && exec \"$@\"",
         );
@@ -245,7 +245,7 @@ impl Inner {
         Ok(state)
     }
 
-    /// Whoever comes second waits for the first, and has nothing to do.
+    /// A second caller waits for the first, and has nothing to do.
     fn close(&self) -> Result<()> {
         let mut state = self.lock();
         if state.closed {
@@ -307,7 +307,7 @@ fn make_folder(name: &str) -> Result<(PathBuf, File)> {
         let folder = std::env::temp_dir().join(format!("{PREFIX}{name}-{pid}-{number}"));
         match fs::create_dir(&folder) {
             Ok(()) => {
-                // Locked before it has its name, so that nobody takes it for a dead one's.
+                // Locked before it has its name, so that no process takes it for a dead one's.
                 let owner = File::create(folder.join("owner.new"))?;
                 owner.lock()?;
                 fs::rename(folder.join("owner.new"), folder.join(OWNER))?;

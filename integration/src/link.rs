@@ -140,7 +140,7 @@ impl Link {
         Link::open(lab, target, address, Speed::default(), None)
     }
 
-    /// A fast line with somebody at its door, who may answer in the registry's place.
+    /// A fast line with a gate, which may answer in the registry's place.
     pub fn with_gate(
         lab: &Lab,
         target: &str,

@@ -1,4 +1,4 @@
-//! The truth: what an image or a layer looks like when it is unpacked by those who do it every day. An image by
+//! The truth: what an image or a layer looks like when ordinary tools unpack it. An image by
 //! containerd on overlayfs; a single layer by GNU tar, whiteouts left as the files they are in it.
 
 use std::fs;

@@ -32,7 +32,7 @@ impl Registry {
         Registry::begin(lab, None)
     }
 
-    /// One that lets nobody in without this name and password (Basic).
+    /// One that lets no request in without this name and password (Basic).
     pub fn with_login(lab: &Lab, user: &str, password: &str) -> Result<Registry> {
         ensure_debian(&["apache2-utils"])?;
         Registry::begin(lab, Some((user.to_owned(), password.to_owned())))

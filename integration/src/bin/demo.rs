@@ -24,7 +24,7 @@ const PROGRAM: &[&str] =
 const REGISTRY_LINE: Speed =
     Speed { bytes_per_second: Some(50_000_000), round_trip: Duration::from_millis(10) };
 
-/// Nothing is brought that nobody asked for: what goes over the wire is what the program needed.
+/// Nothing is fetched in the background: what goes over the wire is what the program needed.
 const NO_FILL: &str = "[fill]\nenable = false\n";
 
 /// What lies between containerd and the registry.

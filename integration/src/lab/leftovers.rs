@@ -26,7 +26,7 @@ pub(super) fn of(folder: &Path) -> Vec<u32> {
         environment.split(|&byte| byte == 0).any(|variable| variable == entry)
     };
     let mut found: BTreeSet<u32> = all.keys().copied().filter(is_marked).collect();
-    // This process may itself run inside another lab's command; it and its threads are nobody's leftovers.
+    // This process may itself run inside another lab's command; it and its threads are no leftovers.
     found.remove(&std::process::id());
     loop {
         let children = all.iter().filter(|(pid, parent)| found.contains(parent) && !found.contains(pid));

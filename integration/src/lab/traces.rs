@@ -1,5 +1,5 @@
-//! What a container leaves outside its lab when nobody was there to remove it: runc's record, its cgroups, its
-//! shim's socket. containerd and runc put these in the same places whoever calls them; ours are told by the lab's
+//! What a container leaves outside its lab when no process was left to remove it: runc's record, its cgroups, its
+//! shim's socket. containerd and runc put these in the same places for every caller. Ours are told by the lab's
 //! word, with which its namespaces begin, and in the one that Kubernetes has everywhere by the bundles in the lab.
 
 use std::fs;

@@ -16,7 +16,7 @@ pub enum Fault {
     Stall { after: u64 },
     /// A byte a second until the fault is lifted.
     Trickle,
-    /// Who asks for a range gets the whole with status 200.
+    /// A request for a range gets the whole with status 200.
     WholeBlob,
     /// The answer says that its range begins one byte later than it does.
     WrongRange,
@@ -100,7 +100,7 @@ impl Answer {
         self
     }
 
-    /// As it is sent to who asked with `method`.
+    /// As it is sent in answer to `method`.
     pub(super) fn bytes(&self, method: &str) -> Vec<u8> {
         let mut text = format!("HTTP/1.1 {} Own\r\nConnection: close\r\n", self.status);
         for (name, value) in &self.headers {

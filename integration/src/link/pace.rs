@@ -1,4 +1,4 @@
-//! So many bytes a second, for everyone who asks.
+//! So many bytes a second, for all requests together.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;

@@ -34,7 +34,7 @@ const KILLS: u32 = 16;
 /// For what takes some seconds on a machine that has nothing else to do.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Folders of files, links and absences for those who walk.
+/// Folders of files, links and absences for walking readers.
 fn small(seed: u64) -> Tar {
     let mut tar = Tar::new([Entry::directory("tree")]);
     for folder in 0..12 {
@@ -96,7 +96,7 @@ fn fuse_readers_outlive_workers_that_are_killed_at_any_moment() -> Result<()> {
         let worker = supervisor.start(Stage::Serves)?;
         if !is_early {
             worker.served()?;
-            // Who walks is to ask again, and not the kernel's memory.
+            // The walking reader is to ask the process again, and not the kernel's memory.
             forget(&supervisor, "1")?;
         }
         readers.still_read().with_context(|| format!("after {kill} kills, seed {seed}"))?;
@@ -126,7 +126,7 @@ fn fuse_what_the_kernel_remembers_holds_for_the_next_worker() -> Result<()> {
     ensure!(!absent.try_exists()?);
     for round in 0..3 {
         supervisor.kill();
-        // What is cached is answered without anybody; below the root, where it is cached for ever.
+        // The kernel answers what it has cached by itself; below the root, where it is cached for ever.
         let cached = folder.metadata()?.ino();
         ensure!(cached == before[&top.join("2/tree")]);
         supervisor.start(Stage::Serves)?.served()?;
@@ -141,7 +141,7 @@ fn fuse_what_the_kernel_remembers_holds_for_the_next_worker() -> Result<()> {
         ensure!(found == noise(1 + 307, 6500), "the old number is the old file");
         ensure!(bases(supervisor.root())? == stored);
     }
-    // A third layer gets numbers that were nobody's.
+    // A third layer gets numbers that no layer had.
     layers::add(supervisor.root(), &small(20_000).bytes())?;
     supervisor.kill();
     supervisor.start(Stage::Serves)?.served()?;
@@ -156,7 +156,7 @@ fn fuse_workers_that_die_before_they_answer_lose_nothing() -> Result<()> {
     let lab = Lab::new("early")?;
     let supervisor = Supervisor::new(&lab)?;
     layers::add(supervisor.root(), &small(1).bytes())?;
-    // Nobody has ever served this mount: the first one that is killed is the first one there is.
+    // No process has ever served this mount: the first one that is killed is the first one there is.
     let rounds =
         [[Stage::Adopts, Stage::Takes], [Stage::Takes, Stage::Adopts], [Stage::Adopts, Stage::Adopts]];
     for (round, stages) in (1..).zip(rounds) {

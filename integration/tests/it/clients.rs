@@ -65,7 +65,7 @@ fn part<T>(found: Result<T>) -> Option<T> {
     found.inspect_err(|error| skip(&format!("{error:#}"))).ok()
 }
 
-/// A static shell, a file that nobody reads whole, and a small layer above.
+/// A static shell, a file that no test reads whole, and a small layer above.
 fn layers() -> Result<Vec<Layer>> {
     static LAYERS: OnceLock<Vec<Layer>> = OnceLock::new();
     if let Some(made) = LAYERS.get() {
@@ -142,7 +142,7 @@ impl Node {
         Ok(())
     }
 
-    /// How often the image's SOCI index was asked for: by us once, and beyond that by clients, who need not know of it.
+    /// How often the image's SOCI index was asked for: by the daemon once, and more often by clients that need not know of it.
     fn asked_for_index(&self) -> Result<usize> {
         let (digest, _) = index(self.stage.registry.host(), "app")?;
         let exchanges = self.stage.link.exchanges();
@@ -165,7 +165,7 @@ impl Node {
         .with_context(|| format!("{:?} layers, {:?} snapshots", count(&layers), count(&snapshots)))
     }
 
-    /// containerd lets some time pass before it calls somebody again who was not there. What it would have removed in
+    /// containerd lets some time pass before it calls a snapshotter again that was not there. What it would have removed in
     /// between it removes with what comes next. It calls for a namespace that has snapshots.
     fn wait_for_calls(&self, namespace: &str) -> Result<()> {
         wait_until("containerd to call again", LIMIT, || {

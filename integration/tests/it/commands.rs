@@ -182,7 +182,7 @@ fn containerd_the_list_is_made_anew() -> Result<()> {
     ensure!(broken.contains("soci rebuild-db makes it anew"), "{broken}");
     bench.soci(&["rebuild-db"])?;
     ensure!([lists("index")?, lists("ztoc")?, lists("prefetch")?] == before);
-    // What was only found may be anybody's: it is built again, and then known.
+    // What was only found may come from another tool: it is built again, and then known.
     for known in [0, 2] {
         let said = bench.soci(&[&["create"], SMALL, &[&bench.pushed.reference]].concat())?;
         ensure!(said.matches(" (already exists)").count() == known, "{known}: {said}");

@@ -181,14 +181,14 @@ fn privileged_convert_says_what_is_wrong_and_leaves_no_tag() -> Result<()> {
     Ok(())
 }
 
-/// A port on which nobody listens: one that was free a moment ago.
+/// A port on which no process listens: one that was free a moment ago.
 fn closed_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// An image of anybody's that has a layer of ours, with another size: it is refused, and nothing of ours is touched.
+/// Another image with the same layer and another size: it is refused, and nothing of ours is touched.
 #[test]
-fn containerd_a_manifest_that_lies_about_a_layers_size_harms_nobody_else() -> Result<()> {
+fn containerd_a_manifest_that_lies_about_a_layers_size_leaves_others_alone() -> Result<()> {
     let lab = Lab::new("sizelie")?;
     let stage = stage(&lab, one_file(), SMALL)?;
     let (daemon, containerd) = with_containerd(&lab, NO_FILL)?;

@@ -247,7 +247,7 @@ fn containerd_metrics_tell_what_happened_and_are_documented() -> Result<()> {
 }
 
 #[test]
-fn containerd_what_comes_with_nobody_waiting_is_counted() -> Result<()> {
+fn containerd_spans_that_no_reader_waits_for_are_counted() -> Result<()> {
     let stage = Stage::new("metrics-fill")?;
     let (_daemon, containerd) = with_containerd(&stage.lab, &stage.configuration(""))?;
     stage.link.inject(Fault::status(404), When::path(stage.large.digest.to_string()).ranged());
@@ -268,6 +268,6 @@ fn containerd_what_comes_with_nobody_waiting_is_counted() -> Result<()> {
     // But for the only span of the small layer, which came whole.
     let (spans, ready) = (counted(&text, "background_span_fetch_count")?, "soci_spans{state=\"ready\"}");
     ensure!(spans > 1 && spans + 1 == number(&text, ready)?, "{spans} spans came:\n{text}");
-    ensure!(counted(&text, "synchronous_read_count")? == 0, "somebody read:\n{text}");
+    ensure!(counted(&text, "synchronous_read_count")? == 0, "a reader read:\n{text}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What whoever operates a daemon sees of it: its configuration, its log, its health, its status.
+//! What an administrator sees of a daemon: its configuration, its log, its health, its status.
 
 use std::{
     collections::BTreeSet,
@@ -181,7 +181,7 @@ fn ensure_fresh(stage: &Stage, fresh: &Value) -> Result<()> {
     ensure!(lazy["ztoc"].is_string() && lazy["error"] == "" && lazy["readersWaiting"] == 0, "{lazy}");
     ensure!(lazy["images"] == serde_json::json!([image]) && lazy["snapshots"][0].is_string(), "{lazy}");
     ensure!(lazy["sources"][0]["name"] == format!("{host}/app"), "{lazy}");
-    ensure!(!lazy["users"].as_array().context("users")?.is_empty(), "nobody stands on it: {lazy}");
+    ensure!(!lazy["users"].as_array().context("users")?.is_empty(), "no snapshot uses it: {lazy}");
     ensure!(fresh["notLazy"] == serde_json::json!({ "no_ztoc": 1 }), "{fresh}");
     let whole = layer(fresh, Some("no_ztoc"))?;
     ensure!(
@@ -247,7 +247,7 @@ fn containerd_status_tells_how_layers_stand() -> Result<()> {
 }
 
 #[test]
-fn status_of_nobody_says_what_to_do() -> Result<()> {
+fn status_without_a_daemon_says_what_to_do() -> Result<()> {
     let lab = Lab::new("status-none")?;
     let address = Daemon::address_in(&lab);
     let mut command = lab.command(&binaries()?.soci);
@@ -261,9 +261,9 @@ fn status_of_nobody_says_what_to_do() -> Result<()> {
     Ok(())
 }
 
-/// As where the disk of the log is full, or nobody reads it any more.
+/// As where the disk of the log is full, or no process reads it any more.
 #[test]
-fn fuse_a_log_that_cannot_be_written_ends_nobody() -> Result<()> {
+fn fuse_a_log_that_cannot_be_written_ends_no_process() -> Result<()> {
     let lab = Lab::new("mute")?;
     let folder = lab.folder("soci")?;
     fs::write(folder.join("config.toml"), Daemon::configuration(&lab))?;
@@ -320,7 +320,7 @@ fn fuse_health_follows_the_daemon() -> Result<()> {
         let mut watched = client.watch(of("")).await?.into_inner();
         let told = watched.message().await?.map(|answer| answer.status());
         ensure!(told == Some(ServingStatus::Serving), "{told:?}");
-        // Who watches is told the end, and does not hold it up.
+        // A watching client hears of the end, and does not delay it.
         let stopping = thread::spawn(move || daemon.stop());
         let told = watched.message().await?.map(|answer| answer.status());
         ensure!(told == Some(ServingStatus::NotServing), "{told:?}");

@@ -1,4 +1,4 @@
-//! What begins to come before anybody reads.
+//! What is fetched before the first read.
 
 use anyhow::{Context, Result, ensure};
 use integration::{

@@ -1,5 +1,5 @@
 //! A program that reads in several ways at once while workers come and go. It compares every byte and every attribute,
-//! and measures how long it had to wait for one. It is this test binary, started again: a process of its own, since who
+//! and measures how long it had to wait for one. It is this test binary, started again: a process of its own, since one that
 //! has the descriptor of a mount and waits for it cannot be killed.
 
 use std::{

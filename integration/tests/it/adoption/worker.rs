@@ -80,7 +80,7 @@ fn serves_until_it_is_killed() -> Result<()> {
     let device = io::stdin().as_fd().try_clone_to_owned()?;
     let stage = told(STAGE)?;
     if stage == Stage::Takes.name() {
-        // As a worker that died at the worst moment: it has a request, and nobody else will get it.
+        // As a worker that died at the worst moment: it has a request, and no other process will get it.
         let length = rustix::io::read(&device, &mut vec![0; 2 << 20])?;
         say(&format!("{AT_STAGE}: took {length} bytes"))?;
         forever();

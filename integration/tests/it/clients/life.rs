@@ -97,7 +97,7 @@ impl Town {
     }
 }
 
-/// Whatever is restarted and removed, a container goes on, and what nobody needs any more goes.
+/// Whatever is restarted and removed, a container goes on, and what nothing needs any more goes.
 fn restarts(name: &str, release: Release) -> Result<()> {
     let Some(town) = Town::new(name, release)? else { return Ok(()) };
     let (node, here, image) = (&town.node, &town.here, &town.node.stage.lazy);
@@ -122,7 +122,7 @@ fn restarts(name: &str, release: Release) -> Result<()> {
     Ok(())
 }
 
-/// Two images of two namespaces with layers in common: each is stored once, as long as somebody needs it.
+/// Two images of two namespaces with layers in common: each is stored once, as long as a namespace needs it.
 fn shared(name: &str, release: Release) -> Result<()> {
     let Some(town) = Town::new(name, release)? else { return Ok(()) };
     let (node, here, there, image, other) =
@@ -138,7 +138,7 @@ fn shared(name: &str, release: Release) -> Result<()> {
     town.start(here, other, "three")?;
     node.is_lazy()?;
     town.ballast(here, "one")?;
-    // It has all been fetched, and nobody fetches it again.
+    // It has all been fetched, and is not fetched again.
     node.stage.link.reset();
     town.ballast(there, "two")?;
     town.ballast(here, "three")?;

@@ -223,7 +223,7 @@ fn containerd_faults_at_mount() -> Result<()> {
         let outcome = row.outcome(stage);
         let pulled = || pull(&bench.lab, &bench.containerd, &name);
         let layers = under(row, outcome, &injected, pulled)?;
-        ensure!(injected.hits() > 0, "nobody asked for it");
+        ensure!(injected.hits() > 0, "no request for it came");
         let layers = match (outcome, layers) {
             (Outcome::Fails, Ok(layers)) => bail!("the pull does not fail: {layers:?}"),
             (Outcome::Fails, Err(_)) => pulled()?,
@@ -295,7 +295,7 @@ fn containerd_faults_at_first_read() -> Result<()> {
         let outcome = row.outcome(stage);
         let injected = bench.link.inject((row.fault)(), When::path(format!("blobs/{}", layer.digest)));
         let (bytes, error) = under(row, outcome, &injected, || read(&file))??;
-        ensure!(injected.hits() > 0, "nobody asked for it");
+        ensure!(injected.hits() > 0, "no request for it came");
         ensure!(right.starts_with(&bytes), "other bytes than in a plain unpacking");
         match outcome {
             Outcome::Error => ensure!(error == Some(5), "{error:?} and {} bytes", bytes.len()),
@@ -333,7 +333,7 @@ fn containerd_faults_at_fill() -> Result<()> {
             faults[place].lift();
         }
         wait_until("a layer that is all there", FILL_LIMIT, || Ok(is_full(&folder, *length)?.then_some(())))?;
-        ensure!(faults[place].hits() > 0, "nobody asked for it");
+        ensure!(faults[place].hits() > 0, "no request for it came");
         Ok(())
     })?;
     // From here on only what is on the disk can be read.

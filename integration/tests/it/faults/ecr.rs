@@ -49,18 +49,18 @@ fn containerd_an_ecr_whose_tokens_and_signatures_expire() -> Result<()> {
 
     right(0)?;
     ensure!(saw(&ecr.store, 206), "blobs come from the store");
-    ensure!(!saw(&ecr.store, 403) && !saw(&ecr.api, 403), "everybody is let in");
+    ensure!(!saw(&ecr.store, 403) && !saw(&ecr.api, 403), "every request is let in");
     ecr.expire_signatures();
     right(1)?;
     ensure!(saw(&ecr.store, 403), "the old signature was tried");
 
-    // Somebody has renewed the token where it is looked for.
+    // The token has been renewed where it is looked for.
     ecr.expire_token();
     ecr.hand_out()?;
     right(2)?;
     ensure!(saw(&ecr.api, 403), "the old token was tried");
 
-    // Nobody has: whoever reads waits until somebody does.
+    // It has not: a reader waits until it is.
     ecr.expire_token();
     ecr.api.reset();
     std::thread::scope(|scope| {
@@ -70,7 +70,7 @@ fn containerd_an_ecr_whose_tokens_and_signatures_expire() -> Result<()> {
         let finished = reader.is_finished();
         ecr.hand_out()?;
         reader.join().expect("a reader does not panic")?;
-        ensure!(!finished, "who reads does not wait");
+        ensure!(!finished, "a reader does not wait");
         waits
     })?;
 

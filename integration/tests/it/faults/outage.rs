@@ -1,5 +1,5 @@
-//! The registry is away, for a while or for good, and containers run: who reads what is not there yet waits and then
-//! has it, who looks at names and attributes does not notice.
+//! The registry is away, for a while or for good, and containers run. A reader of bytes that are not there yet waits and
+//! then gets them. A reader of names and attributes does not notice.
 
 use std::{
     fs,
@@ -143,7 +143,7 @@ fn containerd_metadata_never_waits() -> Result<()> {
     ensure!(said.contains("file499") && said.contains("150000"), "{said}");
     let said = run(&["getfattr", "--recursive", "--dump", "--match=-", "."])?;
     ensure!(said.contains("user.number=\"499\""), "{said}");
-    ensure!(waiting(&stuck) == 16, "everybody still waits");
+    ensure!(waiting(&stuck) == 16, "all readers still wait");
     stage.registry.restart()?;
     ensure_right(stuck)
 }

@@ -66,12 +66,12 @@ fn artifacts(bench: &Bench) -> Result<BTreeMap<String, String>> {
     Ok(pairs.collect())
 }
 
-/// Whether the fault lasts as long as nobody lifts it, and nobody is told.
+/// Whether the fault lasts until the test lifts it, without an error.
 fn is_endless(row: &Row) -> bool {
     matches!((row.fault)(), Fault::Stall { .. } | Fault::Trickle)
 }
 
-/// Whether nobody has waited for an artifact that does not come: it has not been given up either.
+/// Whether no pull has waited for an artifact that does not come: it has not been given up either.
 fn ensure_no_wait<'a>(bench: &Bench, artifacts: impl Iterator<Item = (&'a Row, &'a String)>) -> Result<()> {
     let given_up = bench.daemon.logs().into_iter().filter(|line| line["msg"] == "no prefetch");
     let given_up: Vec<_> = given_up.filter_map(|line| line["digest"].as_str().map(str::to_owned)).collect();

@@ -19,9 +19,9 @@ pub(crate) enum Stage {
     Stream,
     /// A layer's prefetch artifact, and the spans that it names.
     Prefetch,
-    /// Spans that somebody waits for.
+    /// Spans that a reader waits for.
     Read,
-    /// Spans that nobody waits for.
+    /// Spans that no reader waits for.
     Fill,
 }
 
@@ -44,7 +44,7 @@ pub(crate) enum Outcome {
     Whole(&'static str),
     /// The pull fails; when the fault is over the next one does not.
     Fails,
-    /// Who reads gets EIO; when the fault is over he gets the right bytes.
+    /// A reader gets EIO. When the fault is over, it gets the right bytes.
     Error,
     /// Nothing comes until the fault is over; then everything does.
     Later,
@@ -131,7 +131,7 @@ const WRONG: [Outcome; STAGES.len()] = [
 /// Something still comes, and then all of it.
 const SLOW: [Outcome; STAGES.len()] =
     [Outcome::Waits, Outcome::Waits, Outcome::Waits, Outcome::Lazy, Outcome::Waits, Outcome::Later];
-/// Stands still: who can go on without it does, the others wait.
+/// Stands still: what can go on without it does, the rest waits.
 const SILENT: [Outcome; STAGES.len()] = [
     Outcome::Left("unreachable"),
     Outcome::Whole("unreachable"),
@@ -154,14 +154,14 @@ const AROUND: [Outcome; STAGES.len()] = [
 const FEW: u64 = 100;
 /// More than an index has, and fewer than a layer.
 const MANY: u64 = 100_000;
-/// A request is sent five times before anybody above is told.
+/// A request is sent five times before the caller gets an error.
 const ONE_MORE: u64 = 6;
 
 pub(crate) const ROWS: &[Row] = &[
     Row {
         name: "refused",
-        words: "nobody listens where the registry sends us",
-        fault: || Fault::redirect("http://127.0.0.1:1/nobody"),
+        words: "no server listens where the registry redirects to",
+        fault: || Fault::redirect("http://127.0.0.1:1/nothing"),
         hits: ONE_MORE,
         cells: AWAY,
     },

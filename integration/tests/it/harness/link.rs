@@ -124,7 +124,7 @@ fn link_stands_still_until_it_is_lifted() -> Result<()> {
         let (sender, answer) = channel();
         let asking = thread::spawn(move || sender.send(ask(&host, &path, RANGE)));
         injected.wait_for(1)?;
-        // Whoever asks for something else is served.
+        // Requests for other things are served.
         assert_eq!(scene.ask("")?.body, scene.blob);
         // Not an event but the want of one; a slow machine makes this the surer.
         let early = answer.recv_timeout(Duration::from_millis(100));
@@ -137,7 +137,7 @@ fn link_stands_still_until_it_is_lifted() -> Result<()> {
 }
 
 #[test]
-fn ecr_lets_in_who_shows_what_is_good() -> Result<()> {
+fn ecr_lets_valid_credentials_in() -> Result<()> {
     let scene = scene()?;
     let ecr = Ecr::start(&scene.lab, scene.registry.host())?;
     let login = || -> Result<String> {

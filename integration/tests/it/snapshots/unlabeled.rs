@@ -30,7 +30,7 @@ const AGAIN_LIMIT: Duration = Duration::from_secs(60);
 const UNPACKS: &str = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
                        platform = \"linux\"\nsnapshotter = \"soci\"\n";
 
-/// A shell, a file that nobody reads, and a small layer above.
+/// A shell, a file that no test reads, and a small layer above.
 fn layers() -> Result<Vec<Layer>> {
     ensure_debian(&["busybox-static"])?;
     let busybox = std::fs::read("/bin/busybox")?;
@@ -102,7 +102,7 @@ fn containerd_ctr_pulls_in_full_on_containerd_1() -> Result<()> {
 
 /// A registry on a port that containerd has not noted, and no image that tells it: left, and at once.
 #[test]
-fn containerd_ctr_pulls_in_full_from_a_port_that_nobody_noted() -> Result<()> {
+fn containerd_ctr_pulls_in_full_from_a_port_that_is_not_noted() -> Result<()> {
     let binaries = match parts::containerd_2() {
         Ok(binaries) => binaries,
         Err(error) => {
@@ -149,7 +149,7 @@ fn containerd_layers_are_found_from_their_chain_ids() -> Result<()> {
         let key = format!("{namespace}/{number}/extract-1 {chain}");
         client.prepare_with(&key, parent, &[("containerd.io/snapshot.ref", &chain.to_string())])
     };
-    // Nobody has it, in this namespace or in another one.
+    // No namespace has it.
     let nowhere = Digest::sha256(b"nothing");
     ensure!(code(ask(&namespace, 1, &nowhere, "")) == Code::Ok);
     ensure!(code(ask("another", 2, &chains[0], "")) == Code::Ok);

@@ -61,7 +61,7 @@ fn containerd_readers_in_containers_outlive_workers_that_are_killed_at_any_momen
 /// What the kernel gives so much memory and no more. Gone when dropped, once nothing is in it.
 struct Poor {
     group: PathBuf,
-    /// Where the kernel says whom it killed.
+    /// Where the kernel says which process it killed.
     events: &'static str,
 }
 
@@ -154,7 +154,7 @@ fn containerd_workers_that_die_at_their_start_are_followed_by_one_that_serves() 
 }
 
 #[test]
-fn containerd_a_typo_in_the_configuration_is_told_and_harms_nobody() -> Result<()> {
+fn containerd_a_typo_in_the_configuration_is_reported_and_does_no_harm() -> Result<()> {
     let scene = Scene::new("typo", "")?;
     let root = scene.container("one")?;
     let file = scene.lab.path().join("soci/config.toml");
@@ -248,7 +248,7 @@ fn containerd_a_worker_outlives_its_supervisor_and_the_next_one_takes_over() -> 
     ensure!(!is_alive(orphan[0]), "the one before is gone");
     read_loose(&root, 2)?;
     read_loose(&scene.container("three")?, 3)?;
-    // While it lives, nobody takes over.
+    // While it lives, no daemon takes over.
     let before = scene.daemon.logs().len();
     let mut second = scene.lab.command(integration::machine::binaries()?.daemon);
     second.arg("--root").arg(scene.daemon.root()).arg("--address").arg(scene.lab.path().join("other.sock"));
@@ -263,7 +263,7 @@ fn containerd_a_worker_outlives_its_supervisor_and_the_next_one_takes_over() -> 
 }
 
 #[test]
-fn containerd_when_both_are_killed_the_next_start_says_who_lost_the_mount() -> Result<()> {
+fn containerd_when_both_are_killed_the_next_start_names_the_containers_that_lost_the_mount() -> Result<()> {
     let scene = Scene::new("both", "")?;
     let root = scene.container("one")?;
     read_loose(&root, 0)?;
@@ -275,10 +275,11 @@ fn containerd_when_both_are_killed_the_next_start_says_who_lost_the_mount() -> R
         signal_pid(*worker, Signal::KILL);
     }
     wait_until("their end", LIMIT, || Ok((!workers.iter().any(|pid| is_alive(*pid))).then_some(())))?;
-    ensure!(read_loose(&root, 1).is_err(), "what nobody serves is an error, and soon");
+    ensure!(read_loose(&root, 1).is_err(), "a read of an unserved mount is an error, and soon");
     scene.daemon.start_again()?;
     ensure!(scene.mount()?.is_some() && scene.mount()? != mount, "another mount");
-    let lost = scene.daemon.wait_for_log("who lost it", |line| line.get("containers").is_some())?;
+    let lost =
+        scene.daemon.wait_for_log("the containers that lost it", |line| line.get("containers").is_some())?;
     ensure!(lost["containers"].as_str().is_some_and(|keys| keys.contains("/one")), "{lost}");
     scene.wait_for_calls()?;
     scene.remove("one")?;

@@ -1,4 +1,4 @@
-//! Somebody else lays hands on the mount: takes it away, or ends its connection.
+//! Another process unmounts the mount, or ends its connection.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use rustix::{
 use super::scene::{LIMIT, Scene, read_loose};
 
 #[test]
-fn containerd_a_mount_that_is_taken_away_comes_back_and_nobody_reads_an_error() -> Result<()> {
+fn containerd_a_mount_that_is_taken_away_comes_back_without_a_read_error() -> Result<()> {
     let scene = Scene::new("taken", "")?;
     let root = scene.container("one")?;
     let mount = scene.mount()?;
@@ -25,7 +25,7 @@ fn containerd_a_mount_that_is_taken_away_comes_back_and_nobody_reads_an_error() 
     read_loose(&root, 1)?;
     ensure!(scene.mount()? == mount, "the same, at its place");
     read_loose(&scene.container("two")?, 2)?;
-    // Nor does who takes it over from a worker.
+    // Nor does a daemon that takes it over from a worker.
     scene.daemon.kill_supervisor();
     unmount(scene.daemon.root().join("fuse"), UnmountFlags::DETACH)?;
     scene.daemon.start_again()?;
@@ -55,10 +55,11 @@ fn containerd_after_a_connection_that_was_ended_there_is_another_one() -> Result
     let before = scene.daemon.starts();
     let control = scene.lab.folder("control")?;
     abort(&control, &mount).with_context(|| format!("end connection {mount}"))?;
-    // Nobody tells the daemon but the kernel.
+    // Only the kernel tells the daemon.
     scene.daemon.wait_for_start(before)?;
     ensure!(read_loose(&root, 0).is_err(), "what was ended is ended");
-    let said = scene.daemon.wait_for_log("who lost it", |line| line.get("containers").is_some())?;
+    let said =
+        scene.daemon.wait_for_log("the containers that lost it", |line| line.get("containers").is_some())?;
     ensure!(said["containers"].as_str().is_some_and(|keys| keys.contains("/one")), "{said}");
     let anew = scene.mount()?;
     ensure!(anew.is_some() && anew.as_ref() != Some(&mount), "{anew:?} after {mount}");

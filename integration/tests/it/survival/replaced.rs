@@ -122,7 +122,7 @@ fn containerd_pulls_go_on_while_the_program_is_replaced() -> Result<()> {
     Ok(())
 }
 
-/// A layer that is fetched whole, and slowly, is finished first; whoever else calls meanwhile is answered.
+/// A layer that is fetched whole, and slowly, is finished first; other calls are answered meanwhile.
 #[test]
 fn containerd_calls_are_answered_while_a_slow_one_is_finished() -> Result<()> {
     let scene = Scene::new("slowly", "")?;

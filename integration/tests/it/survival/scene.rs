@@ -27,7 +27,7 @@ use crate::{
 
 /// For what takes moments on a machine that has nothing else to do.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
-/// Of these a span is brought for each; nobody reads them but a test that wants to see whether bytes can be had.
+/// Of these a span is brought for each; only a test reads them that wants to see whether bytes can be had.
 const LOOSE: usize = 48;
 const LOOSE_BYTES: usize = 1 << 20;
 
@@ -56,7 +56,7 @@ fn layers() -> Result<Vec<Layer>> {
 }
 
 impl Scene {
-    /// The image is there, lazily; nothing is brought that nobody asks for.
+    /// The image is there, lazily; nothing is fetched in the background.
     pub(super) fn new(name: &str, configuration: &str) -> Result<Scene> {
         Scene::on(Lab::new(name)?, configuration)
     }
@@ -105,7 +105,7 @@ impl Scene {
         Ok(())
     }
 
-    /// containerd lets some time pass before it calls somebody again who was not there.
+    /// containerd lets some time pass before it calls a snapshotter again that was not there.
     pub(super) fn wait_for_calls(&self) -> Result<()> {
         wait_until("containerd to call again", LIMIT, || {
             Ok(self.containerd.ctr(&["snapshots", "--snapshotter", "soci", "ls"]).is_ok().then_some(()))
@@ -128,7 +128,7 @@ pub(super) fn is_alive(pid: u32) -> bool {
     !stat.is_empty() && !stat.contains(") Z ")
 }
 
-/// Reads one of the files that nobody else reads, and compares it.
+/// Reads one of the files that nothing else reads, and compares it.
 pub(super) fn read_loose(root: &Path, number: usize) -> Result<()> {
     assert!(number < LOOSE);
     let path = root.join(format!("loose/{number}"));

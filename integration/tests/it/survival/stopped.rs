@@ -1,4 +1,4 @@
-//! The daemon is stopped, in every way there is: frozen, with SIGTERM, with and without somebody who keeps its
+//! The daemon is stopped, in every way there is: frozen, with SIGTERM, with and without a service manager that keeps its
 //! descriptors, with the whole machine.
 
 use std::{
@@ -37,7 +37,7 @@ fn containerd_readers_wait_for_a_frozen_worker() -> Result<()> {
         let reading = scope.spawn(|| read_loose(&root, 0));
         // Nothing to wait for: that nothing happens is what is to be seen.
         thread::sleep(Duration::from_secs(if long() { 30 } else { 2 }));
-        ensure!(!reading.is_finished(), "nobody can have answered");
+        ensure!(!reading.is_finished(), "no worker can have answered");
         scene.daemon.signal_workers(Signal::CONT);
         reading.join().expect("it does not panic")
     })?;
@@ -65,7 +65,7 @@ fn containerd_readers_get_their_bytes_from_a_daemon_whose_disk_is_full() -> Resu
 }
 
 #[test]
-fn containerd_a_daemon_that_nobody_needs_leaves_nothing() -> Result<()> {
+fn containerd_a_daemon_that_no_container_needs_leaves_nothing() -> Result<()> {
     let scene = Scene::new("unneeded", "")?;
     scene.container("one")?;
     scene.remove("one")?;
@@ -85,12 +85,12 @@ fn containerd_a_stopped_daemon_serves_on_as_long_as_containers_need_it() -> Resu
     let root = scene.container("one")?;
     let (mount, worker) = (scene.mount()?, scene.daemon.workers()[0]);
     scene.daemon.stop();
-    let said = scene.daemon.wait_for_log("for whom", |line| line.get("needed_by").is_some())?;
+    let said = scene.daemon.wait_for_log("for which containers", |line| line.get("needed_by").is_some())?;
     ensure!(said["needed_by"].as_str().is_some_and(|keys| keys.contains("/one")), "{said}");
     ensure!(said["pid"].as_u64() == Some(u64::from(worker)), "{said}");
     ensure!(is_alive(worker));
     read_loose(&root, 0)?;
-    // containerd is told at once that nobody is there.
+    // containerd is refused at once.
     ensure!(scene.containerd.ctr(&["snapshots", "--snapshotter", "soci", "ls"]).is_err());
     scene.daemon.start_again()?;
     ensure!(scene.mount()? == mount && !is_alive(worker));
@@ -123,7 +123,7 @@ fn containerd_a_supervisor_that_dies_while_it_stops_takes_nothing_with_it() -> R
     let scene = Scene::new("impatient", "")?;
     let root = scene.container("one")?;
     let (mount, worker) = (scene.mount()?, scene.daemon.workers()[0]);
-    // It is told to stop, and when it has done so nobody is there to be told that containers need it.
+    // It is told to stop, and when it has done so no supervisor is there to be told that containers need it.
     signal_pid(worker, Signal::STOP);
     scene.daemon.signal(Signal::TERM);
     scene.daemon.wait_for_log("a stop", |line| line["msg"] == "stopping")?;
@@ -195,7 +195,7 @@ impl Manager {
         Ok(Manager { socket, kept: Vec::new(), said: Vec::new() })
     }
 
-    /// Listens until somebody says that.
+    /// Listens until a process says that.
     fn hear(&mut self, wanted: &str) -> Result<()> {
         loop {
             let (text, descriptors) = receive(&self.socket)?;
@@ -266,7 +266,7 @@ fn containerd_what_a_service_manager_keeps_outlives_every_process() -> Result<()
         let second = manager.start(&scene.lab, "kept2").context("start with what was kept")?;
         let mut manager = manager;
         manager.hear("READY=1")?;
-        reading.join().expect("it does not panic").context("a read that was begun while nobody was there")?;
+        reading.join().expect("it does not panic").context("a read that began while no worker was there")?;
         ensure!(scene.mount()? == mount, "it is the same mount");
         read_loose(&root, 2)?;
         scene.wait_for_calls()?;
@@ -275,7 +275,7 @@ fn containerd_what_a_service_manager_keeps_outlives_every_process() -> Result<()
         ensure!(second.wait_exit(LIMIT)?.success());
         Ok(())
     })?;
-    ensure!(scene.mount()?.is_none(), "nobody needed it");
+    ensure!(scene.mount()?.is_none(), "no container needed it");
     Ok(())
 }
 
