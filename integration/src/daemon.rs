@@ -174,8 +174,17 @@ impl Daemon {
 /// A daemon and a containerd that uses it as its snapshotter `soci`, with `configuration` beside the least needed.
 pub fn with_containerd(lab: &Lab, configuration: &str) -> Result<(Daemon, Containerd)> {
     // In front, so that it may begin with keys of no table.
+    with_containerd_from(lab, configuration, binaries()?)
+}
+
+/// The same with programs from elsewhere.
+pub fn with_containerd_from(
+    lab: &Lab,
+    configuration: &str,
+    binaries: Binaries,
+) -> Result<(Daemon, Containerd)> {
     let text = format!("{configuration}\n{}", Daemon::configuration(lab));
-    let daemon = Daemon::start(lab, &text)?;
+    let daemon = Daemon::start_from(lab, &text, binaries)?;
     let containerd = Containerd::start_with_soci(lab, &daemon.address())?;
     Ok((daemon, containerd))
 }

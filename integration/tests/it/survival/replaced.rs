@@ -7,7 +7,7 @@ use integration::{
     daemon::Daemon,
     images::{Layer, Tar, tar::Entry},
     link::{Fault, When},
-    machine::{Binaries, binaries},
+    machine::{Binaries, binaries, skip},
     process::wait_until,
 };
 use rustix::process::Signal;
@@ -45,6 +45,65 @@ fn install(program: &Path, place: &Path) -> Result<()> {
     fs::copy(program, &new)?;
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
     Ok(fs::rename(&new, place)?)
+}
+
+/// Two versions have to understand each other: what is on the disk, what the supervisor tells its worker, and what a worker
+/// hands over. `SOCI_PREVIOUS` is a folder with the programs of an earlier version.
+#[test]
+fn containerd_an_earlier_version_is_upgraded_under_a_container() -> Result<()> {
+    let Some(previous) = std::env::var_os("SOCI_PREVIOUS") else {
+        skip("an upgrade from an earlier version: SOCI_PREVIOUS names no folder with its programs");
+        return Ok(());
+    };
+    let ours = binaries()?;
+    let folder = integration::lab::Lab::new("versions")?;
+    let place = folder.path().join("soci-snapshotter-grpc");
+    install(&Path::new(&previous).join("soci-snapshotter-grpc"), &place)?;
+    let scene = Scene::from("previous", Binaries { daemon: place.clone(), ..ours.clone() })?;
+    let root = scene.container("one")?;
+    let readers = Readers::start(&scene.lab, &root)?;
+    let mount = scene.mount()?;
+    // The old supervisor starts a worker of the new version.
+    install(&ours.daemon, &place)?;
+    let before = scene.daemon.starts();
+    scene.daemon.signal(Signal::HUP);
+    scene.daemon.wait_for_start(before)?;
+    readers.still_read()?;
+    read_loose(&root, 0)?;
+    // A new daemon takes over from the worker of an old one, with its root.
+    scene.daemon.kill_supervisor();
+    scene.daemon.start_again()?;
+    ensure!(scene.mount()? == mount);
+    readers.still_read()?;
+    read_loose(&root, 1)?;
+    scene.wait_for_calls()?;
+    read_loose(&scene.container("two")?, 2)?;
+    readers.finish(LIMIT).map(drop)
+}
+
+/// After a stop, a daemon of this version shows what an earlier one showed, with its bytes.
+#[test]
+fn containerd_the_state_of_an_earlier_version_is_adopted() -> Result<()> {
+    let Some(previous) = std::env::var_os("SOCI_PREVIOUS") else {
+        skip("the state of an earlier version: SOCI_PREVIOUS names no folder with its programs");
+        return Ok(());
+    };
+    let ours = binaries()?;
+    let folder = integration::lab::Lab::new("state")?;
+    let place = folder.path().join("soci-snapshotter-grpc");
+    install(&Path::new(&previous).join("soci-snapshotter-grpc"), &place)?;
+    let scene = Scene::from("adopted", Binaries { daemon: place.clone(), ..ours.clone() })?;
+    read_loose(&scene.container("one")?, 0)?;
+    scene.remove("one")?;
+    scene.daemon.stop();
+    install(&ours.daemon, &place)?;
+    scene.daemon.start_again()?;
+    scene.containerd.restart()?;
+    scene.stage.link.cut();
+    // Read before the stop, so it is on the disk.
+    read_loose(&scene.container("two")?, 0)?;
+    scene.stage.link.restore();
+    read_loose(&scene.container("three")?, 1)
 }
 
 #[test]

@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use integration::{
     containerd::Containerd,
-    daemon::{Daemon, pull, with_containerd},
+    daemon::{Daemon, pull, with_containerd_from},
     images::{Layer, Tar, tar::Entry},
     lab::Lab,
-    machine::{binaries, ensure_debian},
+    machine::{Binaries, binaries, ensure_debian},
     process::wait_until,
 };
 
@@ -69,11 +69,20 @@ impl Scene {
         Scene::on(lab, configuration)
     }
 
+    /// The same with a daemon from elsewhere.
+    pub(super) fn from(name: &str, programs: Binaries) -> Result<Scene> {
+        Scene::with(Lab::new(name)?, "", programs)
+    }
+
     fn on(lab: Lab, configuration: &str) -> Result<Scene> {
+        Scene::with(lab, configuration, binaries()?)
+    }
+
+    fn with(lab: Lab, configuration: &str, programs: Binaries) -> Result<Scene> {
         let flags = ["--span-size", "1048576", "--min-layer-size", "0"];
         let stage = stage(&lab, layers()?, &flags)?;
         let configuration = format!("{configuration}\n[fill]\nenable = false\n");
-        let (daemon, containerd) = with_containerd(&lab, &configuration)?;
+        let (daemon, containerd) = with_containerd_from(&lab, &configuration, programs)?;
         let scene = Scene { containerd, daemon, stage, lab };
         scene.pull()?;
         ensure!(scene.daemon.prepared() == [true; 3], "{:?}", scene.daemon.prepared());
