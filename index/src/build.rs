@@ -1,5 +1,5 @@
 //! The layers of an image in, their ztocs out. Each layer is read once: on its way through the builder it is compared
-//! with its descriptor and, where it has to be copied, copied. LayerIndexer run side by side under a limit. A layer that
+//! with its descriptor and, where it has to be copied, copied. Layers run side by side under a limit. A layer that
 //! gets no ztoc is named with its reason; a layer that is not what its descriptor says fails the whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ use crate::manifest::{DISABLE_XATTRS, PREFETCH, describe_ztoc};
 use crate::prefetch::{self, Prefetch, Spans, Wanted};
 use crate::tee::TeeBlob;
 
-/// LayerIndexer built side by side: enough to keep two processors busy while a third layer waits for its network.
+/// Layers built side by side: enough to keep two processors busy while a third layer waits for its network.
 const LAYERS_AT_ONCE: usize = 2;
 /// Smaller layers are quicker fetched whole; the Go tool's number.
 pub const MIN_LAYER_SIZE: u64 = 10 << 20;
@@ -143,7 +143,7 @@ pub struct LayerIndexer<'a> {
 /// Whether layers whose ztocs are built are copied on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copies {
-    LayerIndexer,
+    Layers,
     Nothing,
 }
 
@@ -154,7 +154,7 @@ struct Done {
 }
 
 impl<'a> LayerIndexer<'a> {
-    /// LayerIndexer come from `from`; ztocs go to `to` as soon as they are made.
+    /// Layers come from `from`; ztocs go to `to` as soon as they are made.
     pub fn new(
         from: &'a dyn Store,
         to: &'a dyn Store,

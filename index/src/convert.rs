@@ -72,7 +72,7 @@ pub async fn convert(
         route.to.write_blob(&empty, Bytes::from_static(EMPTY_CONFIG)).await?;
     }
 
-    let mut layers = LayerIndexer::new(route.from, route.to, Copies::LayerIndexer, &options.build);
+    let mut layers = LayerIndexer::new(route.from, route.to, Copies::Layers, &options.build);
     let mut built = Vec::new();
     let mut platforms = Vec::new();
     for (platform, digest) in targets {
@@ -128,8 +128,9 @@ async fn write(
         !made && !new.any(|digest| digest == entry.digest)
     };
     let index = Index::parse(&rewritten.index.1, "read the new image index")?;
+    let mut copied = BTreeSet::new();
     for entry in index.manifests().iter().filter(kept) {
-        copy_tree(route, entry, NESTING_MAX).await?;
+        copy_tree(route, entry, NESTING_MAX, &mut copied).await?;
     }
     for soci in built {
         to.write_manifest(&soci.descriptor(), soci.bytes.clone().into()).await?;
@@ -146,9 +147,19 @@ async fn write(
 /// What stays as it is in nested indexes that were rewritten: attestations, images of other platforms.
 async fn copy_beside(route: Route<'_>, source: &Source, rewritten: &Rewritten) -> Result<(), Error> {
     let changed = source.nested.iter().filter(|(digest, _)| rewritten.renamed.contains_key(digest));
+    let mut copied = BTreeSet::new();
     for entry in changed.flat_map(|(_, index)| index.manifests()) {
-        if !rewritten.renamed.contains_key(&entry.digest) {
-            copy_tree(route, entry, NESTING_MAX).await?;
+        if rewritten.renamed.contains_key(&entry.digest) || copied.contains(&entry.digest) {
+            continue;
+        }
+        match source.inner.get(&entry.digest) {
+            Some(manifest) => {
+                copy_rest(route, &entry.digest, manifest).await?;
+                let bytes = route.from.read_manifest(entry).await?;
+                route.to.write_manifest(entry, bytes).await?;
+                copied.insert(entry.digest);
+            }
+            None => copy_tree(route, entry, NESTING_MAX, &mut copied).await?,
         }
     }
     Ok(())
@@ -188,7 +199,16 @@ async fn copy_rest(route: Route<'_>, digest: &Digest, manifest: &Manifest) -> Re
 }
 
 /// A manifest or image index as it is, with everything below it. What the source lacks is left out, as it was.
-async fn copy_tree(route: Route<'_>, entry: &Descriptor, depth: usize) -> Result<(), Error> {
+/// `copied` has those that were copied, each once however often it is named.
+async fn copy_tree(
+    route: Route<'_>,
+    entry: &Descriptor,
+    depth: usize,
+    copied: &mut BTreeSet<Digest>,
+) -> Result<(), Error> {
+    if !copied.insert(entry.digest) {
+        return Ok(());
+    }
     let bytes = match route.from.read_manifest(entry).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == oci::ErrorKind::NotFound => return Ok(()),
@@ -201,7 +221,7 @@ async fn copy_tree(route: Route<'_>, entry: &Descriptor, depth: usize) -> Result
             return Err(error.because(format!("image indexes nested more than {NESTING_MAX} deep")));
         }
         for child in Index::parse(&bytes, &doing)?.manifests() {
-            Box::pin(copy_tree(route, child, depth - 1)).await?;
+            Box::pin(copy_tree(route, child, depth - 1, copied)).await?;
         }
     } else {
         copy_blobs(route, blobs_of(&Manifest::parse(&bytes, &doing)?)).await?;

@@ -78,18 +78,18 @@ pub fn rewrite(
     nested: Nested<'_>,
     built: &[NewIndex],
 ) -> Rewritten {
-    let mut renamed = BTreeMap::new();
-    let mut written = Vec::new();
+    let mut rewriting =
+        Rewriting { nested, built, renamed: BTreeMap::new(), written: Vec::new(), indexes: BTreeMap::new() };
     let mut entries = index.manifests.take().unwrap_or_default();
     for entry in entries.iter_mut().filter(|entry| !is_soci_index(entry)) {
-        if let Some(inner) = nested.indexes.get(&entry.digest) {
-            rewrite_nested(entry, inner.clone(), nested, built, &mut renamed, &mut written);
-            continue;
+        if nested.indexes.contains_key(&entry.digest) {
+            rewriting.index(entry);
+        } else if let Some(manifest) = manifests.get(&entry.digest) {
+            let soci = rewriting.built_for(&entry.digest);
+            rewriting.manifest(entry, manifest, soci);
         }
-        let Some(manifest) = manifests.get(&entry.digest) else { continue };
-        let soci = built.iter().rev().find(|new| new.image == entry.digest);
-        rewrite_entry(entry, manifest, soci, &mut renamed, &mut written);
     }
+    let Rewriting { renamed, written, .. } = rewriting;
     follow(&mut entries, &renamed);
     for new in built {
         place(&mut entries, describe(new, &renamed));
@@ -100,58 +100,70 @@ pub fn rewrite(
     Rewritten { manifests: written, index: (Descriptor::of(OCI_INDEX, &bytes), bytes), renamed }
 }
 
-/// Rewrites the manifest of an entry, and has the entry name it by its new digest.
-fn rewrite_entry(
-    entry: &mut Descriptor,
-    manifest: &Manifest,
-    soci: Option<&NewIndex>,
-    renamed: &mut BTreeMap<Digest, Digest>,
-    written: &mut Vec<(Descriptor, Vec<u8>)>,
-) {
-    let (bytes, annotations) = rewrite_manifest(manifest.clone(), soci);
-    let new = Descriptor::of(OCI_MANIFEST, &bytes);
-    if renamed.insert(entry.digest, new.digest).is_none() {
-        written.push((new.clone(), bytes));
-    }
-    entry.annotations.retain(|key, _| key.starts_with(ATTESTATION_PREFIX));
-    entry.annotations.extend(annotations);
-    (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
+/// What has been rewritten so far.
+struct Rewriting<'a> {
+    nested: Nested<'a>,
+    built: &'a [NewIndex],
+    renamed: BTreeMap<Digest, Digest>,
+    written: Vec<(Descriptor, Vec<u8>)>,
+    /// Nested indexes that were looked at, each once however often it is named: what it became, if it changed.
+    indexes: BTreeMap<Digest, Option<Descriptor>>,
 }
 
-/// Rewrites a nested index if an image in it got an index. What is in it is written before it.
-fn rewrite_nested(
-    entry: &mut Descriptor,
-    mut index: Index,
-    nested: Nested<'_>,
-    built: &[NewIndex],
-    renamed: &mut BTreeMap<Digest, Digest>,
-    written: &mut Vec<(Descriptor, Vec<u8>)>,
-) {
-    let mut has_changed = false;
-    let mut entries = index.manifests.take().unwrap_or_default();
-    for inner in &mut entries {
-        let before = inner.digest;
-        if let Some(index) = nested.indexes.get(&before) {
-            rewrite_nested(inner, index.clone(), nested, built, renamed, written);
-        } else if let Some(manifest) = nested.manifests.get(&before)
-            && let Some(soci) = built.iter().rev().find(|new| new.image == before)
-        {
-            rewrite_entry(inner, manifest, Some(soci), renamed, written);
+impl<'a> Rewriting<'a> {
+    fn built_for(&self, image: &Digest) -> Option<&'a NewIndex> {
+        self.built.iter().rev().find(|new| new.image == *image)
+    }
+
+    /// Rewrites the manifest of an entry, and has the entry name it by its new digest.
+    fn manifest(&mut self, entry: &mut Descriptor, manifest: &Manifest, soci: Option<&NewIndex>) {
+        let (bytes, annotations) = rewrite_manifest(manifest.clone(), soci);
+        entry.annotations.retain(|key, _| key.starts_with(ATTESTATION_PREFIX));
+        entry.annotations.extend(annotations);
+        self.write(entry, Descriptor::of(OCI_MANIFEST, &bytes), bytes);
+    }
+
+    /// Rewrites a nested index if an image in it got an index. What is in it is written before it.
+    fn index(&mut self, entry: &mut Descriptor) {
+        if let Some(known) = self.indexes.get(&entry.digest) {
+            if let Some(new) = known {
+                (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type.clone());
+            }
+            return;
         }
-        has_changed |= inner.digest != before;
+        let Some(mut index) = self.nested.indexes.get(&entry.digest).cloned() else { return };
+        let (old, mut has_changed) = (entry.digest, false);
+        let mut entries = index.manifests.take().unwrap_or_default();
+        for inner in &mut entries {
+            let before = inner.digest;
+            if self.nested.indexes.contains_key(&before) {
+                self.index(inner);
+            } else if let Some(manifest) = self.nested.manifests.get(&before)
+                && let Some(soci) = self.built_for(&before)
+            {
+                self.manifest(inner, manifest, Some(soci));
+            }
+            has_changed |= inner.digest != before;
+        }
+        if !has_changed {
+            self.indexes.insert(old, None);
+            return;
+        }
+        follow(&mut entries, &self.renamed);
+        index.media_type = OCI_INDEX.to_owned();
+        index.manifests = Some(entries);
+        let bytes = canonical_json(&index);
+        let new = Descriptor::of(OCI_INDEX, &bytes);
+        self.indexes.insert(old, Some(new.clone()));
+        self.write(entry, new, bytes);
     }
-    if !has_changed {
-        return;
+
+    fn write(&mut self, entry: &mut Descriptor, new: Descriptor, bytes: Vec<u8>) {
+        if self.renamed.insert(entry.digest, new.digest).is_none() {
+            self.written.push((new.clone(), bytes));
+        }
+        (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
     }
-    follow(&mut entries, renamed);
-    index.media_type = OCI_INDEX.to_owned();
-    index.manifests = Some(entries);
-    let bytes = canonical_json(&index);
-    let new = Descriptor::of(OCI_INDEX, &bytes);
-    if renamed.insert(entry.digest, new.digest).is_none() {
-        written.push((new.clone(), bytes));
-    }
-    (entry.digest, entry.size, entry.media_type) = (new.digest, new.size, new.media_type);
 }
 
 /// Attestations and SOCI indexes name their image by its new digest.

@@ -202,10 +202,17 @@ impl Source {
         };
         budget.take(bytes.len())?;
         let index = Index::parse(&bytes, budget.doing)?;
+        if index.manifests().len() > MANIFESTS_MAX {
+            let why = format!("an index in it has more than {MANIFESTS_MAX} manifests");
+            return Err(Error::new(ErrorKind::Unsupported, budget.doing).because(why));
+        }
         for entry in index.manifests().iter().filter(|entry| !is_soci_index(entry)) {
             let own = entry.platform.as_ref().or(platform);
             if is_index(&entry.media_type) {
                 Box::pin(self.read_nested(from, entry, own, depth - 1, budget)).await?;
+                continue;
+            }
+            if self.inner.contains_key(&entry.digest) {
                 continue;
             }
             let Some(manifest) = read_entry(from, entry, budget).await? else { continue };

@@ -176,3 +176,53 @@ async fn the_platforms_of_a_nested_index_are_listed() {
     let found: Vec<_> = found.iter().map(|image| image.descriptor.digest).collect();
     assert_eq!(found, [image.digest]);
 }
+
+/// Four levels of indexes, each of which names the next one a hundred times: each is looked at, written and copied once.
+#[tokio::test]
+async fn an_index_that_is_named_many_times_is_handled_once() {
+    let from = MemoryStore::new();
+    let mut inside = image(&from, "inside", vec![layer(&from, "inside")]);
+    inside.platform = Some("linux/amd64".parse().unwrap());
+    let mut other = manifest(config(&from, "linux/arm64"), vec![layer(&from, "other")]);
+    other.annotations.insert("kept".into(), "as it is".into());
+    let mut other = from.add_manifest(OCI_MANIFEST, canonical_json(&other));
+    other.platform = Some("linux/arm64".parse().unwrap());
+    let (mut changed, mut kept) = (vec![inside], vec![other]);
+    for _ in 0..4 {
+        for entries in [&mut changed, &mut kept] {
+            let around = from.add_manifest(OCI_INDEX, canonical_json(&Index::of(entries.clone())));
+            *entries = vec![around; 100];
+        }
+    }
+    changed.extend(kept);
+    let index = from.add_manifest(OCI_INDEX, canonical_json(&Index::of(changed)));
+    from.add_tag("many", index.digest);
+    let to = MemoryStore::new();
+    let amd64 = Platforms::These(vec!["linux/amd64".parse().unwrap()]);
+    let options = ConvertOptions { platforms: amd64, ..options() };
+    let report = run(&from, "many", &to, &options).await.unwrap();
+    assert!(report.platforms[0].1.is_some());
+    assert_eq!(entries(&to, &report.image.digest).len(), 201);
+    assert!(to.journal().len() < 50, "{} writes", to.journal().len());
+}
+
+/// Within one store, an image of another platform whose layers were never pulled stays as it is.
+#[tokio::test]
+async fn a_nested_platform_that_was_not_pulled_is_no_error_within_one_store() {
+    let store = MemoryStore::new();
+    let mut here = image(&store, "here", vec![layer(&store, "here")]);
+    here.platform = Some("linux/amd64".parse().unwrap());
+    let absent = layer(&store, "absent");
+    let away = manifest(config(&store, "linux/arm64"), vec![absent.clone()]);
+    let mut away = store.add_manifest(OCI_MANIFEST, canonical_json(&away));
+    away.platform = Some("linux/arm64".parse().unwrap());
+    store.remove(&absent.digest);
+    let inner = store.add_manifest(OCI_INDEX, canonical_json(&Index::of(vec![here, away.clone()])));
+    let index = store.add_manifest(OCI_INDEX, canonical_json(&Index::of(vec![inner])));
+    store.add_tag("half", index.digest);
+    let amd64 = Platforms::These(vec!["linux/amd64".parse().unwrap()]);
+    let options = ConvertOptions { platforms: amd64, ..options() };
+    let report = run(&store, "half", &store, &options).await.unwrap();
+    let top = entries(&store, &report.image.digest);
+    assert!(entries(&store, &top[0].digest).contains(&away));
+}
